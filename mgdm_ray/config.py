@@ -1,0 +1,675 @@
+"""The study file: frozen pydantic models, unknown keys refused, one docstring per field."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+Arm = Literal["real", "augment", "duplicate", "generate", "roundtrip", "perturb", "disturb"]
+ARMS: tuple[Arm, ...] = (
+    "real",
+    "augment",
+    "duplicate",
+    "generate",
+    "roundtrip",
+    "perturb",
+    "disturb",
+)
+NETWORKS = (
+    "alexnet",
+    "vgg16_bn",
+    "googlenet",
+    "resnet18",
+    "resnet50",
+    "resnext50_32x4d",
+    "densenet121",
+    "squeezenet1_1",
+    "mobilenet_v2",
+    "efficientnet_b0",
+)
+MEDMNIST = (
+    "bloodmnist",
+    "breastmnist",
+    "dermamnist",
+    "octmnist",
+    "organamnist",
+    "organcmnist",
+    "organsmnist",
+    "pathmnist",
+    "pneumoniamnist",
+    "retinamnist",
+    "tissuemnist",
+)
+PHANTOMS = ("phantom-ultrasound", "phantom-fundus", "phantom-xray", "phantom-dermatoscopy")
+MEASUREMENTS = ("entropy", "margin", "least_confidence")
+Task = Literal["binary", "multiclass", "ordinal"]
+
+T = TypeVar("T")
+Positive = Annotated[int, Field(gt=0)]
+Network = Annotated[str, AfterValidator(lambda v: require_known(v, "network", NETWORKS))]
+MeasurementName = Annotated[
+    str, AfterValidator(lambda v: require_known(v, "measurement", MEASUREMENTS))
+]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class InputError(Exception):
+    """The user's input is wrong: what came, what is allowed, what to do (exit code 2)."""
+
+
+def require_known(value: str, what: str, known: Iterable[str]) -> str:
+    """``value`` if it is among ``known``; else ValueError with a suggestion."""
+    options = list(known)
+    if value in options:
+        return value
+    close = difflib.get_close_matches(value, options, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    raise ValueError(f"unknown {what} {value!r}{hint} Known: {', '.join(options)}")
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=False,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+
+class PhantomConfig(Frozen):
+    """How a ``phantom-*`` dataset is drawn."""
+
+    difficulty: float = Field(0.5, ge=0, le=1)
+    """0: lesions stand out; 1: they drown in noise and confounders."""
+    train: int = Field(400, ge=20, le=100_000)
+    """Number of training images."""
+    val: int = Field(120, ge=10, le=100_000)
+    """Number of validation images."""
+    test: int = Field(200, ge=10, le=100_000)
+    """Number of test images."""
+    imbalance: float = Field(1.0, ge=1, le=100)
+    """Most frequent class over rarest class; 1 is balanced. Geometric in between."""
+    seed: int = Field(0, ge=0)
+    """Another seed draws another dataset."""
+
+
+class DatasetConfig(Frozen):
+    """One dataset of the study."""
+
+    name: Name
+    """A MedMNIST name, a ``phantom-*`` name, or any name of your own together with ``path``."""
+    path: str | None = None
+    """A MedMNIST-format .npz of your own, relative to ``data_dir`` or absolute."""
+    task: Task | None = None
+    """Kind of labels of your own .npz; known for the named datasets."""
+    size: int = Field(28, ge=8, le=512)
+    """Height and width in pixels."""
+    train_size: int | None = Field(None, ge=10)
+    """Use at most so many training images: a seeded, stratified choice. Default: all."""
+    phantom: PhantomConfig | None = None
+    """Only for ``phantom-*``."""
+
+    @model_validator(mode="after")
+    def _source(self) -> Self:
+        if self.path is None:
+            require_known(self.name, "dataset", (*MEDMNIST, *PHANTOMS))
+        elif self.name in (*MEDMNIST, *PHANTOMS):
+            raise ValueError(f"{self.name!r} is a built-in dataset: give your own path another name")
+        if self.name in PHANTOMS and self.phantom is None:
+            object.__setattr__(self, "phantom", PhantomConfig())
+        if self.phantom is not None and self.name not in PHANTOMS:
+            raise ValueError("'phantom' is only for phantom-* datasets")
+        if self.path is None and self.task is not None:
+            raise ValueError("'task' is only for a dataset with 'path': built-in tasks are known")
+        return self
+
+
+class UNetConfig(Frozen):
+    """Size of a UNet (denoiser) or UNet encoder (guide)."""
+
+    channels: tuple[Positive, ...] = (32, 64, 96)
+    """Channels per level; each further level halves the resolution."""
+    attention: tuple[bool, ...] = (False, False, True)
+    """Self-attention per level."""
+    num_res_blocks: Positive = 1
+    """Residual blocks per level."""
+
+    @model_validator(mode="after")
+    def _levels(self) -> Self:
+        if len(self.channels) != len(self.attention):
+            raise ValueError(
+                f"'channels' has {len(self.channels)} levels and 'attention' {len(self.attention)}"
+            )
+        bad = [c for c in self.channels if c % 16]
+        if bad:
+            raise ValueError(f"channels must be multiples of 16 (group norm, heads); got {bad}")
+        return self
+
+
+class TrainConfig(Frozen):
+    """What denoiser and guide have in common."""
+
+    unet: UNetConfig = UNetConfig()
+    steps: Positive = 600
+    """Optimiser steps."""
+    batch_size: Positive = 64
+    """Global batch: split over the workers."""
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+    """Peak learning rate of AdamW."""
+    warmup: int = Field(50, ge=0)
+    """Steps of linear warm-up."""
+    decay: bool = True
+    """Cosine decay of the learning rate to zero at the last step."""
+    grad_clip: float | None = Field(1.0, gt=0)
+    """Largest norm of the gradient; null does not clip."""
+    class_balanced: bool = True
+    """Draw every class equally often."""
+    checkpoint_every: Positive = 200
+    """Steps between checkpoints: what a kill can cost at most."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """``auto``: bfloat16 autocast where the processor has it in hardware."""
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "small": {
+        "schedule": "cosine",
+        "prediction": "v",
+        "loss_weight": "uniform",
+        "learning_rate": 1e-3,
+        "warmup": 50,
+        "decay": True,
+        "grad_clip": 1.0,
+        "class_balanced": True,
+    },
+    "paper": {
+        "schedule": "linear",
+        "prediction": "epsilon",
+        "loss_weight": "mgdm",
+        "learning_rate": 1e-4,
+        "warmup": 0,
+        "decay": False,
+        "grad_clip": None,
+        "class_balanced": False,
+    },
+}
+
+
+class DenoiserConfig(TrainConfig):
+    """The class-conditional diffusion model. ``recipe`` sets the defaults of the fields it names."""
+
+    recipe: Literal["small", "paper"] = "small"
+    """Named defaults, DESIGN section 2."""
+    schedule: Literal["linear", "cosine"] = "cosine"
+    """Noise schedule over 1000 training timesteps."""
+    prediction: Literal["epsilon", "v"] = "v"
+    """What the network predicts."""
+    loss_weight: Literal["uniform", "mgdm"] = "uniform"
+    """``mgdm``: w_t = sqrt(1 - alphas_cumprod)."""
+    label_dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of samples trained without label, drawn per sample; needed for classifier-free guidance."""
+    ema_decay: float = Field(0.995, ge=0, lt=1)
+    """Decay of the exponential moving average of the weights (with warm-up)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recipe(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            recipe = data.get("recipe", "small")
+            if recipe in RECIPES:
+                return {**RECIPES[recipe], **data}
+        return data
+
+
+class GuideConfig(TrainConfig):
+    """The noisy classifier p(y | x_t, t)."""
+
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Label smoothing of the cross-entropy."""
+
+
+class SamplingConfig(Frozen):
+    """Stage 1 (generate) and the DDIM grids of all stages."""
+
+    num_inference_steps: int = Field(25, ge=2, le=1000)
+    """DDIM steps of generate, encode and decode."""
+    guidance_scale: float = Field(1.5, ge=0, le=50)
+    """Classifier-free guidance of stage 1; 1 is off."""
+    classifier_scale: float = Field(0.0, ge=0, le=1000)
+    """Classifier guidance of stage 1; 0 is off."""
+    clip: bool = True
+    """Clip pred_x0 to [-1, 1] while generating. Encode and decode never clip: they must be inverse."""
+    batch_size: Positive = 64
+    """Images per forward pass; does not change the result."""
+
+
+class SyntheticConfig(Frozen):
+    """How many images the arms add."""
+
+    ratio: float = Field(1.0, gt=0, le=100)
+    """Added images per real training image."""
+    balance: Literal["proportional", "balanced"] = "proportional"
+    """Classes of the added images: as in the training set, or equally many of each."""
+
+
+class GuidanceSetting(Frozen):
+    """Measurement guidance of stage 2."""
+
+    measurement: MeasurementName = "entropy"
+    """What is ascended: a registered measurement."""
+    uncertainty_scale: float = Field(0.1, ge=0, le=1e6)
+    """Strength (gamma); 0 is off."""
+    gradient: Literal["relative", "raw"] = "relative"
+    """``relative``: the gradient of each image is scaled to the norm of its eps, so that gamma is a
+    share of eps and means the same for every dataset; ``raw``: the published formula."""
+
+
+
+class ScaleRange(Frozen):
+    """An interval that is searched."""
+
+    low: float = Field(gt=0, le=1e6)
+    high: float = Field(gt=0, le=1e6)
+    log: bool = True
+    """Search on a logarithmic axis."""
+
+    @model_validator(mode="after")
+    def _order(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"'low' must be below 'high'; got {self.low} and {self.high}")
+        return self
+
+
+class SearchSpace(Frozen):
+    """What the search may choose. Lists are categorical: their samples and latents are reused."""
+
+    guidance_scale: tuple[Annotated[float, Field(ge=0, le=50)], ...] | None = Field(None, min_length=1)
+    """Stage-1 classifier-free scales; default: only ``sampling.guidance_scale``."""
+    classifier_scale: tuple[Annotated[float, Field(ge=0, le=1000)], ...] | None = Field(
+        None, min_length=1
+    )
+    """Stage-1 classifier scales; default: only ``sampling.classifier_scale``."""
+    measurement: tuple[MeasurementName, ...] = Field(("entropy", "least_confidence"), min_length=1)
+    """Stage-2 measurements. Of the two that are equal for two classes, one is dropped there."""
+    uncertainty_scale: ScaleRange = ScaleRange(low=0.02, high=0.5)
+    """Stage-2 strength."""
+    gradient: Literal["relative", "raw"] = "relative"
+    """As in ``setting``."""
+
+    @field_validator("measurement")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return unique(value, "measurement")
+
+
+class SearchConfig(Frozen):
+    """Ray Tune + Optuna over guidance settings, scored on validation data only."""
+
+    trials: int = Field(12, ge=1, le=100_000)
+    """Number of settings tried per search."""
+    sampler: Literal["tpe", "random"] = "tpe"
+    """Optuna's sampler."""
+    networks: tuple[Network, ...] = Field(("squeezenet1_1",), min_length=1)
+    """Proxy networks: a trial's score is their mean validation balanced accuracy."""
+    per: Literal["dataset", "network"] = "dataset"
+    """One search per dataset with the proxy networks, or one per dataset and evaluated network."""
+    images: Positive | None = None
+    """Synthetic images per trial; default: as many as the arms use."""
+    steps: Positive | None = None
+    """Optimiser steps of a proxy network; default: ``downstream.steps``."""
+    max_concurrent: Positive | None = None
+    """Trials at once; default: as many as fit."""
+    space: SearchSpace = SearchSpace()
+
+    @field_validator("networks")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return unique(value, "network")
+
+
+class DownstreamConfig(Frozen):
+    """Training of the evaluated networks: the same for every arm."""
+
+    steps: Positive = 100
+    """Optimiser steps, equal for all arms."""
+    batch_size: int = Field(64, ge=2)
+    """Images per step."""
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+    """Peak of the one-cycle schedule."""
+    weight_decay: float = Field(1e-2, ge=0, le=1)
+    """AdamW's."""
+    class_weighted: bool = False
+    """Weight the loss by inverse class frequency of the real training set."""
+
+
+class ResourcesConfig(Frozen):
+    """What a job asks of Ray; never changes a key."""
+
+    train_workers: Positive = 1
+    """Ray Train workers per diffusion model (DDP)."""
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+    cpus_per_task: float = Field(1, gt=0)
+    """Sampling, trials and downstream networks."""
+    gpus_per_task: float = Field(0, ge=0)
+    max_retries: int = Field(1, ge=0, le=100)
+    """How often a job whose worker died is started again."""
+
+
+class TrackingConfig(Frozen):
+    """MLflow."""
+
+    uri: str | None = None
+    """An MLflow server; default: STORAGE/mlflow.db."""
+    experiment: Name = "mgdm-ray"
+
+
+class StudyConfig(Frozen):
+    """A whole study."""
+
+    name: Name
+    """Names the folder of results and the MLflow parent run."""
+    datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
+    """Names, or mappings with more options."""
+    networks: tuple[Network, ...] = Field(min_length=1)
+    """Downstream networks."""
+    arms: tuple[Arm, ...] = Field(ARMS, min_length=1)
+    """What is compared."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
+    """One cell per seed: initial weights and batch order. A number N means 0 .. N-1."""
+    seed: int = Field(0, ge=0)
+    """Seed of everything that is shared by the cells: diffusion models, samples, search."""
+    image_size: int = Field(28, ge=8, le=512)
+    """Size of every dataset that does not give its own."""
+    data_dir: str | None = None
+    """Where .npz files are; default: the environment's MGDM_DATA_DIR, else ~/.medmnist."""
+    storage: str = "runs"
+    """Where everything goes."""
+    denoiser: DenoiserConfig = DenoiserConfig()
+    guide: GuideConfig = GuideConfig(steps=300)
+    sampling: SamplingConfig = SamplingConfig()
+    synthetic: SyntheticConfig = SyntheticConfig()
+    setting: GuidanceSetting = GuidanceSetting()
+    """The setting of ``disturb`` and ``perturb`` where there is no search."""
+    search: SearchConfig | None = None
+    """Finds the setting of ``disturb`` (and of ``perturb``, which copies its strength)."""
+    downstream: DownstreamConfig = DownstreamConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        out = dict(data)
+        size = out.get("image_size", 28)
+        if isinstance(out.get("datasets"), list | tuple):
+            entries = []
+            for entry in out["datasets"]:
+                entry = {"name": entry} if isinstance(entry, str) else entry
+                entries.append({"size": size, **entry} if isinstance(entry, Mapping) else entry)
+            out["datasets"] = entries
+        return out
+
+    @field_validator("networks", mode="after")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return unique(value, "network")
+
+    @field_validator("arms")
+    @classmethod
+    def _arms(cls, value: tuple[Arm, ...]) -> tuple[Arm, ...]:
+        return unique(value, "arm")
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _seed_count(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            if not 1 <= value <= 1000:
+                raise ValueError(f"a number of seeds must be in 1 .. 1000; got {value}")
+            return tuple(range(value))
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return unique(value, "seed")
+
+    @field_validator("datasets")
+    @classmethod
+    def _datasets(cls, value: tuple[DatasetConfig, ...]) -> tuple[DatasetConfig, ...]:
+        unique(tuple(d.name for d in value), "dataset")
+        return value
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Self:
+        for what, unet in (("denoiser", self.denoiser.unet), ("guide", self.guide.unet)):
+            factor = 2 ** (len(unet.channels) - 1)
+            for dataset in self.datasets:
+                if dataset.size % factor:
+                    raise ValueError(
+                        f"dataset {dataset.name!r} has size {dataset.size}, but {what}.unet with "
+                        f"{len(unet.channels)} levels needs a multiple of {factor}"
+                    )
+        return self
+
+
+def unique(values: tuple[T, ...], what: str) -> tuple[T, ...]:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise ValueError(f"{what} {value!r} is given twice")
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key given twice is an error instead of silently the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+MAX_STUDY_BYTES = 1_000_000
+
+
+def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
+    """Read, override (``a.b=c``) and validate a study file.
+
+    Raises InputError with one line per mistake: place, what came, what is allowed.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_STUDY_BYTES:
+            raise InputError(f"{path}: larger than {MAX_STUDY_BYTES} bytes; this is no study file")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(_missing(path)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text: {error}") from None
+    data, lines = _parse(path, text)
+    for override in overrides:
+        _apply(data, override)
+    try:
+        return StudyConfig.model_validate(data)
+    except ValidationError as error:
+        errors = [dict(e) for e in error.errors()]
+        places = {e["loc"][: len(e["loc"]) - 1] for e in errors}
+        # pydantic adds "too short" to a list whose entries are wrong: noise
+        errors = [e for e in errors if not (e["type"] == "too_short" and e["loc"] in places)]
+        messages = [_explain(path, lines, e, overrides) for e in errors]
+        raise InputError("\n".join(dict.fromkeys(messages))) from None
+
+
+def _missing(path: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else Path("studies")
+    found = sorted(str(p) for p in folder.glob("*.yaml"))
+    return f"{path}: no such file." + (f" Study files here: {', '.join(found)}" if found else "")
+
+
+def _parse(path: Path, text: str) -> tuple[dict[str, Any], dict[tuple[str | int, ...], int]]:
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            data = loader.construct_document(node) if node is not None else None
+        finally:
+            loader.dispose()  # type: ignore[no-untyped-call]
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise InputError(f"{path}{place}: not valid YAML: {error.problem or error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(data, dict) or node is None:
+        kind = "nothing" if data is None else type(data).__name__
+        raise InputError(
+            f"{path}: a study file is a mapping of keys to values, e.g. 'name: my-study'; got {kind}"
+        )
+    return data, dict(_lines(node, ()))
+
+
+def _lines(
+    node: yaml.Node, place: tuple[str | int, ...]
+) -> Iterator[tuple[tuple[str | int, ...], int]]:
+    yield place, node.start_mark.line + 1
+    if len(place) > 20:  # anchors can make a cycle
+        return
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield (*place, str(key.value)), key.start_mark.line + 1
+            yield from _lines_below(value, (*place, str(key.value)))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield from _lines(value, (*place, index))
+
+
+def _lines_below(
+    node: yaml.Node, place: tuple[str | int, ...]
+) -> Iterator[tuple[tuple[str | int, ...], int]]:
+    # The key's own line is the place of a mapping entry, not the line where its value begins.
+    return (item for item in _lines(node, place) if item[0] != place)
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    """Set ``a.b.0=value`` in ``data``; the value is read as YAML."""
+    where, separator, raw = override.partition("=")
+    if not separator or not where.strip():
+        raise InputError(f"--set {override}: give it as key.key=value")
+    try:
+        value = yaml.load(raw, _Loader)  # noqa: S506 - a subclass of SafeLoader
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {override}: the value is not valid YAML: {error}") from None
+    *parents, last = where.strip().split(".")
+    target: Any = data
+    for part in parents:
+        if isinstance(target, list):
+            target = target[_index(override, part, target)]
+        elif isinstance(target, dict):
+            if target.get(part) is None:
+                target[part] = {}
+            target = target[part]
+        if not isinstance(target, dict | list):
+            raise InputError(f"--set {override}: {part!r} is a single value and has no keys below")
+    if isinstance(target, list):
+        target[_index(override, last, target)] = value
+    else:
+        target[last] = value
+
+
+def _index(override: str, part: str, values: list[Any]) -> int:
+    if not part.isdigit() or int(part) >= len(values):
+        raise InputError(f"--set {override}: {part!r} is not an index below {len(values)}")
+    return int(part)
+
+
+def _explain(
+    path: Path,
+    lines: Mapping[tuple[str | int, ...], int],
+    error: Mapping[str, Any],
+    overrides: Sequence[str],
+) -> str:
+    location = tuple(error["loc"])
+    dotted = ""
+    for part in location:
+        dotted += f"[{part}]" if isinstance(part, int) else f".{part}" if dotted else str(part)
+    flat = ".".join(str(part) for part in location)
+    source = next((f"--set {o}" for o in overrides if flat and flat.startswith(o.split("=")[0])), "")
+    if not source:
+        known = location
+        while known and known not in lines:
+            known = known[:-1]
+        source = f"{path}:{lines.get(known, 1)}"
+    return f"{source}: {_what(error, location, dotted)}"
+
+
+def _what(error: Mapping[str, Any], location: tuple[str | int, ...], dotted: str) -> str:
+    came = repr(error.get("input"))
+    came = came if len(came) <= 80 else came[:77] + "..."
+    if error["type"] == "extra_forbidden":
+        try:
+            require_known(str(location[-1]), "key", _keys_at(location[:-1]))
+        except ValueError as reason:
+            return _placed(str(reason), dotted if len(location) > 1 else "")
+    if error["type"] == "missing":
+        return f"{dotted}: this key is required and missing"
+    if error["type"] == "literal_error":
+        options = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        try:
+            require_known(str(error["input"]), "value", options)
+        except ValueError as reason:
+            return _placed(str(reason), dotted)
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return _placed(message, dotted)
+    return f"{dotted}: {message[0].lower()}{message[1:]}; got {came}"
+
+
+def _placed(message: str, dotted: str) -> str:
+    """``unknown network 'resnet19' in networks[2]; did you mean ...``."""
+    if not dotted:
+        return message
+    match = re.match(r"unknown \w+ '[^']*'", message)
+    if match:
+        return f"{match[0]} in {dotted}{message[match.end():]}"
+    return f"{message} (in {dotted})"
+
+
+def _keys_at(location: Sequence[str | int]) -> list[str]:
+    """The keys allowed at a place of the study file."""
+    model: Any = StudyConfig
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        model = next(m for m in _models(annotation))
+    return list(model.model_fields)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _models(argument)

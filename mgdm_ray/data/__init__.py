@@ -1,0 +1,1 @@
+"""Datasets: facts, files, phantoms, mixing real and synthetic images, sanity checks."""

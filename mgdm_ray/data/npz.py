@@ -1,0 +1,171 @@
+"""Where a dataset's .npz file is, and how to look into it without reading pixels.
+
+MedMNIST's format: ``{train,val,test}_images`` uint8 `[N, H, W]`, `[N, H, W, 1]` or
+`[N, H, W, 3]` and ``{train,val,test}_labels`` integers `[N]` or `[N, 1]`. Nothing is ever
+unpickled: object arrays are refused.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mgdm_ray.config import DatasetConfig, InputError
+
+SplitName = Literal["train", "val", "test"]
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+MEDMNIST_SIZES = (28, 64, 128, 224)
+DATA_DIR_VARIABLE = "MGDM_DATA_DIR"
+IMAGE_SUFFIX = "_images"
+LABEL_SUFFIX = "_labels"
+
+# What zipfile, zlib and numpy raise for bytes that are not what they should be.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class Header:
+    """Shape and dtype of one array of an .npz."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+
+
+def resolve_data_dir(data_dir: str | Path | None) -> Path:
+    """``data_dir``, else the environment's MGDM_DATA_DIR, else ~/.medmnist."""
+    chosen = data_dir or os.environ.get(DATA_DIR_VARIABLE) or "~/.medmnist"
+    return Path(chosen).expanduser()
+
+
+def npz_path(config: DatasetConfig, data_dir: str | Path | None) -> Path:
+    """The file of a MedMNIST dataset or of your own; it need not exist.
+
+    MedMNIST names its files NAME.npz at 28 pixels and NAME_SIZE.npz above. Raises InputError for
+    a size that MedMNIST does not have, and for phantoms, which have no file.
+    """
+    folder = resolve_data_dir(data_dir)
+    if config.path is not None:
+        return folder / Path(config.path).expanduser()  # an absolute path replaces the folder
+    if config.phantom is not None:
+        raise InputError(f"dataset {config.name!r} is drawn by code and has no file")
+    if config.size not in MEDMNIST_SIZES:
+        known = ", ".join(map(str, MEDMNIST_SIZES))
+        raise InputError(
+            f"dataset {config.name!r} has no size {config.size}; MedMNIST has {known}. "
+            "Set its 'size' (or 'image_size') to one of them"
+        )
+    suffix = "" if config.size == 28 else f"_{config.size}"
+    return folder / f"{config.name}{suffix}.npz"
+
+
+def missing_file(config: DatasetConfig, path: Path, url: str | None) -> InputError:
+    """The error for a file that is not there: its name, its folder, and where to get it."""
+    lines = [f"dataset {config.name!r}: file {path.name} is not in {path.parent.absolute()}."]
+    if url is not None:
+        lines.append(f"Download {url} and save it as {path.absolute()},")
+        lines.append(f"or set {DATA_DIR_VARIABLE} (or 'data_dir' in the study) to its folder.")
+    else:
+        lines.append(
+            "Put it there, give 'path' as an absolute path, "
+            f"or set {DATA_DIR_VARIABLE} (or 'data_dir' in the study) to its folder."
+        )
+    near = sorted(p.name for p in path.parent.glob("*.npz")) if path.parent.is_dir() else []
+    if near:
+        lines.append(f"That folder has: {', '.join(near[:12])}.")
+    return InputError(" ".join(lines))
+
+
+@contextmanager
+def open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open an .npz; damage met inside the block is raised as InputError naming the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except _DAMAGE as error:
+        raise InputError(
+            f"{path}: damaged, or not an .npz (zip) file: {error}. Fetch or write it again"
+        ) from error
+
+
+def _open_member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipExtFile:
+    member = f"{name}.npy"
+    present = archive.namelist()
+    if member not in present:
+        arrays = ", ".join(sorted(n.removesuffix(".npy") for n in present)) or "nothing"
+        raise InputError(f"array {name!r} is missing; the file has {arrays}")
+    return archive.open(member)  # type: ignore[return-value]
+
+
+def read_header(archive: zipfile.ZipFile, name: str) -> Header:
+    """Shape and dtype of array ``name``, from its first bytes only."""
+    with _open_member(archive, name) as file:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        elif version == (2, 0):
+            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+        else:
+            raise InputError(f"array {name!r} has .npy version {version}; 1.0 and 2.0 are known")
+    if dtype.hasobject:
+        raise InputError(
+            f"array {name!r} holds pickled Python objects, which are never loaded; "
+            "save it as a plain integer array"
+        )
+    return Header(name, shape, dtype)
+
+
+def read_array(archive: zipfile.ZipFile, name: str) -> NDArray[np.generic]:
+    """Array ``name``; the zip's checksum is verified on the way."""
+    read_header(archive, name)
+    with _open_member(archive, name) as file:
+        array: NDArray[np.generic] = np.lib.format.read_array(file, allow_pickle=False)
+    return array
+
+
+def channels_of(header: Header) -> Literal[1, 3]:
+    """Channels of an image array; InputError unless uint8 `[N, H, W]`, `[N, H, W, 1 or 3]`."""
+    shape = header.shape
+    if header.dtype != np.uint8:
+        raise InputError(
+            f"array {header.name!r} has dtype {header.dtype}; uint8 (0..255) is needed"
+        )
+    if len(shape) == 3 or (len(shape) == 4 and shape[3] == 1):
+        return 1
+    if len(shape) == 4 and shape[3] == 3:
+        return 3
+    raise InputError(
+        f"array {header.name!r} has shape {list(shape)}; [N, H, W] or [N, H, W, 3] is needed "
+        "(channels last)"
+    )
+
+
+def read_labels(archive: zipfile.ZipFile, name: str) -> NDArray[np.int64]:
+    """Labels `[N]` int64 >= 0 from an integer array `[N]` or `[N, 1]`."""
+    array = read_array(archive, name)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise InputError(f"array {name!r} has dtype {array.dtype}; integers are needed")
+    if array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[1] != 1):
+        raise InputError(
+            f"array {name!r} has shape {list(array.shape)}; one label per image, [N] or [N, 1], "
+            "is needed (multi-label data is not supported)"
+        )
+    labels = array.reshape(-1).astype(np.int64)
+    if labels.size and labels.min() < 0:
+        raise InputError(f"array {name!r} has label {labels.min()}; labels start at 0")
+    return labels

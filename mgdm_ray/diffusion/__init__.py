@@ -1,0 +1,1 @@
+"""The diffusion method: schedule, models, losses, guidance, samplers and the two stages."""

@@ -1,0 +1,184 @@
+"""Guidance: wrappers around the denoiser's eps. The samplers know nothing of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mgdm_ray.config import GuidanceSetting, require_known
+from mgdm_ray.diffusion.ddim import EpsFn
+from mgdm_ray.diffusion.schedule import NoiseSchedule
+
+Direction = Literal["gradient", "random"]
+Measurement = Callable[[Tensor, Tensor, int, Tensor], Tensor]
+"""M(logits float64 [N, K], x_t [N, C, H, W], t, labels int64 [N]) -> [N], one number per image.
+
+Differentiable in logits and x_t; the value of an image must not depend on its batch mates.
+"""
+
+MEASUREMENTS: dict[str, Measurement] = {}
+
+
+def register_measurement(name: str) -> Callable[[Measurement], Measurement]:
+    """Decorator: makes a measurement known under ``name``; ValueError if the name is taken."""
+
+    def register(measurement: Measurement) -> Measurement:
+        if name in MEASUREMENTS:
+            raise ValueError(f"measurement {name!r} is already registered")
+        MEASUREMENTS[name] = measurement
+        return measurement
+
+    return register
+
+
+@register_measurement("entropy")
+def entropy(logits: Tensor, x_t: Tensor, t: int, labels: Tensor) -> Tensor:  # noqa: ARG001
+    """H(p) / log K, in [0, 1]: the same scale for every number of classes."""
+    log_p = logits.log_softmax(dim=1)
+    return -(log_p.exp() * log_p).sum(dim=1) / torch.tensor(float(logits.shape[1])).log().item()
+
+
+@register_measurement("margin")
+def margin(logits: Tensor, x_t: Tensor, t: int, labels: Tensor) -> Tensor:  # noqa: ARG001
+    """-(p1 - p2), the two largest probabilities; in [-1, 0]."""
+    top = logits.log_softmax(dim=1).topk(2, dim=1).values.exp()
+    return top[:, 1] - top[:, 0]
+
+
+@register_measurement("least_confidence")
+def least_confidence(logits: Tensor, x_t: Tensor, t: int, labels: Tensor) -> Tensor:  # noqa: ARG001
+    """-max p, in [-1, -1/K]."""
+    return -logits.log_softmax(dim=1).amax(dim=1).exp()
+
+
+def denoiser_eps(
+    model: Callable[..., Tensor],
+    labels: Tensor,
+    schedule: NoiseSchedule,
+    prediction: Literal["epsilon", "v"],
+    *,
+    null_label: int,
+    guidance_scale: float = 1.0,
+) -> EpsFn:
+    """The model's eps under classifier-free guidance, eps_u + g (eps_c - eps_u).
+
+    ``labels`` int64 `[N]` belong to the images the function will be called with. g = 1 costs one
+    conditional and g = 0 one unconditional forward; any other g one forward of 2N images.
+    """
+    nobody = torch.full_like(labels, null_label)
+
+    def predict(x_t: Tensor, t: int, conditions: Tensor) -> Tensor:
+        timesteps = torch.full((len(x_t),), t, device=x_t.device)
+        output = model(x_t, timesteps, class_labels=conditions)
+        return output if prediction == "epsilon" else schedule.eps_from_v(x_t, t, output)
+
+    def eps_fn(x_t: Tensor, t: int) -> Tensor:
+        if guidance_scale == 1:
+            return predict(x_t, t, labels)
+        if guidance_scale == 0:
+            return predict(x_t, t, nobody)
+        both = predict(torch.cat([x_t, x_t]), t, torch.cat([labels, nobody]))
+        eps_c, eps_u = both.chunk(2)
+        # Ho & Salimans 2022, eq. 6 with g = 1 + w
+        return eps_u + guidance_scale * (eps_c - eps_u)
+
+    return eps_fn
+
+
+def classifier_guided(
+    eps_fn: EpsFn, guide: nn.Module, labels: Tensor, scale: float, schedule: NoiseSchedule
+) -> EpsFn:
+    """eps - sqrt(1 - alpha_bar_t) s grad log p(y | x_t): towards ``labels`` `[N]`.
+
+    ``scale`` 0 returns ``eps_fn`` itself.
+    """
+    if scale == 0:
+        return eps_fn
+
+    def log_likelihood(logits: Tensor, x_t: Tensor, t: int, y: Tensor) -> Tensor:  # noqa: ARG001
+        return logits.log_softmax(dim=1).gather(1, y[:, None])[:, 0]
+
+    def guided(x_t: Tensor, t: int) -> Tensor:
+        _, sigma = schedule.coefficients(t, x_t)
+        gradient = measurement_gradient(log_likelihood, guide, x_t, t, labels)
+        # Dhariwal & Nichol 2021, algorithm 2
+        return eps_fn(x_t, t) - sigma * scale * gradient
+
+    return guided
+
+
+def measurement_guided(
+    eps_fn: EpsFn,
+    guide: nn.Module,
+    labels: Tensor,
+    setting: GuidanceSetting,
+    schedule: NoiseSchedule,
+    direction: Direction = "gradient",
+    noise: Callable[[int], Tensor] | None = None,
+) -> EpsFn:
+    """eps - sqrt(1 - alpha_bar_t) gamma grad M(x_t): ascends the measurement M.
+
+    ``setting.gradient``: ``raw`` is that formula; ``relative`` first rescales, image by image,
+    sqrt(1 - alpha_bar_t) grad M to the norm of eps, so that gamma is a share of eps (a zero
+    gradient stays zero). ``direction="random"`` replaces the whole term by ``noise(t)``
+    `[N, C, H, W]` rescaled, image by image, to the norm the term would have had: the control for
+    "any push of that size". gamma 0 returns ``eps_fn`` itself.
+    """
+    if setting.uncertainty_scale == 0:
+        return eps_fn
+    if direction not in ("gradient", "random"):
+        raise ValueError(f"unknown direction {direction!r}; known: gradient, random")
+    if direction == "random" and noise is None:
+        raise ValueError("direction 'random' needs a source of noise")
+    name = require_known(setting.measurement, "measurement", MEASUREMENTS)
+    measurement = MEASUREMENTS[name]
+
+    def guided(x_t: Tensor, t: int) -> Tensor:
+        eps = eps_fn(x_t, t)
+        _, sigma = schedule.coefficients(t, x_t)
+        term = sigma * measurement_gradient(measurement, guide, x_t, t, labels)
+        if setting.gradient == "relative":
+            term = unit(term) * norm(eps)
+        if direction == "random" and noise is not None:
+            term = unit(noise(t).to(x_t)) * norm(term)
+        return eps - setting.uncertainty_scale * term
+
+    return guided
+
+
+def measurement_gradient(
+    measurement: Measurement, guide: nn.Module, x_t: Tensor, t: int, labels: Tensor
+) -> Tensor:
+    """grad of M with respect to x_t, `[N, C, H, W]`; every image's own, in one backward pass.
+
+    The guide must be in eval mode: only then are images of one batch independent. Logits go to
+    float64, because a float32 softmax of a confident guide is exactly 0 and 1: no gradient.
+    """
+    with torch.enable_grad():
+        x = x_t.detach().requires_grad_()
+        timesteps = torch.full((len(x),), t, device=x.device)
+        values = measurement(guide(x, timesteps).double(), x, t, labels)
+        gradient: Tensor = torch.autograd.grad(values.sum(), x)[0]
+    return gradient
+
+
+def norm(images: Tensor) -> Tensor:
+    """Euclidean norm of each image, `[N, 1, 1, 1]`."""
+    dims = tuple(range(1, images.ndim))
+    length: Tensor = torch.linalg.vector_norm(images, dim=dims, keepdim=True)
+    return length
+
+
+def unit(images: Tensor) -> Tensor:
+    """Each image divided by its norm; an all-zero image stays zero.
+
+    Divided by its largest pixel first: the squares of gradients below 1e-23 vanish in float32.
+    """
+    dims = tuple(range(1, images.ndim))
+    largest = images.abs().amax(dim=dims, keepdim=True)
+    scaled = images / torch.where(largest == 0, 1, largest)
+    length = norm(scaled)
+    return scaled / torch.where(length == 0, 1, length)

@@ -1,0 +1,58 @@
+"""The training losses of the denoiser and of the noisy classifier."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mgdm_ray.config import DenoiserConfig
+from mgdm_ray.diffusion.schedule import NoiseSchedule
+
+
+def denoiser_loss(
+    model: nn.Module,
+    x_0: Tensor,
+    labels: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    drop_mask: Tensor,
+    schedule: NoiseSchedule,
+    config: DenoiserConfig,
+    null_label: int,
+) -> Tensor:
+    """Scalar: mean over batch and pixels of w_t (target - prediction)^2.
+
+    x_0 and noise `[N, C, H, W]`, labels and t int64 `[N]`, drop_mask bool `[N]`: True trains that
+    sample without its label. The target is eps or v (``config.prediction``); the weight
+    multiplies the squared error of whichever it is.
+    """
+    x_t = schedule.q_sample(x_0, t, noise)
+    target = noise if config.prediction == "epsilon" else schedule.v_target(x_0, t, noise)
+    conditions = torch.where(drop_mask, null_label, labels)
+    prediction = model(x_t, t, class_labels=conditions).float()
+    per_sample = (prediction - target).square().flatten(1).mean(dim=1)
+    loss: Tensor = (loss_weight(t, schedule, config) * per_sample).mean()
+    return loss
+
+
+def loss_weight(t: Tensor, schedule: NoiseSchedule, config: DenoiserConfig) -> Tensor:
+    """w_t float32 `[N]`: 1, or for ``mgdm`` 1 / sqrt(1 + snr_t)."""
+    if config.loss_weight == "uniform":
+        return torch.ones(t.shape, device=t.device)
+    # snr_t = alpha_bar_t / (1 - alpha_bar_t), hence 1 / sqrt(1 + snr_t) = sqrt(1 - alpha_bar_t)
+    _, sigma = schedule.coefficients(t, torch.empty(len(t), device=t.device))
+    return sigma
+
+
+def guide_loss(
+    model: nn.Module,
+    x_0: Tensor,
+    labels: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    schedule: NoiseSchedule,
+    label_smoothing: float,
+) -> Tensor:
+    """Scalar: mean cross-entropy of p(y | x_t, t) on noised images; shapes as in denoiser_loss."""
+    logits = model(schedule.q_sample(x_0, t, noise), t).float()
+    return nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)

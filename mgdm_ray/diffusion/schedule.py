@@ -1,0 +1,135 @@
+"""The noise schedule, the conversions between x_0, eps and v, and the grid of timesteps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+ScheduleName = Literal["linear", "cosine"]
+Pair = tuple[int, int]
+
+FINAL_ALPHA_BAR = 4.0e-5
+"""The last alphas_cumprod: of ``linear`` (rounded) and, by construction, of ``cosine``."""
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I) for t = 0 .. T-1.
+
+    ``betas`` is float64 `[T]`, each in (0, 1). Tables are kept in float64 on the CPU; the
+    coefficients are computed there and only then rounded to the images' dtype. ``t`` is either
+    one int for the whole batch or an int64 tensor `[N]`; x_0, x_t, noise, eps and v are `[N, ...]`.
+    """
+
+    betas: Tensor
+    alphas_cumprod: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.betas.dtype != torch.float64 or self.betas.ndim != 1 or len(self.betas) < 2:
+            raise ValueError(
+                "betas must be a float64 vector with at least two entries; got "
+                f"{self.betas.dtype} {tuple(self.betas.shape)}"
+            )
+        if not bool(((self.betas > 0) & (self.betas < 1)).all()):
+            raise ValueError("betas must lie in (0, 1)")
+        object.__setattr__(self, "alphas_cumprod", torch.cumprod(1 - self.betas, dim=0))
+
+    @property
+    def num_train_timesteps(self) -> int:
+        return len(self.betas)
+
+    def alpha_bar(self, t: int) -> float:
+        """alpha_bar_t; ``t = -1`` is the clean image, alpha_bar = 1. ValueError out of range."""
+        if t == -1:
+            return 1.0
+        if not 0 <= t < self.num_train_timesteps:
+            raise ValueError(f"timestep {t} is not in -1 .. {self.num_train_timesteps - 1}")
+        return float(self.alphas_cumprod[t])
+
+    def coefficients(self, t: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped to multiply ``like`` `[N, ...]`."""
+        index = torch.as_tensor(t, device="cpu").reshape(-1)
+        if bool((index < 0).any()) or bool((index >= self.num_train_timesteps).any()):
+            raise ValueError(f"timesteps must be in 0 .. {self.num_train_timesteps - 1}; got {t}")
+        alpha_bar = self.alphas_cumprod[index].reshape(-1, *[1] * (like.ndim - 1))
+        signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        return signal.to(like), noise.to(like)
+
+    def q_sample(self, x_0: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
+        """x_t of the clean ``x_0`` under ``noise``."""
+        signal, sigma = self.coefficients(t, x_0)
+        # Ho et al. 2020, eq. 4: x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps
+        return signal * x_0 + sigma * noise
+
+    def pred_x0_from_eps(self, x_t: Tensor, t: Tensor | int, eps: Tensor) -> Tensor:
+        signal, sigma = self.coefficients(t, x_t)
+        return (x_t - sigma * eps) / signal
+
+    def v_target(self, x_0: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
+        """What a v-predicting network learns."""
+        signal, sigma = self.coefficients(t, x_0)
+        # Salimans & Ho 2022, section 4: v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0
+        return signal * noise - sigma * x_0
+
+    def eps_from_v(self, x_t: Tensor, t: Tensor | int, v: Tensor) -> Tensor:
+        signal, sigma = self.coefficients(t, x_t)
+        # (x_t, v) is (x_0, eps) rotated: eps = sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x_t
+        return signal * v + sigma * x_t
+
+    def x0_from_v(self, x_t: Tensor, t: Tensor | int, v: Tensor) -> Tensor:
+        signal, sigma = self.coefficients(t, x_t)
+        # x_0 = sqrt(alpha_bar) x_t - sqrt(1 - alpha_bar) v
+        return signal * x_t - sigma * v
+
+
+def make_schedule(name: ScheduleName, num_train_timesteps: int = 1000) -> NoiseSchedule:
+    """The schedule called ``name``; ValueError for any other name.
+
+    ``linear``: betas evenly from 1e-4 to 0.02 (Ho et al. 2020). ``cosine``: Nichol & Dhariwal
+    2021, eq. 17, with its angle stopped a little short of pi/2, so that the last alpha_bar is
+    4.0e-5 like linear's. Theirs would end at about 2e-9 (betas capped at 0.999): guidance in eps
+    form divides by sqrt(alpha_bar), so the first step would multiply it by 20,000 instead of 160.
+    """
+    if num_train_timesteps < 2:
+        raise ValueError(f"num_train_timesteps must be at least 2; got {num_train_timesteps}")
+    if name == "linear":
+        return NoiseSchedule(torch.linspace(1e-4, 0.02, num_train_timesteps, dtype=torch.float64))
+    if name == "cosine":
+        alpha_bar = _cosine_alpha_bar(num_train_timesteps)
+        return NoiseSchedule(1 - alpha_bar[1:] / alpha_bar[:-1])
+    raise ValueError(f"unknown schedule {name!r}; known: linear, cosine")
+
+
+def _cosine_alpha_bar(num_train_timesteps: int) -> Tensor:
+    """alpha_bar at the times 0, 1/T, ..., 1: float64 `[T + 1]` from 1 to FINAL_ALPHA_BAR."""
+    offset = 0.008
+    start = offset / (1 + offset)
+    # The end angle solves cos^2(angle) / cos^2(start * angle) = FINAL_ALPHA_BAR. The right-hand
+    # side below hardly depends on the angle, so that the iteration converges at once.
+    angle = math.pi / 2
+    for _ in range(20):
+        angle = math.acos(math.sqrt(FINAL_ALPHA_BAR) * math.cos(start * angle))
+    time = torch.linspace(0, 1, num_train_timesteps + 1, dtype=torch.float64)
+    # eq. 17: alpha_bar(time) = f(time) / f(0), f(time) = cos^2((time + s) / (1 + s) * angle)
+    f = torch.cos((time + offset) / (1 + offset) * angle).square()
+    return f / f[0]
+
+
+def timestep_pairs(num_train_timesteps: int, num_inference_steps: int) -> list[Pair]:
+    """Evenly spaced (t, t_prev), descending from T-1; the last one is (0, -1), the clean image.
+
+    ``num_inference_steps`` = len(result) must be in [2, T]. Both T-1 and 0 are visited and t is
+    strictly decreasing. Integer arithmetic: no rounding differs between machines.
+    """
+    last, gaps = num_train_timesteps - 1, num_inference_steps - 1
+    if not 2 <= num_inference_steps <= num_train_timesteps:
+        raise ValueError(
+            f"num_inference_steps must be in [2, {num_train_timesteps}]; got {num_inference_steps}"
+        )
+    # floor(i * last / gaps + 1/2)
+    grid = [(2 * i * last + gaps) // (2 * gaps) for i in range(gaps, -1, -1)]
+    return list(zip(grid, [*grid[1:], -1], strict=True))

@@ -1,0 +1,292 @@
+"""The training loop of denoiser and guide, without Ray: one process is one of its workers."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mgdm_ray.config import DenoiserConfig, GuideConfig, TrainConfig
+from mgdm_ray.diffusion.batches import BatchSource, Draw
+from mgdm_ray.diffusion.losses import denoiser_loss, guide_loss
+from mgdm_ray.diffusion.schedule import NoiseSchedule
+from mgdm_ray.diffusion.unet import build_denoiser, build_guide, null_label
+from mgdm_ray.seeding import per_image_noise
+
+Kind = Literal["denoiser", "guide"]
+History = list[dict[str, float]]
+"""Rows {"step": 1-based, "loss": mean over this worker's share of the batch}."""
+
+TENSORS_FILE = "state.safetensors"
+STATE_FILE = "state.json"
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""AdamW's state of one parameter."""
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or its gradient is NaN or infinite at ``step`` (1-based)."""
+
+    def __init__(self, step: int, what: str = "loss") -> None:
+        super().__init__(step, what)  # what pickle calls the class with again
+        self.step, self.what = step, what
+
+    def __str__(self) -> str:
+        return f"the {self.what} is not finite at step {self.step}"
+
+
+@dataclass
+class TrainState:
+    """All that training needs to go on exactly where it stopped; ``step`` steps are done."""
+
+    model: nn.Module
+    ema: nn.Module | None
+    """Average of the weights: the denoiser's; the guide has none."""
+    optimizer: torch.optim.AdamW
+    step: int = 0
+    history: History = field(default_factory=list)
+
+    @property
+    def trained(self) -> nn.Module:
+        """The network to use after training: the averaged weights where there are any."""
+        return self.model if self.ema is None else self.ema
+
+    def save(self, folder: Path) -> None:
+        """Write ``state.safetensors`` and, last, ``state.json`` into ``folder`` (made if needed).
+
+        The tensors' names begin with ``model.``, ``ema.`` or ``optimizer.``.
+        """
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        if self.ema is not None:
+            tensors |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            moments = self.optimizer.state.get(parameter, {})
+            tensors |= {f"optimizer.{key}.{name}": value for key, value in moments.items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
+            folder / TENSORS_FILE,
+        )
+        facts = {"step": self.step, "history": self.history}
+        (folder / STATE_FILE).write_text(json.dumps(facts), encoding="utf-8")
+
+    def load(self, folder: Path) -> None:
+        """Take over what ``save`` wrote; ValueError if it is the state of another network."""
+        tensors = load_file(folder / TENSORS_FILE)
+        facts = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        try:
+            self.model.load_state_dict(_without_prefix(tensors, "model."))
+            if self.ema is not None:
+                self.ema.load_state_dict(_without_prefix(tensors, "ema."))
+        except RuntimeError as error:
+            raise ValueError(f"{folder} holds the state of another network: {error}") from error
+        for name, parameter in self.model.named_parameters():
+            # AdamW keeps its step counter on the CPU, the moments beside the parameter.
+            self.optimizer.state[parameter] = {
+                key: tensors[f"optimizer.{key}.{name}"].to(
+                    "cpu" if key == "step" else parameter.device
+                )
+                for key in MOMENTS
+                if f"optimizer.{key}.{name}" in tensors
+            }
+        self.step, self.history = int(facts["step"]), list(facts["history"])
+
+
+def _without_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    state: TrainState
+    history: History
+
+
+def train(
+    kind: Kind,
+    config: DenoiserConfig | GuideConfig,
+    images: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    seed: int,
+    *,
+    schedule: NoiseSchedule,
+    folder_for_resume: Path | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    device: str | torch.device = "cpu",
+    wrap: Callable[[nn.Module], nn.Module] | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+    on_checkpoint: Callable[[TrainState, History], None] | None = None,
+) -> TrainResult:
+    """Train for ``config.steps`` steps in all, those of ``folder_for_resume`` included.
+
+    ``images`` float32 `[N, C, H, W]` in [-1, 1] and ``labels`` int64 `[N]` are the whole training
+    set for every worker. ``schedule`` is the denoiser's for both kinds: a guide trained on other
+    noise levels than it is asked about would be worthless. ``wrap`` is DDP's place; only its
+    averaging of gradients is relied on. ``on_step(step, loss)`` runs after every step (1-based),
+    ``on_checkpoint`` after every ``config.checkpoint_every`` steps and after the last one, on
+    every rank. Raises NonFiniteLoss, and ValueError for a batch that workers cannot share.
+    """
+    source = BatchSource(
+        labels,
+        tuple(images.shape[1:]),
+        batch_size=config.batch_size,
+        class_balanced=config.class_balanced,
+        num_train_timesteps=schedule.num_train_timesteps,
+        label_dropout=config.label_dropout if isinstance(config, DenoiserConfig) else 0.0,
+        seed=seed,
+        kind=kind,
+        rank=rank,
+        world_size=world_size,
+    )
+    state = new_state(kind, config, images.shape[1], num_classes, seed, device)
+    if folder_for_resume is not None and (folder_for_resume / STATE_FILE).exists():
+        state.load(folder_for_resume)
+    forward = state.model if wrap is None else wrap(state.model)
+    forward.train()
+    while state.step < config.steps:
+        loss = train_step(state, forward, config, images, labels, source.draw(state.step), schedule)
+        state.history.append({"step": state.step, "loss": loss})
+        if on_step is not None:
+            on_step(state.step, loss)
+        due = state.step % config.checkpoint_every == 0 or state.step == config.steps
+        if due and on_checkpoint is not None:
+            on_checkpoint(state, state.history)
+    return TrainResult(state, state.history)
+
+
+def new_state(
+    kind: Kind,
+    config: DenoiserConfig | GuideConfig,
+    channels: int,
+    num_classes: int,
+    seed: int,
+    device: str | torch.device = "cpu",
+) -> TrainState:
+    """Untrained, with the weights of ``seed``; ValueError if kind and config do not match."""
+    if isinstance(config, DenoiserConfig) != (kind == "denoiser"):
+        raise ValueError(f"kind {kind!r} does not go with a {type(config).__name__}")
+    build = build_denoiser if kind == "denoiser" else build_guide
+    model = build(config.unet, channels, num_classes, kind, seed).to(device)
+    ema = copy.deepcopy(model).eval().requires_grad_(False) if kind == "denoiser" else None
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=1e-2)
+    return TrainState(model, ema, optimizer)
+
+
+def train_step(
+    state: TrainState,
+    forward: nn.Module,
+    config: DenoiserConfig | GuideConfig,
+    images: Tensor,
+    labels: Tensor,
+    draw: Draw,
+    schedule: NoiseSchedule,
+) -> float:
+    """One optimiser step in place; the loss before it. ``forward`` is the model, maybe wrapped."""
+    device = next(state.model.parameters()).device
+    x_0, y = images[draw.rows].to(device), labels[draw.rows].to(device)
+    t, noise, drop = draw.t.to(device), draw.noise.to(device), draw.drop_mask.to(device)
+    with autocast(config.precision, device):
+        if isinstance(config, DenoiserConfig):
+            empty = null_label(state.model)
+            loss = denoiser_loss(forward, x_0, y, t, noise, drop, schedule, config, empty)
+        else:
+            loss = guide_loss(forward, x_0, y, t, noise, schedule, config.label_smoothing)
+    value = float(loss.detach())
+    state.optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    # An infinite limit does not change the gradients, but still tells their norm.
+    limit = math.inf if config.grad_clip is None else config.grad_clip
+    gradient_norm = nn.utils.clip_grad_norm_(state.model.parameters(), limit)
+    # Looked at only now: the averaged gradient is NaN on every worker if one worker's loss is, so
+    # that all of them stop here, and none waits for ever in the next exchange for one that left.
+    if not math.isfinite(float(gradient_norm)):
+        raise NonFiniteLoss(state.step + 1, "gradient" if math.isfinite(value) else "loss")
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(state.step, config)
+    state.optimizer.step()
+    if isinstance(config, DenoiserConfig) and state.ema is not None:
+        update_ema(state.ema, state.model, state.step, config.ema_decay)
+    state.step += 1
+    return value
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Of the 0-based ``step``: linear warm-up to the peak, then cosine decay towards zero."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    if not config.decay:
+        return config.learning_rate
+    progress = (step - config.warmup) / (config.steps - config.warmup)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, model: nn.Module, step: int, decay: float) -> None:
+    """ema <- d ema + (1 - d) model with d = min(decay, (1 + step) / (10 + step)), step 0-based.
+
+    The warm-up keeps the first, random weights from lasting in the average.
+    """
+    d = min(decay, (1 + step) / (10 + step))
+    for average, parameter in zip(ema.parameters(), model.parameters(), strict=True):
+        average.lerp_(parameter, 1 - d)
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """bfloat16 autocast if asked for, or with ``auto`` where the hardware multiplies bfloat16."""
+    use = has_bfloat16(device) if precision == "auto" else precision == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16) if use else contextlib.nullcontext()
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware has bfloat16 matrix products; emulation is slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        # Absent from older releases of torch, which then train in float32.
+        able: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return False
+
+
+@torch.no_grad()
+def guide_accuracy(
+    guide: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    schedule: NoiseSchedule,
+    seed: int,
+    timesteps: list[int],
+    *,
+    batch_size: int = 256,
+    device: str | torch.device = "cpu",
+) -> dict[int, float]:
+    """Balanced accuracy of the noisy classifier at each timestep: {t: value in [0, 1]}.
+
+    Mean recall over the classes that occur in ``labels`` `[N]`. Where it is at chance, guidance
+    by this guide is noise. Sets the guide to eval mode.
+    """
+    guide.to(device).eval()
+    result: dict[int, float] = {}
+    for t in timesteps:
+        hits = []
+        for start in range(0, len(images), batch_size):
+            x_0 = images[start : start + batch_size]
+            index = range(start, start + len(x_0))
+            noise = per_image_noise(tuple(x_0.shape[1:]), index, "guide_accuracy", seed, t)
+            x_t = schedule.q_sample(x_0, t, noise).to(device)
+            chosen = guide(x_t, torch.full((len(x_t),), t, device=device)).argmax(dim=1).cpu()
+            hits.append(chosen == labels[start : start + batch_size])
+        hit = torch.cat(hits).double()
+        recalls = [float(hit[labels == k].mean()) for k in sorted(set(labels.tolist()))]
+        result[t] = sum(recalls) / len(recalls)
+    return result

@@ -1,0 +1,93 @@
+"""The two networks: the class-conditional denoiser and the noisy classifier, both MONAI's.
+
+Any size works whose every halving but the classifier's last is whole: with L levels the size
+must be a multiple of 2**(L - 1) (the study file is checked for it). The classifier halves once
+more than the denoiser and rounds up (28 -> 14 -> 7 -> 4).
+"""
+
+from __future__ import annotations
+
+import torch
+from monai.networks.nets.diffusion_model_unet import DiffusionModelEncoder, DiffusionModelUNet
+from torch import Tensor, nn
+
+from mgdm_ray.config import UNetConfig
+from mgdm_ray.seeding import derive_seed
+
+GROUPS = 16
+"""Group-norm groups and channels per attention head: channels are multiples of it."""
+
+
+def build_denoiser(
+    config: UNetConfig, channels: int, num_classes: int, *seed_parts: str | int | float | bool
+) -> nn.Module:
+    """``model(x_t [N, C, H, W], t int64 [N], class_labels=y int64 [N]) -> [N, C, H, W]``.
+
+    C is ``channels``. Labels are 0 .. num_classes - 1, and ``null_label(model)`` = num_classes
+    for "no label". The last convolution is zero, so that an untrained model predicts 0. The
+    weights depend on ``seed_parts`` only; the global random state is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(*seed_parts, "denoiser weights"))
+        model: nn.Module = DiffusionModelUNet(
+            spatial_dims=2,
+            in_channels=channels,
+            out_channels=channels,
+            channels=config.channels,
+            attention_levels=config.attention,
+            num_res_blocks=config.num_res_blocks,
+            num_head_channels=GROUPS,
+            norm_num_groups=GROUPS,
+            num_class_embeds=num_classes + 1,
+        )
+    return model
+
+
+def null_label(denoiser: nn.Module) -> int:
+    """The label that means "no label": the last row of the class embedding."""
+    embeds = getattr(denoiser, "num_class_embeds", None)
+    if not isinstance(embeds, int):
+        raise TypeError(f"{type(denoiser).__name__} is not class-conditional")
+    return embeds - 1
+
+
+def build_guide(
+    config: UNetConfig, channels: int, num_classes: int, *seed_parts: str | int | float | bool
+) -> nn.Module:
+    """``model(x_t [N, C, H, W], t int64 [N]) -> logits [N, num_classes]``; sees no label."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(*seed_parts, "guide weights"))
+        model: nn.Module = DiffusionModelEncoder(
+            spatial_dims=2,
+            in_channels=channels,
+            out_channels=num_classes,
+            input_shape=(1, 1),  # sizes MONAI's own head only, which is replaced
+            channels=config.channels,
+            attention_levels=config.attention,
+            num_res_blocks=[config.num_res_blocks] * len(config.channels),
+            num_head_channels=GROUPS,
+            norm_num_groups=GROUPS,
+        )
+        model.out = PooledHead(config.channels[-1], num_classes)
+    return model
+
+
+class PooledHead(nn.Module):
+    """Group norm, SiLU, mean over all positions, linear: logits from maps of any size.
+
+    MONAI's encoder hands over flattened maps `[N, channels * H * W]` and ends in a linear layer
+    of that fixed width, with dropout. Groups of at least four channels: a group of one channel
+    would be instance norm, which removes the very mean that is pooled.
+    """
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.norm = nn.GroupNorm(min(GROUPS, channels // 4), channels)
+        self.linear = nn.Linear(channels, num_classes)
+
+    def forward(self, flat: Tensor) -> Tensor:
+        maps = flat.reshape(flat.shape[0], self.channels, -1)
+        pooled = nn.functional.silu(self.norm(maps)).mean(dim=2)
+        logits: Tensor = self.linear(pooled)
+        return logits

@@ -1,0 +1,1 @@
+"""Downstream classifiers: the ten networks, their training and their metrics."""

@@ -1,0 +1,213 @@
+"""Training of one downstream network: AdamW, one cycle, a fixed number of steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+import numpy as np
+import torch
+from monai.networks.layers.spatial_transforms import AffineTransform
+from numpy.typing import NDArray
+from torch import nn
+
+from mgdm_ray.config import DownstreamConfig
+from mgdm_ray.seeding import derive_seed, generator
+
+SeedParts = tuple[str | int | float | bool, ...]
+
+FLIP = 0.5
+"""Probability of a left-right flip."""
+ROTATION = math.radians(10)
+"""Largest rotation, radians."""
+ZOOM = 0.1
+"""Largest relative change of size."""
+INTENSITY_SCALE = 0.1
+"""Largest relative change of contrast."""
+INTENSITY_SHIFT = 0.1
+"""Largest change of brightness; the whole range of images is 2."""
+
+
+class HistoryRow(TypedDict):
+    """One optimiser step."""
+
+    step: int
+    """1-based: the number of steps done."""
+    loss: float
+    """Mean over the batch."""
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss, or what the network predicts after training, is NaN or infinite.
+
+    ``step`` is 1-based.
+    """
+
+    def __init__(self, step: int, what: str = "loss") -> None:
+        super().__init__(
+            f"the {what} is not finite at step {step}: try a smaller downstream.learning_rate"
+        )
+        self.step = step
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Class probabilities of the evaluated images (float64 [N, K]) by name, and the loss curve."""
+
+    probabilities: dict[str, NDArray[np.float64]]
+    history: list[HistoryRow] = field(default_factory=list)
+
+
+def fit(
+    network: nn.Module,
+    train_images: torch.Tensor,
+    train_labels: torch.Tensor,
+    evaluate: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+    config: DownstreamConfig,
+    num_classes: int,
+    seed_parts: SeedParts,
+    augment: bool = False,
+    class_weights: torch.Tensor | None = None,
+    device: str = "cpu",
+    on_step: Callable[[int, float], None] | None = None,
+) -> FitResult:
+    """Train ``network`` in place for exactly ``config.steps`` steps, then predict.
+
+    ``train_images`` float32 [N, C, H, W] in [-1, 1], ``train_labels`` int64 [N] below
+    ``num_classes``; ``evaluate`` maps a name to (images, labels), of which only the images are
+    looked at. ``class_weights`` [num_classes] weigh the cross-entropy. ``on_step(step, loss)`` runs
+    after every step (1-based).
+
+    Batch order, augmentation and dropout depend on ``seed_parts`` only, so equal arguments give
+    bit-equal probabilities on a CPU, and the global random state is left as it was. Raises
+    NonFiniteLoss, and ValueError for images or labels of another form.
+    """
+    _check(train_images, train_labels, num_classes)
+    # channels_last is 10 to 30 % faster for these networks on CPUs, and faster on GPUs as well.
+    network = network.to(device).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    # One cycle, Smith & Topin (2018), torch's defaults: 30 % up, then down by a cosine.
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=config.steps
+    )
+    weights = None if class_weights is None else class_weights.float().to(device)
+    history: list[HistoryRow] = []
+    network.train()
+    with _seeded(device, *seed_parts, "dropout"):
+        batches = batch_indices(len(train_images), config.batch_size, config.steps, seed_parts)
+        for step, index in enumerate(batches, start=1):
+            images = train_images[index]
+            if augment:
+                images = augmented(images, (*seed_parts, "augment", step))
+            logits = network(_to(images, device))
+            target = train_labels[index].to(device)
+            loss = nn.functional.cross_entropy(logits, target, weight=weights)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise NonFiniteLoss(step)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            cycle.step()
+            history.append({"step": step, "loss": value})
+            if on_step is not None:
+                on_step(step, value)
+    probabilities = {
+        name: predict(network, images, num_classes, config.batch_size, device)
+        for name, (images, _) in evaluate.items()
+    }
+    if not all(np.isfinite(p).all() for p in probabilities.values()):
+        raise NonFiniteLoss(config.steps, "prediction")
+    return FitResult(probabilities, history)
+
+
+def batch_indices(
+    count: int, batch_size: int, steps: int, seed_parts: SeedParts
+) -> Iterator[torch.Tensor]:
+    """``steps`` index tensors [batch_size] over ``count`` images.
+
+    Shuffled epochs are strung together and cut into full batches, so that after k * count images
+    every image was seen k times, whether or not ``count`` is a multiple of the batch; a batch
+    larger than ``count`` holds images repeatedly.
+    """
+    stream = torch.empty(0, dtype=torch.int64)
+    epoch = 0
+    for _ in range(steps):
+        while len(stream) < batch_size:
+            order = torch.randperm(count, generator=generator(*seed_parts, "batch", epoch))
+            stream = torch.cat([stream, order])
+            epoch += 1
+        yield stream[:batch_size]
+        stream = stream[batch_size:]
+
+
+def augmented(images: torch.Tensor, seed_parts: SeedParts) -> torch.Tensor:
+    """Flip, rotate, zoom and change the intensities of each image on its own; stays in [-1, 1].
+
+    One affine map per image through MONAI's batched ``AffineTransform``: its per-image transforms
+    (RandFlip, RandAffine, ...) take 5 ms per image of 28 px, more than the training step.
+    """
+    n = len(images)
+    u = torch.rand(5, n, generator=generator(*seed_parts)) * 2 - 1  # uniform in [-1, 1)
+    angle, zoom = u[0] * ROTATION, 1 / (1 + u[1] * ZOOM)
+    mirror = torch.where(u[2] < 2 * FLIP - 1, -1.0, 1.0)
+    # Rows and columns in the order (y, x), MONAI's convention; maps output to input places.
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0], theta[:, 0, 1] = zoom * angle.cos(), -zoom * angle.sin() * mirror
+    theta[:, 1, 0], theta[:, 1, 1] = zoom * angle.sin(), zoom * angle.cos() * mirror
+    warp = AffineTransform(normalized=True, align_corners=False, padding_mode="border")
+    moved: torch.Tensor = warp(images, theta)
+    scale, shift = 1 + u[3] * INTENSITY_SCALE, u[4] * INTENSITY_SHIFT
+    return (moved * scale.view(n, 1, 1, 1) + shift.view(n, 1, 1, 1)).clamp(-1, 1)
+
+
+def predict(
+    network: nn.Module, images: torch.Tensor, num_classes: int, batch_size: int, device: str
+) -> NDArray[np.float64]:
+    """Class probabilities float64 [N, num_classes]; leaves ``network`` in evaluation mode."""
+    network.eval()
+    with torch.inference_mode():
+        rows = [
+            network(_to(images[i : i + batch_size], device)).double().softmax(dim=1).cpu()
+            for i in range(0, len(images), batch_size)
+        ]
+    out: NDArray[np.float64] = torch.cat(rows).numpy() if rows else np.zeros((0, num_classes))
+    return out
+
+
+def _check(images: torch.Tensor, labels: torch.Tensor, num_classes: int) -> None:
+    if images.ndim != 4 or images.dtype != torch.float32 or not len(images):
+        raise ValueError(
+            f"images must be float32 [N, C, H, W], N > 0; got {images.dtype} {tuple(images.shape)}"
+        )
+    if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+        raise ValueError(
+            f"labels must be int64 [{len(images)}]; got {labels.dtype} {tuple(labels.shape)}"
+        )
+    if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+        raise ValueError(
+            f"labels must be in 0 .. {num_classes - 1}; "
+            f"got {int(labels.min())} .. {int(labels.max())}"
+        )
+
+
+def _to(images: torch.Tensor, device: str) -> torch.Tensor:
+    return images.to(device).contiguous(memory_format=torch.channels_last)
+
+
+@contextmanager
+def _seeded(device: str, *seed_parts: str | int | float | bool) -> Iterator[None]:
+    """Dropout can only draw from the global generator: seed it here and restore it after."""
+    cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        seed = derive_seed(*seed_parts)
+        torch.default_generator.manual_seed(seed)
+        for one in cuda:
+            with torch.cuda.device(one):
+                torch.cuda.manual_seed(seed)
+        yield

@@ -1,0 +1,140 @@
+"""The ten downstream networks: torchvision's, from scratch, adapted where images are small."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.models import get_model
+
+from mgdm_ray.config import NETWORKS, InputError, require_known
+from mgdm_ray.seeding import derive_seed
+
+SMALL = 64
+"""Below so many pixels stems are adapted; from here on they are torchvision's."""
+SMALLEST = 24
+"""Smaller images are first enlarged (bilinearly) to this: otherwise maps would vanish."""
+VGG_EXACT = 32
+"""Below so many pixels VGG's five halvings vanish unless its pools round up."""
+
+FIRST_CONV = {
+    "alexnet": "features.0",
+    "vgg16_bn": "features.0",
+    "googlenet": "conv1.conv",
+    "resnet18": "conv1",
+    "resnet50": "conv1",
+    "resnext50_32x4d": "conv1",
+    "densenet121": "features.conv0",
+    "squeezenet1_1": "features.0",
+    "mobilenet_v2": "features.0.0",
+    "efficientnet_b0": "features.0.0",
+}
+STRIDE_ONE = ("alexnet", "squeezenet1_1")
+"""Below SMALL, their first convolution moves by 1 instead of 4 or 2."""
+NO_MAX_POOL = {"densenet121": "features.pool0"}
+"""Below SMALL, this max-pool of the stem is left out."""
+WIDE_HEAD = ("alexnet", "vgg16_bn")
+"""They read the last map as a vector; for small images it is smaller than torchvision expects."""
+
+
+def build_network(
+    name: str, num_classes: int, channels: int, size: int, *seed_parts: str | int | float | bool
+) -> nn.Module:
+    """A network with fresh weights: float32 [N, channels, size, size] in [-1, 1] -> [N, K] logits.
+
+    ``name`` is one of ``config.NETWORKS``, ``channels`` 1 or 3, ``size`` at least 8 pixels. The
+    weights are drawn from ``derive_seed(*seed_parts)``; the global random state is not touched and
+    nothing is downloaded. Works with batches of 2 in training mode (batch norm refuses 1).
+
+    Differences from torchvision's ImageNet networks:
+
+    ==================  =======================================================================
+    below 24 px         the image is enlarged to 24 px
+    below 32 px         vgg16_bn: max-pools round up
+    below 64 px         alexnet, squeezenet1_1: stride 1 in the first convolution;
+                        densenet121: no max-pool in the stem
+    below 224 px        alexnet, vgg16_bn: the first linear layer reads the last map as it is,
+                        instead of a copy stretched to 6x6 or 7x7
+    1 channel           the first convolution's weights are summed over its three inputs: the
+                        same output as for a grey image repeated three times, at less cost
+    ==================  =======================================================================
+
+    The other six keep their stem: their maps are 1x1 at the end for 24 .. 32 px, and a stem of
+    twice the resolution costs two to three times the time per step for no clear gain within the
+    few hundred steps of a study on small images. Raises InputError for an unknown name, and
+    ValueError for sizes or counts out of range.
+    """
+    try:
+        require_known(name, "network", NETWORKS)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if channels not in (1, 3) or size < 8 or num_classes < 2:
+        raise ValueError(
+            "needs 1 or 3 channels, size >= 8 and num_classes >= 2; "
+            f"got {channels}, {size} and {num_classes}"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(*seed_parts))
+        if name in WIDE_HEAD:
+            network = _wide_head(name, num_classes, max(size, SMALLEST))
+        else:
+            # googlenet: the auxiliary heads need large maps, and its own initialisation goes
+            # through scipy's slow truncated normal; torch's default takes its place.
+            options: dict[str, Any] = {}
+            if name == "googlenet":
+                options = {"aux_logits": False, "init_weights": False}
+            network = get_model(name, weights=None, num_classes=num_classes, **options)
+            _adapt_stem(network, name, max(size, SMALLEST))
+    if channels == 1:
+        _to_grey(network.get_submodule(FIRST_CONV[name]))
+    if size < SMALLEST:
+        return nn.Sequential(nn.Upsample(size=SMALLEST, mode="bilinear"), network)
+    return network
+
+
+def _adapt_stem(network: nn.Module, name: str, size: int) -> None:
+    if size < SMALL and name in STRIDE_ONE:
+        conv = network.get_submodule(FIRST_CONV[name])
+        assert isinstance(conv, nn.Conv2d)
+        conv.stride = (1, 1)
+    if size < SMALL and name in NO_MAX_POOL:
+        network.set_submodule(NO_MAX_POOL[name], nn.Identity())
+    if size < VGG_EXACT and name == "vgg16_bn":
+        for module in network.modules():
+            if isinstance(module, nn.MaxPool2d):
+                module.ceil_mode = True
+
+
+def _wide_head(name: str, num_classes: int, size: int) -> nn.Module:
+    """AlexNet or VGG with a first linear layer that fits the last map.
+
+    Built without storage and initialised after the layer is exchanged, because drawing the
+    hundred million weights that are thrown away takes seconds. Linear layers get torch's default
+    initialisation in both: VGG's N(0, 0.01) is meant for its 25,088 inputs and lets the signal
+    fade when there are 512.
+    """
+    with torch.device("meta"):
+        network: nn.Module = get_model(name, weights=None, num_classes=num_classes)
+        _adapt_stem(network, name, size)
+        maps = network.get_submodule("features")(torch.empty(1, 3, size, size))
+        side = int(maps.shape[-1])
+        classifier = network.get_submodule("classifier")
+        assert isinstance(classifier, nn.Sequential)
+        index = next(i for i, layer in enumerate(classifier) if isinstance(layer, nn.Linear))
+        classifier[index] = nn.Linear(int(maps.shape[1]) * side**2, 4096)
+        network.avgpool = nn.AdaptiveAvgPool2d(side)
+    network.to_empty(device="cpu")
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+            module.reset_parameters()
+        if name == "vgg16_bn" and isinstance(module, nn.Conv2d) and module.bias is not None:
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(module.bias)
+    return network
+
+
+def _to_grey(conv: nn.Module) -> None:
+    assert isinstance(conv, nn.Conv2d)
+    conv.weight = nn.Parameter(conv.weight.detach().sum(dim=1, keepdim=True))
+    conv.in_channels = 1

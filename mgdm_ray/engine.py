@@ -1,0 +1,210 @@
+"""Runs a plan on Ray: every job a task whose needs are object refs, so that Ray schedules."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from mgdm_ray import jobs
+from mgdm_ray.config import InputError, ResourcesConfig
+from mgdm_ray.environment import QUIET
+from mgdm_ray.jobs import Context
+from mgdm_ray.plan import Job, Plan
+from mgdm_ray.records import Record
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Live:
+    """How far a running job is."""
+
+    label: str
+    done: int
+    total: int
+    note: str
+
+
+OnRecord = Callable[[Job, Record], None]
+OnLive = Callable[[Mapping[str, Live]], None]
+
+
+@contextlib.contextmanager
+def cluster(address: str | None) -> Iterator[None]:
+    """A Ray cluster for one study: one of our own on this machine, or an existing one.
+
+    Our own listens on 127.0.0.1 only and, with ``environment.prepare``, asks for a token that
+    nobody else knows. Raises InputError where the given address does not answer.
+    """
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "runtime_env": {"env_vars": QUIET},
+    }
+    if address is None:
+        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        # One computing thread per task: two busy processes of two threads each on two cores run
+        # several times slower than two of one.
+        options["num_cpus"] = len(os.sched_getaffinity(0))
+    else:
+        options["address"] = address
+    try:
+        ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        if address is None:
+            raise
+        raise InputError(f"--address {address}: no Ray cluster answers there: {error}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@ray.remote(num_cpus=0)
+class _Board:
+    """Where running jobs write how far they are."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Live] = {}
+
+    def write(self, key: str, live: Live) -> None:
+        self.rows[key] = live
+
+    def clear(self, key: str) -> None:
+        self.rows.pop(key, None)
+
+    def read(self) -> dict[str, Live]:
+        return self.rows
+
+
+class _Reporter:
+    """A job's Progress: tells the board, at most four times a second."""
+
+    def __init__(self, board: Any, job: Job) -> None:
+        self.board, self.key, self.label = board, job.key, job.label
+        self.last = 0.0
+
+    def __call__(self, done: int, total: int, note: str) -> None:
+        now = time.monotonic()
+        if now - self.last > 0.25 or done >= total:
+            self.last = now
+            self.board.write.remote(self.key, Live(self.label, done, total, note))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the whole run shares."""
+
+    resources: ResourcesConfig
+    max_concurrent: int
+    """Trials of one search at once."""
+
+
+def _run_job(job: Job, context: Context, limits: Limits, board: Any, *needs: Record) -> Record:
+    """The body of a Ray task: a plain job with Ray's launchers put in."""
+    import torch
+
+    from mgdm_ray import search, training
+
+    torch.set_num_threads(max(1, int(limits.resources.cpus_per_task)))
+    reporter = _Reporter(board, job)
+    reporter(0, 0, "started")
+    context = replace(
+        context,
+        progress=reporter,
+        launch=partial(training.launch, resources=limits.resources),
+        device="cuda" if ray.get_gpu_ids() else "cpu",
+    )
+    run_search = partial(
+        search.search, resources=limits.resources, max_concurrent=limits.max_concurrent
+    )
+    try:
+        return jobs.run(job, needs, context, {**jobs.FUNCTIONS, "search": run_search})
+    finally:
+        board.clear.remote(job.key)
+
+
+def _task_options(job: Job, resources: ResourcesConfig) -> dict[str, Any]:
+    """Fits and searches only wait for workers of their own, so they ask for nothing themselves."""
+    if job.kind == "search":
+        return {"num_cpus": 0, "num_gpus": 0}
+    if job.kind in ("fit_denoiser", "fit_guide"):
+        # The guide's and denoiser's own evaluation afterwards is short and runs on the CPU.
+        return {"num_cpus": 0, "num_gpus": 0}
+    return {"num_cpus": resources.cpus_per_task, "num_gpus": resources.gpus_per_task}
+
+
+def require_resources(plan: Plan, resources: ResourcesConfig) -> None:
+    """Raises InputError for a job that asks for more than the whole cluster has."""
+    have = ray.cluster_resources()
+    asks: list[tuple[str, str, float]] = []
+    if any(job.kind in ("fit_denoiser", "fit_guide") for job in plan.jobs.values()):
+        workers = resources.train_workers
+        asks.append(("resources.train_workers", "CPU", workers * resources.cpus_per_worker))
+        asks.append(("resources.train_workers", "GPU", workers * resources.gpus_per_worker))
+    asks.append(("resources.cpus_per_task", "CPU", resources.cpus_per_task))
+    asks.append(("resources.gpus_per_task", "GPU", resources.gpus_per_task))
+    for place, name, amount in asks:
+        if amount > have.get(name, 0):
+            raise InputError(
+                f"{place}: a job asks for {amount:g} {name}, but the cluster has "
+                f"{have.get(name, 0):g}; lower it (e.g. --set {place}=...) or use a larger cluster"
+            )
+
+
+def run_plan(
+    todo: Mapping[str, Job],
+    known: Mapping[str, Record],
+    context: Context,
+    limits: Limits,
+    on_record: OnRecord,
+    on_live: OnLive,
+    *,
+    fail_fast: bool = False,
+) -> None:
+    """Run ``todo`` (in plan order); ``known`` holds the records of jobs that are finished.
+
+    Calls ``on_record`` once per job as it ends and ``on_live`` about once a second.
+    """
+    board = _Board.remote()
+    task = ray.remote(_run_job)
+    shared = ray.put(context), ray.put(limits)
+    refs: dict[str, Any] = {}
+    waiting: dict[Any, Job] = {}
+    for key, job in todo.items():
+        needs = [refs.get(need, known.get(need)) for need in dict.fromkeys(job.needs.values())]
+        options = _task_options(job, limits.resources)
+        ref = task.options(
+            **options, max_retries=limits.resources.max_retries, name=job.label
+        ).remote(job, *shared, board, *needs)
+        refs[key], waiting[ref] = ref, job
+    while waiting:
+        ready, _ = ray.wait(list(waiting), num_returns=1, timeout=1.0)
+        with contextlib.suppress(RayError):  # the picture of the progress may be late or lost
+            on_live(ray.get(board.read.remote(), timeout=5))
+        for ref in ready:
+            job = waiting.pop(ref)
+            record = _outcome(ref, job, context)
+            on_record(job, record)
+            if fail_fast and record.status == "failed":
+                return
+
+
+def _outcome(ref: Any, job: Job, context: Context) -> Record:
+    """The job's record; a task that Ray could not run to its end is a failed record too."""
+    try:
+        record: Record = ray.get(ref)
+        return record
+    except RayError as error:
+        jobs.write_log(context.store, job, str(error))
+        first = next((line for line in str(error).splitlines() if line.strip()), "")
+        return jobs.failed(job, f"{type(error).__name__}: {first}"[:500])

@@ -1,0 +1,27 @@
+"""The environment Ray reads when it is imported: set before, or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+
+
+def prepare(*, local: bool) -> None:
+    """No usage statistics, no double printing; a ``local`` cluster gets a token of its own.
+
+    Ray's default would write its token to the home folder and change what a later cluster does.
+    One that lives in this process's environment dies with it. For an existing cluster the
+    user's own settings hold. Must run before ``import ray``: its library reads them there.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if local and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -1,0 +1,242 @@
+"""From a study to its jobs: what each computes, what it needs, and the key of its result.
+
+Pure: reads no file, imports neither torch nor ray. A key is the hash of everything that can
+change the result: the job's inputs, the keys of its needs, and the version of its kind.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mgdm_ray.config import Arm, DatasetConfig, StudyConfig, TrainConfig
+from mgdm_ray.seeding import content_key
+
+# Raise a kind's version when its code changes results: its artefacts are then computed anew.
+VERSIONS = {
+    "fit_denoiser": 1,
+    "fit_guide": 1,
+    "generate": 1,
+    "encode": 1,
+    "search": 1,
+    "decode": 1,
+    "fit_downstream": 1,
+}
+KINDS = tuple(VERSIONS)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A node of the plan.
+
+    ``inputs`` are hashed into ``key``; ``needs`` maps a role (``denoiser``, ``latents/0``, ...) to
+    the key of the job that fills it.
+    """
+
+    kind: str
+    key: str
+    inputs: dict[str, Any]
+    needs: dict[str, str]
+    dataset: str
+    network: str | None = None
+    arm: str | None = None
+    seed: int | None = None
+    detail: str = ""
+
+    @property
+    def label(self) -> str:
+        """For people: ``fit_downstream breastmnist resnet18 disturb seed 0``."""
+        parts = [self.kind, self.dataset, self.network, self.arm]
+        parts.append(None if self.seed is None else f"seed {self.seed}")
+        return " ".join(p for p in [*parts, self.detail] if p)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Jobs by key, needs before those who need them."""
+
+    jobs: dict[str, Job]
+
+    def counts(self) -> dict[str, int]:
+        found = Counter(job.kind for job in self.jobs.values())
+        return {kind: found[kind] for kind in KINDS if found[kind]}
+
+    @property
+    def key(self) -> str:
+        return content_key(sorted(self.jobs))
+
+    def cells(self) -> list[Job]:
+        return [job for job in self.jobs.values() if job.kind == "fit_downstream"]
+
+
+def make_plan(config: StudyConfig, fingerprints: Mapping[str, str]) -> Plan:
+    """All jobs of a study. ``fingerprints`` gives the identity of each dataset's content by name."""
+    jobs: dict[str, Job] = {}
+    for dataset in config.datasets:
+        _DatasetPlan(config, dataset, fingerprints[dataset.name], jobs).build()
+    return Plan(jobs)
+
+
+class _DatasetPlan:
+    """Adds the jobs of one dataset; datasets share nothing, so changing one leaves the others."""
+
+    def __init__(
+        self, config: StudyConfig, dataset: DatasetConfig, fingerprint: str, jobs: dict[str, Job]
+    ) -> None:
+        self.config = config
+        self.dataset = dataset.name
+        # Where the file lies does not matter, what is in it does.
+        self.data = {**dataset.model_dump(mode="json", exclude={"path"}), "content": fingerprint}
+        self.jobs = jobs
+
+    def build(self) -> None:
+        for arm in self.config.arms:
+            for network in self.config.networks:
+                needs = self.added_images(arm, network)
+                for seed in self.config.seeds:
+                    self.cell(arm, network, seed, needs)
+
+    def add(
+        self,
+        kind: str,
+        inputs: dict[str, Any],
+        needs: Mapping[str, str] | None = None,
+        *,
+        network: str | None = None,
+        arm: str | None = None,
+        seed: int | None = None,
+        detail: str = "",
+    ) -> str:
+        needs = dict(needs or {})
+        inputs = {"dataset": self.data, **inputs}
+        key = content_key({"kind": kind, "v": VERSIONS[kind], "in": inputs, "needs": needs})
+        if key not in self.jobs:
+            self.jobs[key] = Job(kind, key, inputs, needs, self.dataset, network, arm, seed, detail)
+        return key
+
+    def denoiser(self) -> str:
+        return self.add("fit_denoiser", self.training_inputs(self.config.denoiser))
+
+    def guide(self) -> str:
+        return self.add("fit_guide", self.training_inputs(self.config.guide))
+
+    def training_inputs(self, train: TrainConfig) -> dict[str, Any]:
+        # Neither of the excluded changes the result: checkpoints resume exactly, and the recipe is
+        # resolved into the other fields.
+        return {
+            "train": train.model_dump(mode="json", exclude={"checkpoint_every", "recipe"}),
+            "schedule": self.config.denoiser.schedule,
+            "seed": self.config.seed,
+        }
+
+    def stage_one(self) -> list[tuple[float, float]]:
+        """(guidance_scale, classifier_scale) candidates: what the search may choose from."""
+        sampling = self.config.sampling
+        space = self.config.search.space if self.config.search else None
+        free = (space and space.guidance_scale) or (sampling.guidance_scale,)
+        guided = (space and space.classifier_scale) or (sampling.classifier_scale,)
+        return [(float(g), float(s)) for g in free for s in guided]
+
+    def generate(self, guidance_scale: float, classifier_scale: float) -> str:
+        needs = {"denoiser": self.denoiser()}
+        if classifier_scale:
+            needs["guide"] = self.guide()
+        sampling = self.config.sampling
+        inputs = {
+            "guidance_scale": guidance_scale,
+            "classifier_scale": classifier_scale,
+            "num_inference_steps": sampling.num_inference_steps,
+            "clip": sampling.clip,
+            "synthetic": self.config.synthetic.model_dump(mode="json"),
+            "seed": self.config.seed,
+        }
+        detail = f"guidance {guidance_scale:g}"
+        detail += f" classifier {classifier_scale:g}" if classifier_scale else ""
+        return self.add("generate", inputs, needs, detail=detail)
+
+    def encode(self, guidance_scale: float, classifier_scale: float) -> str:
+        needs = {
+            "denoiser": self.denoiser(),
+            "images": self.generate(guidance_scale, classifier_scale),
+        }
+        steps = self.config.sampling.num_inference_steps
+        detail = self.jobs[needs["images"]].detail
+        return self.add("encode", {"num_inference_steps": steps}, needs, detail=detail)
+
+    def search(self, network: str) -> str | None:
+        search = self.config.search
+        if search is None:
+            return None
+        proxies = [network] if search.per == "network" else list(search.networks)
+        needs = {"denoiser": self.denoiser(), "guide": self.guide()}
+        for index, candidate in enumerate(self.stage_one()):
+            needs[f"latents/{index}"] = self.encode(*candidate)
+        inputs = {
+            "trials": search.trials,
+            "sampler": search.sampler,
+            "networks": proxies,
+            "images": search.images,
+            "stage_one": [list(c) for c in self.stage_one()],
+            "space": search.space.model_dump(
+                mode="json", include={"measurement", "uncertainty_scale", "gradient"}
+            ),
+            "downstream": {
+                **self.config.downstream.model_dump(mode="json"),
+                "steps": search.steps or self.config.downstream.steps,
+            },
+            "num_inference_steps": self.config.sampling.num_inference_steps,
+            "seed": self.config.seed,
+        }
+        shown = network if search.per == "network" else None
+        return self.add("search", inputs, needs, network=shown)
+
+    def choice(self, what: str, network: str, *, needs_setting: bool) -> dict[str, str]:
+        """The candidates of stage 1 (images or latents), and the search where one must choose."""
+        candidates = self.stage_one()
+        make = self.generate if what == "images" else self.encode
+        needs = {f"{what}/{i}": make(*c) for i, c in enumerate(candidates)}
+        if len(candidates) > 1 or needs_setting:
+            found = self.search(network)
+            if found:
+                needs["search"] = found
+        return needs
+
+    def decode(self, arm: Arm, network: str) -> str:
+        guided = arm != "roundtrip"
+        needs = {
+            "denoiser": self.denoiser(),
+            **self.choice("latents", network, needs_setting=guided),
+        }
+        inputs: dict[str, Any] = {
+            "arm": arm,
+            "num_inference_steps": self.config.sampling.num_inference_steps,
+            "seed": self.config.seed,
+        }
+        if guided:
+            needs["guide"] = self.guide()
+            if "search" not in needs:
+                inputs["setting"] = self.config.setting.model_dump(mode="json")
+        shown = network if self.config.search and self.config.search.per == "network" else None
+        return self.add("decode", inputs, needs, network=shown, arm=arm)
+
+    def added_images(self, arm: Arm, network: str) -> dict[str, str]:
+        if arm == "generate":
+            return self.choice("images", network, needs_setting=False)
+        if arm in ("roundtrip", "perturb", "disturb"):
+            return {"images": self.decode(arm, network)}
+        return {}
+
+    def cell(self, arm: Arm, network: str, seed: int, needs: Mapping[str, str]) -> None:
+        inputs: dict[str, Any] = {
+            "arm": arm,
+            "network": network,
+            "seed": seed,
+            "downstream": self.config.downstream.model_dump(mode="json"),
+        }
+        if arm == "duplicate":
+            # The other arms' counts come with their images.
+            inputs["synthetic"] = self.config.synthetic.model_dump(mode="json")
+        self.add("fit_downstream", inputs, needs, network=network, arm=arm, seed=seed)
+

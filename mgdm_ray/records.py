@@ -1,0 +1,98 @@
+"""The result row: one line of ``records.jsonl`` per job, trial and cell."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+Status = Literal["done", "failed", "pruned", "refused"]
+STATUSES: tuple[Status, ...] = ("done", "failed", "pruned", "refused")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one job, trial or cell came to.
+
+    ``kind`` is a job kind (``fit_denoiser`` ... ``fit_downstream``) or ``trial``. A *cell* is a
+    ``fit_downstream`` record: dataset x network x arm x seed, its ``metrics`` measured on
+    ``split``. ``metrics`` hold finite numbers only. ``setting`` is the guidance setting used.
+    ``reason`` says why, for every status but ``done``.
+    """
+
+    key: str
+    kind: str
+    status: Status
+    reason: str = ""
+    dataset: str | None = None
+    network: str | None = None
+    arm: str | None = None
+    seed: int | None = None
+    setting: dict[str, Any] = field(default_factory=dict)
+    split: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
+    git_commit: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(f"unknown status {self.status!r}; allowed: {', '.join(STATUSES)}")
+        if self.status != "done" and not self.reason:
+            raise ValueError(f"a record with status {self.status!r} needs a reason")
+
+    @property
+    def is_cell(self) -> bool:
+        return self.kind == "fit_downstream"
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True, allow_nan=False)
+
+    @staticmethod
+    def from_dict(row: dict[str, Any]) -> Record:
+        """Raises ValueError naming the keys that are unknown or missing."""
+        known = {f.name for f in fields(Record)}
+        unknown = sorted(set(row) - known)
+        missing = sorted({"key", "kind", "status"} - set(row))
+        if unknown or missing:
+            raise ValueError(f"not a record: unknown keys {unknown}, missing keys {missing}")
+        return Record(**row)
+
+
+def read_records(path: Path) -> list[Record]:
+    """All records of a ``records.jsonl``; of several lines with one key the last one counts.
+
+    A torn last line (the writer was killed) is passed over; damage elsewhere raises ValueError
+    with the line number.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows: dict[str, Record] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = Record.from_dict(json.loads(line))
+        except (ValueError, TypeError) as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}:{number}: damaged record: {error}") from error
+        rows[record.key] = record
+    return list(rows.values())
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """Replace ``path`` by these records, sorted by kind and key, in one atomic step."""
+    rows = {record.key: record for record in records}
+    text = "".join(r.to_json() + "\n" for r in sorted(rows.values(), key=lambda r: (r.kind, r.key)))
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def append_record(path: Path, record: Record) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(record.to_json() + "\n")

@@ -1,0 +1,108 @@
+"""A report while it is written: its records sorted out, and its folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from mgdm_ray.records import Record
+from mgdm_ray.report import figures, page, tables
+from mgdm_ray.report.page import Html, text
+from mgdm_ray.report.tables import CellId
+
+
+@dataclass(frozen=True)
+class ReportContext:
+    """What the report needs to know besides the records."""
+
+    study_name: str
+    question: str
+    config_yaml: str
+    """The resolved configuration."""
+    command: str
+    """The command line that made the study."""
+    started: str
+    """ISO 8601."""
+    seconds: float
+    """Wall time of the last run."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    git_commit: str | None = None
+    storage: str = ""
+    mlflow_command: str = ""
+    artefact: Callable[[Record], Path | None] = lambda record: None  # noqa: ARG005
+    """The folder of a record's artefact, None where there is none."""
+    datasets: Sequence[Any] = ()
+    """Per dataset a dataclass or mapping: name, task, classes, licence, citation, ..."""
+    expected_cells: Sequence[CellId] = ()
+    """(dataset, network, arm, seed) of every planned cell."""
+    plan_counts: Mapping[str, int] = field(default_factory=dict)
+    """Planned jobs per kind."""
+
+
+class Draft:
+    """What every section needs: records by role, and ways to write files beside the page."""
+
+    def __init__(self, folder: Path, records: Sequence[Record], context: ReportContext) -> None:
+        self.folder = folder
+        self.records = sorted(records, key=lambda r: (r.kind, r.dataset or "", r.arm or "", r.key))
+        self.context = context
+        self.cells = tables.scores(self.records)
+        self.expected = list(
+            dict.fromkeys(
+                context.expected_cells
+                or [tables.cell_id(record) for record in self.records if record.is_cell]
+            )
+        )
+        everything = [*self.expected, *self.cells]
+        self.datasets = list(dict.fromkeys(cell[0] for cell in everything))
+        self.networks = list(dict.fromkeys(cell[1] for cell in everything))
+        self.arms = tables.in_order(cell[2] for cell in everything)
+        self.seeds = sorted({cell[3] for cell in everything})
+        self.info = {info["name"]: info for info in map(_as_mapping, context.datasets)}
+        self.primary = tables.contrasts(self.cells, tables.PRIMARY, self.arms)
+        self.secondary = tables.contrasts(self.cells, tables.SECONDARY, self.arms)
+        self.trials = tables.trials(self.records, context.artefact)
+        self.problems = tables.problems(self.records, self.expected)
+        self.written: set[Path] = set()
+
+    def save(self, name: str, content: bytes) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+        self.written.add(path)
+        return path
+
+    def plot(self, name: str, figure: Figure, alt: str, caption: str) -> Html:
+        data = figures.png(figure)
+        self.save(f"figures/{name}.png", data)
+        return page.image(data, alt, text(caption), class_="plot")
+
+    def table_file(
+        self, name: str, header: Sequence[str], rows: Iterable[Sequence[object]]
+    ) -> None:
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+        self.save(f"tables/{name}.csv", buffer.getvalue().encode())
+
+    def clean(self) -> None:
+        """Remove figures and tables of an earlier report that this one does not have."""
+        for path in [*self.folder.glob("figures/*.png"), *self.folder.glob("tables/*.csv")]:
+            if path not in self.written:
+                path.unlink()
+
+
+def _as_mapping(info: Any) -> dict[str, Any]:
+    if is_dataclass(info) and not isinstance(info, type):
+        return asdict(info)
+    return dict(info)

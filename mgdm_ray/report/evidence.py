@@ -1,0 +1,337 @@
+"""The report's second half: search, models, images, failures, costs and provenance."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mgdm_ray.records import Record
+from mgdm_ray.report import figures, page, tables
+from mgdm_ray.report.draft import Draft
+from mgdm_ray.report.page import Html, text
+from mgdm_ray.report.tables import DASH, GAMMA, Trial, duration, setting_text
+from mgdm_ray.stats import summarise
+
+LARGE_IMAGE = 400_000  # bytes; larger grids are scaled down inside the page
+LARGE_SIDE = 1000  # pixels, of a grid that was scaled down
+NAMES_SHOWN = 12
+
+
+def search(draft: Draft) -> Html | None:
+    if not draft.trials and not any(r.kind == "search" for r in draft.records):
+        return None
+    best = tables.best_trials(draft.trials)
+    draft.table_file(
+        "trials",
+        ["search", "number", "status", "score", "seconds", "setting", "per_network"],
+        [
+            [t.where, t.number, t.status, "" if t.score is None else t.score, t.seconds,
+             json.dumps(dict(t.setting)), json.dumps(dict(t.per_network))]
+            for t in draft.trials
+        ],
+    )  # fmt: skip
+    chosen: list[list[str | Html]] = [
+        [where, page.cell(setting_text(t.setting), "words"), f"{t.score or 0:.3f}",
+         str(sum(u.where == where for u in draft.trials))]
+        for where, t in best.items()
+    ]  # fmt: skip
+    listing = page.fold(
+        f"All {len(draft.trials)} trials",
+        page.table(
+            ["search", "trial", "setting", "score", "status", "time"],
+            [_trial_row(t, best.get(t.where) is t) for t in draft.trials],
+            words=(2,),
+        ),
+    )
+    return page.section(
+        "search",
+        "Search for the guidance setting",
+        page.paragraph(
+            "Each trial is a guidance setting; its score is the mean balanced accuracy of the "
+            "proxy networks on validation data. The best of several scores is optimistic by "
+            "construction: only the test results above say what the setting is worth."
+        ),
+        page.table(["search", "best setting", "score", "trials"], chosen, words=(1,))
+        if chosen
+        else None,
+        _search_plot(draft, best),
+        listing if draft.trials else page.paragraph("No trial was recorded: see what failed."),
+    )
+
+
+def _trial_row(trial: Trial, best: bool) -> list[str | Html]:
+    score = DASH if trial.score is None else f"{trial.score:.3f}"
+    networks = ", ".join(f"{n} {v:.3f}" for n, v in trial.per_network.items())
+    return [
+        trial.where,
+        str(trial.number),
+        page.cell(setting_text(trial.setting), "words"),
+        page.cell(
+            score, "best" if best else "", small=networks if len(trial.per_network) > 1 else ""
+        ),
+        trial.status,
+        duration(trial.seconds),
+    ]
+
+
+def _search_plot(draft: Draft, best: Mapping[str, Trial]) -> Html | None:
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for t in draft.trials:
+        if t.score is None or t.setting.get("uncertainty_scale") is None:
+            continue
+        rows.setdefault(t.where, []).append(
+            {
+                "measurement": str(t.setting.get("measurement", "?")),
+                "uncertainty_scale": float(t.setting["uncertainty_scale"]),
+                "guidance_scale": float(t.setting.get("guidance_scale", 1.0)),
+                "score": t.score,
+                "best": best.get(t.where) is t,
+            }
+        )
+    if not rows:
+        return None
+    return draft.plot(
+        "search",
+        figures.search_scatter(rows),
+        "Search trials: score over guidance strength",
+        f"Validation score of each trial over the strength {GAMMA} of measurement guidance.",
+    )
+
+
+def models(draft: Draft) -> Html | None:
+    """Noisy classifier over t, and the training curves."""
+    parts = [_guide_plot(draft), *_curve_plots(draft)]
+    if not any(parts):
+        return None
+    return page.section("models", "Guide and training", *parts)
+
+
+def _guide_plot(draft: Draft) -> Html | None:
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for record in draft.records:
+        table = (
+            _read_json(draft, record, "accuracy_over_t.json")
+            if record.kind == "fit_guide"
+            else None
+        )
+        if table and table["t"]:
+            pairs = zip(table["t"], table["balanced_accuracy"], strict=True)
+            curves[record.dataset or "?"] = sorted((float(t), float(v)) for t, v in pairs)
+    if not curves:
+        return None
+    chance = {
+        name: 1 / len(info["classes"]) for name, info in draft.info.items() if info.get("classes")
+    }
+    return draft.plot(
+        "guide",
+        figures.guide_over_t(curves, chance),
+        "Balanced accuracy of the noisy classifier over the noise level",
+        "Can guidance work at all? Balanced accuracy of the noisy classifier on validation images, "
+        "noised to t. Where it is at chance, its gradient holds no information about the class.",
+    )
+
+
+def _curve_plots(draft: Draft) -> list[Html | None]:
+    diffusion: dict[str, dict[str, figures.Curve]] = {}
+    cells: dict[str, dict[str, list[figures.Curve]]] = {}
+    names = {"fit_denoiser": "denoiser", "fit_guide": "guide (noisy classifier)"}
+    for record in draft.records:
+        if record.kind not in names and not record.is_cell:
+            continue
+        history = _read_json(draft, record, "history.json")
+        if not history:
+            continue
+        curve = [(float(row["step"]), float(row["loss"])) for row in history]
+        dataset = record.dataset or "?"
+        if record.is_cell:
+            cells.setdefault(dataset, {}).setdefault(record.arm or "?", []).append(curve)
+        else:
+            diffusion.setdefault(names[record.kind], {})[dataset] = curve
+    means = {
+        dataset: {arm: _mean_curve(arms[arm]) for arm in tables.in_order(arms)}
+        for dataset, arms in cells.items()
+    }
+    return [
+        draft.plot(
+            "training",
+            figures.loss_curves(diffusion, arms=False),
+            "Training loss of the diffusion models",
+            "Training loss of denoiser and guide; faint: every step, strong: running mean.",
+        )
+        if diffusion
+        else None,
+        draft.plot(
+            "downstream",
+            figures.loss_curves(means, arms=True),
+            "Training loss of the evaluated networks",
+            "Training loss of the evaluated networks: mean over networks and seeds per arm. A low "
+            "loss says how well the training set was learnt, not how well the network generalises.",
+        )
+        if means
+        else None,
+    ]
+
+
+def _mean_curve(curves: Sequence[figures.Curve]) -> list[tuple[float, float]]:
+    losses: dict[float, list[float]] = {}
+    for curve in curves:
+        for step, loss in curve:
+            losses.setdefault(step, []).append(loss)
+    return [(step, summarise(values).mean) for step, values in sorted(losses.items())]
+
+
+def images(draft: Draft) -> Html | None:
+    """Real images beside those of each arm, dataset by dataset."""
+    parts = []
+    for dataset in draft.datasets:
+        found = _grids(draft, dataset)
+        if not found:
+            continue
+        shown = []
+        for name, setting, path in found:
+            data = path.read_bytes()
+            draft.save(f"figures/grid-{dataset}-{name}.png", data)
+            label = page.join([page.tag("b", text(name)), text(f" · {setting}" if setting else "")])
+            shown.append(page.image(_within(data), f"{dataset}, {name}", label))
+        classes = draft.info.get(dataset, {}).get("classes") or ()
+        rows = f"Rows, top to bottom: {', '.join(map(str, classes))}." if classes else ""
+        parts += [page.tag("h3", text(dataset)), page.paragraph(rows, "note") if rows else Html("")]
+        parts.append(page.tag("div", page.join(shown), class_="grids"))
+    if not parts:
+        return None
+    intro = page.paragraph(
+        "One row per class. Within the synthetic grids the same place holds the same image: "
+        "roundtrip, perturb and disturb all start from the image shown under generate."
+    )
+    return page.section("images", "Images", intro, *parts)
+
+
+def _grids(draft: Draft, dataset: str) -> list[tuple[str, str, Path]]:
+    """(arm, setting, file): per arm the artefact that the cells used, or the first one."""
+    used = {
+        record.arm: record.setting
+        for record in draft.records
+        if record.is_cell and record.dataset == dataset and record.status == "done"
+    }
+    found: dict[str, tuple[str, Path]] = {}
+    for record in draft.records:
+        if record.dataset != dataset or record.kind not in ("fit_denoiser", "generate", "decode"):
+            continue
+        folder = draft.context.artefact(record)
+        path = (
+            folder / ("real.png" if record.kind == "fit_denoiser" else "grid.png")
+            if folder
+            else None
+        )
+        if path is None or not path.is_file():
+            continue
+        arm = "real" if record.kind == "fit_denoiser" else record.arm or record.kind
+        if arm not in found or record.setting == used.get(arm):
+            found[arm] = (setting_text(record.setting), path)
+    return [(arm, *found[arm]) for arm in tables.in_order(found)]
+
+
+def _within(data: bytes) -> bytes:
+    """The PNG, scaled down if it would make the page heavy."""
+    if len(data) <= LARGE_IMAGE:
+        return data
+    picture = Image.open(io.BytesIO(data))
+    picture.thumbnail((LARGE_SIDE, LARGE_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def failures(draft: Draft) -> Html:
+    if not draft.problems:
+        return page.section("failures", "What failed", page.paragraph("Nothing failed."))
+    rows: list[list[str | Html]] = []
+    for status, reason, names in draft.problems:
+        shown = "; ".join(names[:NAMES_SHOWN])
+        if len(names) > NAMES_SHOWN:
+            shown += f"; and {len(names) - NAMES_SHOWN} more"
+        rows.append(
+            [status, str(len(names)), page.cell(reason, "words"), page.cell(shown, "words")]
+        )
+    return page.section(
+        "failures",
+        "What failed and why",
+        page.paragraph(
+            "Failures are never cached: the same command with --retry-failed runs them again. "
+            "Jobs that were held up stand under the reason at the root."
+        ),
+        page.table(["status", "jobs", "reason", "which"], rows, words=(2, 3)),
+    )
+
+
+def costs(draft: Draft) -> Html:
+    table = tables.costs(draft.records)
+    total = sum(row[3] for row in table) or 1.0
+    rows: list[list[str | Html]] = []
+    for kind, done, other, seconds, longest in table:
+        bar = page.tag("span", class_="bar", style=f"width: {9 * seconds / total:.2f}em")
+        share = page.tag("td", bar, style="text-align: left; min-width: 10em")
+        rows.append([kind, str(done), str(other), duration(seconds), share, duration(longest)])
+    return page.section(
+        "costs",
+        "What it cost",
+        page.paragraph(
+            f"Seconds of work as they were spent when each artefact was made, {duration(total)} "
+            "together; what the store already had cost this run nothing. Trials are part of their "
+            "search.",
+            "note",
+        ),
+        page.table(["kind", "done", "not done", "time", "share", "longest"], rows, words=(4,)),
+    )
+
+
+def provenance(draft: Draft) -> Html:
+    context = draft.context
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(context.versions.items()))
+    return page.section(
+        "provenance",
+        "Provenance",
+        page.facts(
+            [
+                ("command", context.command),
+                ("started", context.started),
+                ("wall time", duration(context.seconds)),
+                ("seeds", ", ".join(map(str, draft.seeds))),
+                ("storage", context.storage),
+                ("git commit", context.git_commit or "unknown"),
+                ("versions", versions),
+                ("MLflow", context.mlflow_command),
+                ("files", "tables/*.csv and figures/*.png beside this page; records.jsonl"),
+            ]
+        ),
+        _dataset_table(draft.info.values()),
+        page.fold("Resolved configuration", page.tag("pre", text(context.config_yaml))),
+    )
+
+
+def _dataset_table(infos: Iterable[Mapping[str, Any]]) -> Html | None:
+    rows: list[list[str | Html]] = [
+        [
+            str(info["name"]),
+            page.cell(str(info.get("task", "")), "words"),
+            page.cell(", ".join(map(str, info.get("classes") or ())), "words"),
+            page.cell(str(info.get("licence", "")), "words"),
+            page.cell(str(info.get("citation", "")), "words"),
+        ]
+        for info in infos
+    ]
+    header = ["dataset", "task", "classes", "licence", "source"]
+    return page.table(header, rows, words=range(5)) if rows else None
+
+
+def _read_json(draft: Draft, record: Record, name: str) -> Any:
+    folder = draft.context.artefact(record)
+    path = folder / name if folder else None
+    if path is None or not path.is_file():
+        return None
+    return json.loads(path.read_text(encoding="utf-8"))

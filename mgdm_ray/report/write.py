@@ -1,0 +1,40 @@
+"""Puts the sections together and writes the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mgdm_ray.records import Record
+from mgdm_ray.report import evidence, page, results
+from mgdm_ray.report.draft import Draft, ReportContext
+
+SECTIONS = (
+    ("question", "Question", results.asked),
+    ("results", "Results", results.results),
+    ("contrasts", "Contrasts", results.contrasts),
+    ("search", "Search", evidence.search),
+    ("images", "Images", evidence.images),
+    ("models", "Training", evidence.models),
+    ("failures", "Failures", evidence.failures),
+    ("costs", "Costs", evidence.costs),
+    ("provenance", "Provenance", evidence.provenance),
+)
+
+
+def write_report(folder: Path, records: Sequence[Record], context: ReportContext) -> Path:
+    """Write ``report.html``, ``figures/*.png`` and ``tables/*.csv`` under ``folder``.
+
+    Works at any time of a study: sections without data are left out or say so. Each file is
+    replaced in one step, the page last. Returns the page's path.
+    """
+    draft = Draft(folder, records, context)
+    head = results.head(draft)
+    built = [(anchor, name, section(draft)) for anchor, name, section in SECTIONS]
+    shown = [(anchor, name, html) for anchor, name, html in built if html is not None]
+    body = page.join([head, *(html for _, _, html in shown)])
+    contents = [(anchor, name) for anchor, name, _ in shown]
+    title = f"{context.study_name}: mgdm-ray report"
+    path = draft.save("report.html", page.document(title, body, contents).encode())
+    draft.clean()
+    return path

@@ -1,0 +1,411 @@
+"""The command line: ``python -m mgdm_ray.study STUDY.yaml`` loads, plans, runs and reports."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from mgdm_ray.config import InputError, StudyConfig, load_study
+from mgdm_ray.plan import Job, Plan, make_plan
+from mgdm_ray.records import Record, append_record, read_records, write_records
+from mgdm_ray.seeding import content_key
+from mgdm_ray.store import Store
+
+if TYPE_CHECKING:
+    from mgdm_ray.jobs import Context
+    from mgdm_ray.tracking import Tracker
+
+DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def parser() -> argparse.ArgumentParser:
+    new = argparse.ArgumentParser(
+        prog="python -m mgdm_ray.study",
+        description="Run a study; the same command again resumes it.",
+        epilog="Exit codes: 0 all done, 1 some job failed, 2 the input is wrong, 130 interrupted.",
+    )
+    new.add_argument("study", metavar="STUDY.yaml", help="the study file")
+    new.add_argument(
+        "--plan", action="store_true", help="show the jobs and what is left; starts nothing"
+    )
+    new.add_argument(
+        "--set",
+        metavar="A.B=C",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="override one value of the study (repeatable)",
+    )
+    new.add_argument("--storage", metavar="DIR", help="where everything goes (default: ./runs)")
+    new.add_argument("--address", metavar="ADDR", help="an existing Ray cluster (default: local)")
+    new.add_argument("--fail-fast", action="store_true", help="stop at the first failed job")
+    new.add_argument("--retry-failed", action="store_true", help="run again what failed before")
+    new.add_argument(
+        "--report-only", action="store_true", help="rebuild records, report and MLflow; run nothing"
+    )
+    return new
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return Study(arguments).start()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        print("\nStopped. What is finished is kept; the same command resumes:", file=sys.stderr)
+        print(f"  {_command_line(argv)}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _command_line(argv: Sequence[str] | None) -> str:
+    return shlex.join(["python", "-m", "mgdm_ray.study", *(sys.argv[1:] if argv is None else argv)])
+
+
+class Study:
+    """One invocation: the resolved study, its plan, and what the storage already holds."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        from mgdm_ray.data.load import fingerprint
+
+        self.arguments = arguments
+        self.config: StudyConfig = load_study(arguments.study, arguments.overrides)
+        storage = arguments.storage or self.config.storage
+        if "://" in storage:
+            raise InputError(f"--storage {storage}: only folders are supported, no URL")
+        self.store = Store(Path(storage).expanduser())
+        self.folder = self.store.root / "studies" / self.config.name
+        self.fingerprints = {
+            d.name: fingerprint(d, self.config.data_dir) for d in self.config.datasets
+        }
+        self.plan: Plan = make_plan(self.config, self.fingerprints)
+
+    # --- what is there ------------------------------------------------------------------
+
+    def finished(self) -> dict[str, Record]:
+        """Records of the plan's jobs that the store holds."""
+        found = {}
+        for key, job in self.plan.jobs.items():
+            if self.store.is_done(job.kind, key):
+                found[key] = Record.from_dict(self.store.manifest(job.kind, key)["record"])
+        return found
+
+    def failures(self) -> dict[str, Record]:
+        """Records of the plan's jobs that failed before and are not done since."""
+        rows = read_records(self.folder / "records.jsonl")
+        return {
+            r.key: r
+            for r in rows
+            if r.status == "failed"
+            and r.key in self.plan.jobs
+            and not self.store.is_done(r.kind, r.key)
+        }
+
+    # --- the way of a study -------------------------------------------------------------
+
+    def start(self) -> int:
+        if self.arguments.plan:
+            self.show_plan()
+            return DONE
+        if self.arguments.report_only:
+            known = {**self.failures(), **self.finished()}
+            return self.close(known, self.tracker(), time.monotonic())
+        return self.run()
+
+    def show_plan(self) -> None:
+        done, failures = self.finished(), self.failures()
+        c = self.config
+        print(
+            f"study {c.name}: {len(c.datasets)} datasets x {len(c.networks)} networks x "
+            f"{len(c.arms)} arms x {len(c.seeds)} seeds = {len(self.plan.cells())} cells"
+        )
+        print(f"storage {self.store.root}")
+        absent = [name for name, value in self.fingerprints.items() if value == "absent"]
+        if absent:
+            print(f"not on this machine yet (fetched or asked for at the start): {', '.join(absent)}")
+        total = Counter(job.kind for job in self.plan.jobs.values())
+        seconds = self.seconds_per_kind()
+        print(f"\n{'kind':<16}{'jobs':>7}{'done':>7}{'failed':>8}{'to do':>7}{'s each':>9}")
+        work, unknown = 0.0, []
+        for kind in self.plan.counts():
+            have = sum(r.kind == kind for r in done.values())
+            lost = sum(r.kind == kind for r in failures.values())
+            left = total[kind] - have - lost
+            each = seconds.get(kind)
+            work += left * (each or 0.0)
+            unknown += [kind] if left and each is None else []
+            shown = "unknown" if each is None else f"{each:.1f}"
+            print(f"{kind:<16}{total[kind]:>7}{have:>7}{lost:>8}{left:>7}{shown:>9}")
+        every = len(self.plan.jobs)
+        left = every - len(done) - len(failures)
+        print(f"{'all':<16}{every:>7}{len(done):>7}{len(failures):>8}{left:>7}")
+        cores = len(os.sched_getaffinity(0))
+        if left == 0:
+            print("\nnothing left to do")
+        elif unknown:
+            print(
+                f"\nestimated time: unknown (no {', '.join(unknown)} has run in this storage yet)"
+                + (f"; the rest about {work / cores / 60:.0f} min on {cores} cores" if work else "")
+            )
+        else:
+            print(f"\nestimated time: about {work / cores / 60:.1f} min on this machine's {cores} cores")
+
+    def seconds_per_kind(self) -> dict[str, float]:
+        """Mean seconds of the finished jobs of each kind in this storage, this study's first."""
+        own = {(job.kind, job.key) for job in self.plan.jobs.values()}
+        rows: dict[str, list[float]] = {}
+        every = list(self.store.done())
+        for kind, key in [k for k in every if k in own] or every:
+            rows.setdefault(kind, []).append(
+                float(self.store.manifest(kind, key)["record"]["seconds"])
+            )
+        return {kind: sum(values) / len(values) for kind, values in rows.items()}
+
+    def check_data(self) -> None:
+        """Fetch what can be fetched, refuse what is missing or damaged, before anything starts."""
+        from mgdm_ray.data.load import check_source, download
+
+        for index, dataset in enumerate(self.config.datasets):
+            if self.fingerprints[dataset.name] == "absent" and dataset.path is None:
+                print(f"downloading {dataset.name} ({dataset.size} px)", flush=True)
+                download(dataset, self.config.data_dir)
+            try:
+                warnings = check_source(dataset, self.config.data_dir)
+            except InputError as error:
+                raise InputError(f"{self.arguments.study}: datasets[{index}]: {error}") from None
+            for warning in warnings:
+                print(f"warning: {dataset.name}: {warning}", flush=True)
+
+    def run(self) -> int:
+        if "absent" in self.fingerprints.values():
+            self.check_data()
+            return Study(self.arguments).run()  # keys depend on what has just arrived
+        self.check_data()
+        started = time.monotonic()
+        self.write_inputs()
+        known = self.finished()
+        if not self.arguments.retry_failed:
+            known = {**self.failures(), **known}
+        todo = {key: job for key, job in self.plan.jobs.items() if key not in known}
+        say = f"study {self.config.name}: {len(self.plan.jobs)} jobs, {len(known)} known, "
+        print(f"{say}{len(todo)} to do; storage {self.store.root}", flush=True)
+        tracker = self.tracker()
+        if todo:
+            self.compute(todo, known, tracker)
+        return self.close(known, tracker, started)
+
+    def write_inputs(self) -> None:
+        import yaml
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        resolved = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        (self.folder / "study.resolved.yaml").write_text(resolved, encoding="utf-8")
+        rows = [
+            {"key": j.key, "kind": j.kind, "label": j.label, "needs": j.needs}
+            for j in self.plan.jobs.values()
+        ]
+        (self.folder / "plan.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+
+    def compute(
+        self, todo: dict[str, Job], known: dict[str, Record], tracker: Tracker
+    ) -> None:
+        """Run ``todo`` on Ray; every record goes to ``known``, to disk and to MLflow as it comes."""
+        from rich.console import Console
+
+        from mgdm_ray import environment
+
+        environment.prepare(local=self.arguments.address is None)
+
+        from mgdm_ray import engine
+        from mgdm_ray.progress import Display
+
+        path = self.folder / "records.jsonl"
+        resources = self.config.resources
+        with (
+            engine.cluster(self.arguments.address),
+            Display(len(self.plan.jobs), len(self.plan.jobs) - len(todo), Console()) as display,
+        ):
+            engine.require_resources(self.plan, resources)
+
+            def on_record(job: Job, record: Record) -> None:
+                known[job.key] = record
+                note = record.reason if record.status != "done" else _headline(record)
+                display.job_ended(job.label, record.status, record.seconds, note)
+                for row in self.with_trials(record):
+                    append_record(path, row)
+                    tracker.log(row, self.artefact(row))
+
+            limits = engine.Limits(resources, self.trials_at_once())
+            engine.run_plan(
+                todo,
+                known,
+                self.context(),
+                limits,
+                on_record,
+                display.live,
+                fail_fast=self.arguments.fail_fast,
+            )
+
+    def trials_at_once(self) -> int:
+        wanted = self.config.search.max_concurrent if self.config.search else None
+        if wanted:
+            return wanted
+        import ray
+
+        have, resources = ray.cluster_resources(), self.config.resources
+        fit = have.get("CPU", 1) / resources.cpus_per_task
+        if resources.gpus_per_task:
+            fit = min(fit, have.get("GPU", 0) / resources.gpus_per_task)
+        return max(1, int(fit))
+
+    def context(self) -> Context:
+        from mgdm_ray.data.load import resolve_data_dir
+        from mgdm_ray.jobs import Context
+
+        return Context(
+            storage=str(self.store.root),
+            study_folder=str(self.folder),
+            datasets={d.name: d for d in self.config.datasets},
+            data_dir=str(resolve_data_dir(self.config.data_dir)),
+            sampling_batch=self.config.sampling.batch_size,
+            checkpoint_every={
+                "denoiser": self.config.denoiser.checkpoint_every,
+                "guide": self.config.guide.checkpoint_every,
+            },
+        )
+
+    def tracker(self) -> Tracker:
+        from mgdm_ray.tracking import Tracker
+
+        uri = self.config.tracking.uri or f"sqlite:///{self.store.root}/mlflow.db"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return Tracker(
+            uri,
+            str(self.store.root / "mlflow-artifacts"),
+            self.config.tracking.experiment,
+            self.config.name,
+            content_key(["study", self.config.name]),
+        )
+
+    def artefact(self, record: Record) -> Path | None:
+        if record.kind == "trial" or not self.store.is_done(record.kind, record.key):
+            return None
+        return self.store.folder(record.kind, record.key)
+
+    def with_trials(self, record: Record) -> list[Record]:
+        """A search's record together with one record per trial."""
+        if record.kind != "search" or record.status != "done":
+            return [record]
+        rows = json.loads((self.store.folder("search", record.key) / "trials.json").read_text())
+        return [record, *(_trial(record, row) for row in rows)]
+
+    # --- the end ------------------------------------------------------------------------
+
+    def close(self, known: dict[str, Record], tracker: Tracker, started: float) -> int:
+        """Bring records.jsonl, MLflow and the report up to date with ``known``; say what came out."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        records = [row for record in known.values() for row in self.with_trials(record)]
+        write_records(self.folder / "records.jsonl", records)
+        for record in records:
+            tracker.log(record, self.artefact(record))
+        report = self.report(records, tracker, started)
+        resolved = self.folder / "study.resolved.yaml"
+        tracker.finish(records, report, resolved.read_text() if resolved.exists() else "")
+        return self.summary(records, report, tracker)
+
+    def report(self, records: list[Record], tracker: Tracker, started: float) -> Path:
+        import yaml
+
+        from mgdm_ray.data.info import dataset_info
+        from mgdm_ray.provenance import git_commit, versions
+        from mgdm_ray.report import ReportContext, write_report
+
+        contrast = "does adding them beat adding copies of real images"
+        context = ReportContext(
+            study_name=self.config.name,
+            question=f"Do synthetic images make these classifiers better, and {contrast}?",
+            config_yaml=yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False),
+            command=_command_line(None),
+            started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            seconds=time.monotonic() - started,
+            versions=versions(),
+            git_commit=git_commit(),
+            storage=str(self.store.root),
+            mlflow_command=tracker.ui_command(),
+            artefact=self.artefact,
+            datasets=[dataset_info(d, self.config.data_dir) for d in self.config.datasets],
+            expected_cells=[
+                (job.dataset, str(job.network), str(job.arm), int(job.seed or 0))
+                for job in self.plan.cells()
+            ],
+            plan_counts=self.plan.counts(),
+        )
+        return write_report(self.folder, records, context)
+
+    def summary(self, records: list[Record], report: Path, tracker: Tracker) -> int:
+        from mgdm_ray.report import result_table
+
+        print("\nbalanced accuracy on the test split, mean and sd over networks and seeds\n")
+        print(result_table(records))
+        print(f"\nreport:  {report}")
+        print(f"compare: {tracker.ui_command()}")
+        bad = [r for r in records if r.status == "failed" and r.kind != "trial"]
+        missing = len(self.plan.jobs) - sum(r.key in self.plan.jobs for r in records)
+        if missing:
+            print(f"{missing} of {len(self.plan.jobs)} jobs have not run")
+        if not bad:
+            return DONE if not missing or self.arguments.report_only else FAILED
+        print(f"\n{len(bad)} jobs failed; run again with --retry-failed once the cause is mended:")
+        for record in [r for r in bad if not r.reason.startswith("needs ")][:20]:
+            job = self.plan.jobs[record.key]
+            print(f"  {job.label}: {record.reason}\n    log: {self.log(job)}")
+        return FAILED
+
+    def log(self, job: Job) -> Path:
+        return self.store.root / "logs" / f"{job.kind}-{job.key}.log"
+
+
+def _headline(record: Record) -> str:
+    for name in ("balanced_accuracy", "best_score", "balanced_accuracy_over_t", "loss"):
+        if name in record.metrics:
+            return f"{name.replace('_', ' ')} {record.metrics[name]:.3f}"
+    return ""
+
+
+def _trial(search: Record, row: dict[str, Any]) -> Record:
+    """The record of one trial of a search, from a row of its trials.json."""
+    metrics: dict[str, float] = {}
+    if "score" in row:
+        metrics = {"score": row["score"]}
+        metrics |= {f"score_{network}": value for network, value in row["per_network"].items()}
+    return dataclasses.replace(
+        search,
+        key=content_key(["trial", search.key, row["number"]]),
+        kind="trial",
+        status=row["status"],
+        reason=row["reason"],
+        setting=row["setting"],
+        metrics=metrics,
+        seconds=row["seconds"],
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

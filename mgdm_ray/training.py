@@ -1,0 +1,111 @@
+"""Ray Train: one launcher for denoiser and guide, on one worker or many."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
+
+from mgdm_ray.config import ResourcesConfig
+from mgdm_ray.diffusion.train import NonFiniteLoss, TrainState
+from mgdm_ray.jobs import JobError, Progress, TrainingTask, train_model, training_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def launch(task: TrainingTask, progress: Progress, resources: ResourcesConfig) -> Path:
+    """Train on Ray and return the folder of the final state (what ``TrainState.save`` wrote).
+
+    The run's name is the job's key and its storage outlives a crash, so the same call after any
+    kind of death goes on from the last checkpoint. Raises JobError where training ends without
+    a result, with the reason.
+    """
+    workers = resources.train_workers
+    config = training_config(task)
+    if config.batch_size % workers:
+        raise JobError(f"batch_size {config.batch_size} cannot be split over {workers} workers")
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"task": asdict(task), "progress": progress},
+        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=_per_worker(resources),
+        ),
+        run_config=RunConfig(
+            name=task.key,
+            storage_path=task.work,
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            # A deterministic bug would be retried for ever by default.
+            failure_config=FailureConfig(
+                max_failures=resources.max_retries, controller_failure_limit=1
+            ),
+        ),
+    )
+    result = trainer.fit()
+    if result.error is not None:
+        raise JobError(f"training failed: {result.error}")
+    if result.return_value and result.return_value.get("error"):
+        raise JobError(result.return_value["error"])
+    if result.checkpoint is None:
+        raise JobError("training ended without a checkpoint")
+    return Path(result.checkpoint.path)
+
+
+def _per_worker(resources: ResourcesConfig) -> dict[str, float]:
+    wanted = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    return {name: amount for name, amount in wanted.items() if amount}
+
+
+def _worker(config: dict[str, Any]) -> dict[str, Any]:
+    """What every worker runs: resume, train, report checkpoints."""
+    task = TrainingTask(**config["task"])
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    steps = training_config(task).steps
+    progress: Progress = config["progress"]
+
+    def on_step(step: int, loss: float) -> None:
+        if rank == 0:
+            progress(step, steps, f"loss {loss:.3f}")
+
+    def on_checkpoint(state: TrainState, _history: object) -> None:
+        _report(state, rank)
+
+    wrap: Callable[[torch.nn.Module], torch.nn.Module] = prepare_model
+    checkpoint = ray.train.get_checkpoint()
+    try:
+        train_model(
+            task,
+            folder_for_resume=Path(checkpoint.path) if checkpoint else None,
+            rank=rank,
+            world_size=world_size,
+            device=str(get_device()),
+            wrap=wrap if world_size > 1 else lambda model: model,
+            on_step=on_step,
+            on_checkpoint=on_checkpoint,
+        )
+    except NonFiniteLoss as error:
+        # Returned, not raised: it would be the same again at every retry.
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {"error": None}
+
+
+def _report(state: TrainState, rank: int) -> None:
+    """Every worker reports; the first one brings the files, which hold the history too."""
+    metrics = {"step": state.step}
+    if rank != 0:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        state.save(Path(folder))
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))

@@ -1,0 +1,62 @@
+"""What all tests share: quiet, short time-outs for Ray, no network, tiny studies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+# Before any test imports ray: its workers inherit these.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+ROOT = Path(__file__).parent.parent
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "datasets": [
+        {"name": "phantom-ultrasound", "phantom": {"train": 40, "val": 20, "test": 20}},
+    ],
+    "image_size": 16,
+    "networks": ["squeezenet1_1", "alexnet"],
+    "arms": ["real", "duplicate", "generate", "roundtrip", "disturb"],
+    "seeds": 1,
+    "denoiser": {
+        "unet": {"channels": [16, 16], "attention": [False, False]},
+        "steps": 6,
+        "batch_size": 8,
+        "checkpoint_every": 3,
+    },
+    "guide": {
+        "unet": {"channels": [16, 16], "attention": [False, False]},
+        "steps": 4,
+        "batch_size": 8,
+    },
+    "sampling": {"num_inference_steps": 3, "batch_size": 16},
+    "synthetic": {"ratio": 0.5},
+    "search": {"trials": 3, "networks": ["squeezenet1_1"], "images": 8},
+    "downstream": {"steps": 2, "batch_size": 8},
+}
+
+
+@pytest.fixture
+def tiny() -> dict[str, Any]:
+    """A study of seconds, as a mapping that a test may change."""
+    return yaml.safe_load(yaml.safe_dump(TINY))  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def write_study(tmp_path: Path) -> Any:
+    """Writes a mapping as a study file and returns its path."""
+
+    def write(study: dict[str, Any], name: str = "study.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
+        return path
+
+    return write

@@ -1,0 +1,105 @@
+"""The sampler against constant eps, closed-form Gaussians and diffusers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from mgdm_ray.diffusion.ddim import ddim_step, invert, sample
+from mgdm_ray.diffusion.schedule import make_schedule, timestep_pairs
+
+NAMES = ("linear", "cosine")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("count", [2, 7, 1000])
+def test_constant_eps_round_trip_is_exact(name, count):
+    """Catches encode and decode grids that differ by a level: then gamma = 0 is not the identity."""
+    schedule, pairs = make_schedule(name), timestep_pairs(1000, count)
+    numbers = torch.Generator().manual_seed(0)
+    x_0, eps = torch.randn(2, 2, 1, 4, 4, generator=numbers, dtype=torch.float64)
+    x_T = invert(lambda x, t: eps, x_0, pairs, schedule)
+    # With constant eps all steps telescope into the forward process itself.
+    torch.testing.assert_close(x_T, schedule.q_sample(x_0, 999, eps), rtol=0, atol=1e-10)
+    back = sample(lambda x, t: eps, x_T, pairs, schedule)
+    torch.testing.assert_close(back, x_0, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("t", [999, 519, 19])
+def test_step_equals_diffusers(t, clip):
+    """Catches any error in the update, and clipping that leaves eps and x_0 inconsistent."""
+    schedule = make_schedule("linear")
+    theirs = DDIMScheduler(
+        1000, 1e-4, 0.02, "linear", clip_sample=clip, set_alpha_to_one=True, clip_sample_range=1.0
+    )
+    theirs.set_timesteps(50)  # steps of 20 levels; 19 -> -1
+    x, eps = torch.randn(2, 4, 1, 5, 5, generator=torch.Generator().manual_seed(t))
+    ours = ddim_step(x, eps, schedule.alpha_bar(t), schedule.alpha_bar(t - 20), clip)
+    expected = theirs.step(eps, t, x, use_clipped_model_output=clip).prev_sample
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sampling_reaches_mean_and_covariance(gaussian, name):
+    """Catches a sampler that is biased: noise N(0, I) must become N(mean, cov), at first order."""
+    schedule = make_schedule(name)
+    errors = []
+    for count in (125, 250, 500):
+        pairs = timestep_pairs(1000, count)
+
+        def mapping(x, pairs=pairs):
+            return sample(lambda x_t, t: gaussian.eps(schedule, x_t, t), x, pairs, schedule)
+
+        matrix, offset = gaussian.affine(mapping)
+        covariance_error = (matrix @ matrix.T - gaussian.covariance).abs().max()
+        errors.append(float(torch.maximum((offset - gaussian.mean).abs().max(), covariance_error)))
+    assert errors[-1] < 0.02
+    assert errors[0] > 1.6 * errors[1] > 1.6**2 * errors[2]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_encoding_whitens_the_data(gaussian, name):
+    """Catches an encoder that does not reach the prior: data must become N(0, I)."""
+    schedule, pairs = make_schedule(name), timestep_pairs(1000, 500)
+    matrix, offset = gaussian.affine(
+        lambda x: invert(lambda x_t, t: gaussian.eps(schedule, x_t, t), x, pairs, schedule)
+    )
+    covariance = matrix @ gaussian.covariance @ matrix.T
+    torch.testing.assert_close(covariance, torch.eye(3).double(), rtol=0, atol=0.05)
+    torch.testing.assert_close(matrix @ gaussian.mean + offset, torch.zeros(3).double(), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_round_trip_error_is_first_order(gaussian, name):
+    """Catches an encode that is not the mirror image of decode: its error would not vanish."""
+    schedule = make_schedule(name)
+    x_0 = torch.randn(8, 1, 1, 3, generator=torch.Generator().manual_seed(1)).double() * 0.5
+
+    def eps_fn(x_t, t):
+        return gaussian.eps(schedule, x_t, t)
+
+    errors = []
+    for count in (100, 200, 400, 800):
+        pairs = timestep_pairs(1000, count)
+        back = sample(eps_fn, invert(eps_fn, x_0, pairs, schedule), pairs, schedule)
+        errors.append(float((back - x_0).abs().max()))
+    ratios = [a / b for a, b in zip(errors, errors[1:], strict=False)]
+    assert errors[-1] < 0.02
+    assert all(1.5 < ratio < 2.6 for ratio in ratios), (errors, ratios)
+
+
+def test_which_levels_are_asked():
+    """Catches an encoder that asks for the noise of the level it goes to, or for t = -1."""
+    schedule, pairs = make_schedule("linear"), timestep_pairs(1000, 4)
+    asked: list[int] = []
+
+    def eps_fn(x, t):
+        asked.append(t)
+        return x
+
+    sample(eps_fn, torch.zeros(1, 1, 1, 1), pairs, schedule)
+    assert asked == [999, 666, 333, 0]
+    asked.clear()
+    invert(eps_fn, torch.zeros(1, 1, 1, 1), pairs, schedule)
+    assert asked == [0, 0, 333, 666]

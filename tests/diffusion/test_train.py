@@ -1,0 +1,334 @@
+"""Training: exact resume, independence of the number of workers, and that it learns."""
+
+from __future__ import annotations
+
+import math
+import pickle
+
+import pytest
+import torch
+from mgdm_ray.config import DenoiserConfig, GuidanceSetting, GuideConfig, SamplingConfig, UNetConfig
+from mgdm_ray.diffusion.batches import BatchSource
+from mgdm_ray.diffusion.guidance import MEASUREMENTS
+from mgdm_ray.diffusion.losses import denoiser_loss
+from mgdm_ray.diffusion.schedule import make_schedule
+from mgdm_ray.diffusion.train import (
+    NonFiniteLoss,
+    guide_accuracy,
+    has_bfloat16,
+    learning_rate,
+    new_state,
+    train,
+    update_ema,
+)
+from mgdm_ray.diffusion.two_stage import decode, encode, generate
+from torch import nn
+
+SCHEDULE = make_schedule("cosine")
+SMALL = UNetConfig(channels=(16, 16), attention=(False, False))
+LABELS = (torch.arange(30) % 5 == 0).long()  # 6 of class 1, 24 of class 0
+CONFIGS = {
+    "denoiser": DenoiserConfig(
+        unet=SMALL, steps=6, batch_size=8, warmup=2, checkpoint_every=3, precision="float32"
+    ),
+    "guide": GuideConfig(
+        unet=SMALL, steps=6, batch_size=8, warmup=2, checkpoint_every=3, precision="float32"
+    ),
+}
+
+
+def toy_images(labels: torch.Tensor = LABELS) -> torch.Tensor:
+    """Class 0 dark, class 1 bright, each with a little texture."""
+    numbers = torch.Generator().manual_seed(0)
+    texture = 0.1 * torch.randn(len(labels), 1, 8, 8, generator=numbers)
+    return (texture + (labels.float() - 0.5).reshape(-1, 1, 1, 1)).clamp(-1, 1)
+
+
+def source(**changes) -> BatchSource:
+    options = {
+        "batch_size": 24,
+        "class_balanced": True,
+        "num_train_timesteps": 1000,
+        "label_dropout": 0.25,
+        "seed": 0,
+        "kind": "denoiser",
+        "rank": 0,
+        "world_size": 1,
+    } | changes
+    labels = options.pop("labels", LABELS)
+    return BatchSource(labels, (1, 4, 4), **options)
+
+
+# --- batches --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [2, 3, 4])
+def test_workers_share_one_batch(workers):
+    """Catches workers that draw duplicates (equal seeds) or another batch than one worker would."""
+    whole = source().draw(5)
+    shares = [source(rank=r, world_size=workers).draw(5) for r in range(workers)]
+    for name in ("rows", "t", "drop_mask", "noise"):
+        joined = torch.cat([getattr(share, name) for share in shares])
+        assert torch.equal(joined, getattr(whole, name)), name
+
+
+def test_batches_differ_by_step_seed_and_kind():
+    """Catches a batch that repeats: no training would show it but by a poor result."""
+    first = source().draw(0)
+    for other in (source().draw(1), source(seed=1).draw(0), source(kind="guide").draw(0)):
+        assert not torch.equal(first.rows, other.rows)
+        assert not torch.equal(first.t, other.t)
+        assert not torch.equal(first.noise, other.noise)
+    assert len({float(n) for n in first.noise.flatten()}) == first.noise.numel()
+
+
+def test_distribution_of_a_batch():
+    """Catches t that misses an end, noise that is not N(0, 1) and a wrong dropout rate."""
+    draws = [source(batch_size=2000).draw(s) for s in range(3)]
+    t = torch.cat([d.t for d in draws])
+    assert int(t.min()) < 10
+    assert int(t.max()) > 989
+    assert float(t.double().mean()) == pytest.approx(499.5, abs=5 * 289 / math.sqrt(6000))
+    dropped = torch.cat([d.drop_mask for d in draws]).double().mean()
+    assert float(dropped) == pytest.approx(0.25, abs=5 * math.sqrt(0.1875 / 6000))
+    noise = torch.cat([d.noise for d in draws]).double()
+    assert float(noise.mean()) == pytest.approx(0, abs=5 / math.sqrt(noise.numel()))
+    assert float(noise.std()) == pytest.approx(1, abs=5 / math.sqrt(2 * noise.numel()))
+
+
+def test_class_balance():
+    """Catches balance that never sees some images, or that a missing class breaks."""
+    rows = torch.cat([source().draw(s).rows for s in range(40)])
+    assert float(LABELS[rows].double().mean()) == 0.5
+    assert set(rows.tolist()) == set(range(30))
+    plain = torch.cat([source(class_balanced=False).draw(s).rows for s in range(40)])
+    # 960 draws of probability 0.2
+    assert float(LABELS[plain].double().mean()) == pytest.approx(0.2, abs=5 * 0.013)
+    assert set(plain.tolist()) == set(range(30))
+    gap = torch.tensor([0, 3, 3, 3])
+    rows = source(labels=gap).draw(0).rows
+    assert torch.bincount(gap[rows], minlength=4).tolist() == [12, 0, 0, 12]
+
+
+def test_unequal_shares_are_refused():
+    """Catches silently weighting some images more than others."""
+    with pytest.raises(ValueError, match="24 cannot be divided equally among 5"):
+        source(world_size=5)
+    with pytest.raises(ValueError, match="no training images"):
+        source(labels=LABELS[:0])
+
+
+def test_two_workers_average_to_one_workers_gradient():
+    """Catches shares whose mean gradient is not the gradient of the batch."""
+    config, images = CONFIGS["denoiser"], toy_images()
+    model = new_state("denoiser", config, 1, 2, 0).model
+    numbers = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=numbers)
+
+    def gradient(rank: int, world_size: int) -> torch.Tensor:
+        options = {"label_dropout": 0.5, "batch_size": 8, "rank": rank, "world_size": world_size}
+        draws = BatchSource(
+            LABELS,
+            (1, 8, 8),
+            class_balanced=True,
+            num_train_timesteps=1000,
+            seed=0,
+            kind="denoiser",
+            **options,
+        ).draw(0)
+        loss = denoiser_loss(
+            model,
+            images[draws.rows],
+            LABELS[draws.rows],
+            draws.t,
+            draws.noise,
+            draws.drop_mask,
+            SCHEDULE,
+            config,
+            2,
+        )
+        parts = torch.autograd.grad(loss, list(model.parameters()))
+        return torch.cat([part.flatten() for part in parts])
+
+    whole = gradient(0, 1)
+    average = (gradient(0, 2) + gradient(1, 2)) / 2
+    torch.testing.assert_close(average, whole, rtol=1e-3, atol=1e-6)
+    assert float((gradient(0, 2) - whole).abs().max()) > 1e-3
+
+
+# --- the loop -------------------------------------------------------------------------------
+
+
+def weights(module: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+@pytest.mark.parametrize("kind", ["denoiser", "guide"])
+def test_resume_is_bit_exact(kind, tmp_path):
+    """Catches anything a checkpoint forgets: moments, EMA, position in the data, schedule, history."""
+    config, images = CONFIGS[kind], toy_images()
+
+    def checkpoint(state, history):
+        assert history is state.history
+        state.save(tmp_path / f"{state.step}")
+
+    whole = train(kind, config, images, LABELS, 2, 0, schedule=SCHEDULE, on_checkpoint=checkpoint)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["3", "6"]
+    steps: list[int] = []
+    resumed = train(
+        kind,
+        config,
+        images,
+        LABELS,
+        2,
+        0,
+        schedule=SCHEDULE,
+        folder_for_resume=tmp_path / "3",
+        on_step=lambda step, loss: steps.append(step),
+    )
+    assert steps == [4, 5, 6]
+    assert resumed.history == whole.history
+    assert [row["step"] for row in whole.history] == [1, 2, 3, 4, 5, 6]
+    assert torch.equal(weights(resumed.state.model), weights(whole.state.model))
+    assert torch.equal(weights(resumed.state.trained), weights(whole.state.trained))
+    for ours, theirs in zip(
+        resumed.state.optimizer.state.values(), whole.state.optimizer.state.values(), strict=True
+    ):
+        assert all(torch.equal(ours[key], theirs[key]) for key in ("step", "exp_avg", "exp_avg_sq"))
+    again = train(
+        kind, config, images, LABELS, 2, 0, schedule=SCHEDULE, folder_for_resume=tmp_path / "6"
+    )
+    assert torch.equal(weights(again.state.trained), weights(whole.state.trained))
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    """Catches going on from weights that do not fit."""
+    new_state("guide", CONFIGS["guide"], 1, 2, 0).save(tmp_path)
+    with pytest.raises(ValueError, match="another network"):
+        new_state("guide", CONFIGS["guide"], 1, 3, 0).load(tmp_path)
+    with pytest.raises(ValueError, match="does not go with"):
+        new_state("guide", CONFIGS["denoiser"], 1, 2, 0)
+
+
+def test_training_leaves_the_global_random_state_alone():
+    """Catches draws from the global generator, which would tie results to what ran before."""
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    train("denoiser", CONFIGS["denoiser"], toy_images(), LABELS, 2, 0, schedule=SCHEDULE)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_nan_stops_training():
+    """Catches a NaN that trains on; and the error must survive a trip between processes."""
+    images = toy_images()
+    images[:] = float("nan")
+    with pytest.raises(NonFiniteLoss, match="at step 1") as caught:
+        train("guide", CONFIGS["guide"], images, LABELS, 2, 0, schedule=SCHEDULE)
+    copied = pickle.loads(pickle.dumps(caught.value))
+    assert (copied.step, str(copied)) == (1, str(caught.value))
+
+
+def test_infinite_gradient_stops_training():
+    """Catches weights that are spoilt by a finite loss with an infinite gradient."""
+
+    class Root(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *args, **kwargs):
+            return self.model(*args, **kwargs).abs().sqrt()  # infinite slope at 0
+
+    images = toy_images()
+    config = CONFIGS["denoiser"].model_copy(update={"grad_clip": None})
+    with pytest.raises(NonFiniteLoss, match="gradient is not finite at step 1"):
+        train("denoiser", config, images, LABELS, 2, 0, schedule=SCHEDULE, wrap=Root)
+
+
+def test_learning_rate():
+    """Catches a step of zero at the start, a peak that is missed, and a decay that is off by one."""
+    config = GuideConfig(steps=12, warmup=4, learning_rate=0.8)
+    rates = [learning_rate(step, config) for step in range(12)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8])
+    assert rates[8] == pytest.approx(0.4)
+    assert 0 < rates[11] < 0.05
+    flat = GuideConfig(steps=12, warmup=0, decay=False, learning_rate=0.8)
+    assert {learning_rate(step, flat) for step in range(12)} == {0.8}
+
+
+def test_ema_by_hand():
+    """Catches an average without warm-up: after few steps it would still be the random weights."""
+    average, model = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    nn.init.constant_(average.weight, 0.0)
+    nn.init.constant_(model.weight, 1.0)
+    update_ema(average, model, 0, 0.99)
+    assert float(average.weight) == pytest.approx(0.9)  # d = 1 / 10
+    update_ema(average, model, 1, 0.99)
+    assert float(average.weight) == pytest.approx(1 - 0.1 * 2 / 11)
+    nn.init.constant_(average.weight, 0.0)
+    update_ema(average, model, 10_000, 0.99)
+    assert float(average.weight) == pytest.approx(0.01, rel=1e-4)
+
+
+def test_bfloat16_is_used_where_asked_for():
+    """Catches autocast that is silently off, or NaN in it."""
+    config = CONFIGS["guide"].model_copy(update={"precision": "bfloat16"})
+    images = toy_images()
+    low = train("guide", config, images, LABELS, 2, 0, schedule=SCHEDULE)
+    full = train("guide", CONFIGS["guide"], images, LABELS, 2, 0, schedule=SCHEDULE)
+    assert low.history[0]["loss"] != full.history[0]["loss"]
+    assert low.history[0]["loss"] == pytest.approx(full.history[0]["loss"], abs=0.05)
+    assert {p.dtype for p in low.state.model.parameters()} == {torch.float32}
+    assert isinstance(has_bfloat16(torch.device("cpu")), bool)
+
+
+def test_guide_accuracy_by_hand():
+    """Catches plain accuracy in place of the balanced one, and noise that ignores the seed."""
+
+    class Bright(nn.Module):
+        def forward(self, x, t):
+            mean = x.mean(dim=(1, 2, 3))
+            return torch.stack([-mean, mean], dim=1)
+
+    images, labels = toy_images(), LABELS.clone()
+    labels[1] = 1  # one dark image of class 1: recalls 1 and 6 / 7
+    found = guide_accuracy(Bright(), images, labels, SCHEDULE, 0, [0, 999], batch_size=7)
+    assert found[0] == pytest.approx((1 + 6 / 7) / 2)
+    assert 0.2 < found[999] < 0.8
+
+
+def test_the_whole_method_on_a_toy():
+    """Train both, generate, encode, decode. Catches parts that fit alone but not together.
+
+    Dark and bright images: generated ones must have their label's brightness, the round trip must
+    return them, and guidance must raise the guide's uncertainty above the round trip's.
+    """
+    labels = torch.arange(40) % 2
+    images = toy_images(labels)
+    options = {"unet": SMALL, "batch_size": 16, "warmup": 10, "precision": "float32"}
+    denoiser_config = DenoiserConfig(steps=120, learning_rate=3e-3, **options)
+    trained = train("denoiser", denoiser_config, images, labels, 2, 0, schedule=SCHEDULE)
+    losses = [row["loss"] for row in trained.history]
+    assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
+    guide_config = GuideConfig(steps=60, **options)
+    guide = train("guide", guide_config, images, labels, 2, 0, schedule=SCHEDULE).state.trained
+    accuracy = guide_accuracy(guide, images, labels, SCHEDULE, 0, [0, 300, 999])
+    assert accuracy[0] > 0.95
+    assert accuracy[999] < 0.8
+    denoiser, common = trained.state.trained, {"prediction": "v", "schedule": SCHEDULE}
+    config = SamplingConfig(num_inference_steps=20)
+    made = generate(
+        denoiser, guide, labels, range(40), config, shape=(1, 8, 8), seed_parts=("toy",), **common
+    )
+    bright = made.mean(dim=(1, 2, 3)) > 0
+    assert float((bright == labels.bool()).double().mean()) >= 0.95
+    latents = encode(denoiser, made, labels, config, **common)
+    entropy = []
+    for setting in (None, GuidanceSetting(uncertainty_scale=0.1)):
+        back = decode(denoiser, guide, latents, labels, range(40), setting, config, **common)
+        if setting is None:
+            assert float((back - made).square().mean().sqrt()) < 0.15
+        logits = guide(back, torch.zeros(40, dtype=torch.int64))
+        entropy.append(float(MEASUREMENTS["entropy"](logits, back, 0, labels).mean()))
+    assert entropy[1] > entropy[0] + 0.02, entropy

@@ -1,0 +1,193 @@
+"""Generate, encode and decode over batches: seeds, identities and refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mgdm_ray.config import GuidanceSetting, SamplingConfig, UNetConfig
+from mgdm_ray.diffusion.schedule import make_schedule
+from mgdm_ray.diffusion.two_stage import NonFiniteSample, decode, encode, generate
+from mgdm_ray.diffusion.unet import build_denoiser, build_guide
+from torch import nn
+
+SCHEDULE = make_schedule("cosine")
+SMALL = UNetConfig(channels=(16, 16), attention=(False, True))
+SHAPE = (1, 8, 8)
+COMMON = {"prediction": "v", "schedule": SCHEDULE}
+CONFIG = SamplingConfig(num_inference_steps=6, batch_size=64, classifier_scale=0.5)
+
+
+@pytest.fixture(scope="module")
+def networks() -> tuple[nn.Module, nn.Module]:
+    """Random weights, the zero-initialised ones too: every input has an influence."""
+    denoiser, guide = build_denoiser(SMALL, 1, 3, "two"), build_guide(SMALL, 1, 3, "two")
+    numbers = torch.Generator().manual_seed(0)
+    for network in (denoiser, guide):
+        for parameter in network.parameters():
+            if not bool(parameter.any()):
+                parameter.data = 0.05 * torch.randn(parameter.shape, generator=numbers)
+    return denoiser, guide
+
+
+def make(networks, labels, indices, config=CONFIG, seed_parts=("study", 0)):
+    return generate(
+        *networks, labels, indices, config, shape=SHAPE, seed_parts=seed_parts, **COMMON
+    )
+
+
+LABELS = torch.tensor([0, 1, 2, 2, 1, 0, 1])
+
+
+def test_images_depend_on_their_index_only(networks):
+    """Catches noise drawn per batch: other batch sizes, orders and subsets give the same images."""
+    whole = make(networks, LABELS, range(7))
+    close = {"rtol": 0, "atol": 2e-4}
+    small = make(networks, LABELS, range(7), CONFIG.model_copy(update={"batch_size": 2}))
+    torch.testing.assert_close(small, whole, **close)
+    backwards = make(networks, LABELS.flip(0), list(range(6, -1, -1)))
+    torch.testing.assert_close(backwards.flip(0), whole, **close)
+    torch.testing.assert_close(make(networks, LABELS[3:4], [3]), whole[3:4], **close)
+    assert float((make(networks, LABELS[3:4], [4]) - whole[3:4]).abs().max()) > 0.1
+
+
+def test_seed_label_and_scales_matter(networks):
+    """Catches an argument that is accepted and then ignored."""
+    whole = make(networks, LABELS, range(7))
+    assert torch.equal(make(networks, LABELS, range(7)), whole)
+    assert whole.dtype == torch.float32
+    assert float(whole.abs().max()) <= 1 + 1e-6  # clipped
+    others = [
+        make(networks, LABELS, range(7), seed_parts=("study", 1)),
+        make(networks, (LABELS + 1) % 3, range(7)),
+        make(networks, LABELS, range(7), CONFIG.model_copy(update={"guidance_scale": 3.0})),
+        make(networks, LABELS, range(7), CONFIG.model_copy(update={"classifier_scale": 0.0})),
+        make(networks, LABELS, range(7), CONFIG.model_copy(update={"clip": False})),
+    ]
+    for other in others:
+        assert float((other - whole).abs().max()) > 1e-5
+
+
+def test_round_trip_and_gamma_zero(gaussian, gaussian_denoiser):
+    """Catches guidance or clipping in encode, labels lost on the way, grids that do not mirror."""
+    denoiser = gaussian_denoiser(gaussian, SCHEDULE, [0.0, 0.8, 0.0])
+    config = SamplingConfig(num_inference_steps=500, guidance_scale=7.0, clip=True, batch_size=3)
+    common = {"prediction": "epsilon", "schedule": SCHEDULE}
+    x_0 = gaussian.mean.float() + torch.randn(
+        4, 1, 1, 3, generator=torch.Generator().manual_seed(0)
+    )
+    labels = torch.tensor([0, 1, 1, 0])
+    latents = encode(denoiser, x_0, labels, config, **common)
+    back = decode(denoiser, None, latents, labels, range(4), None, config, **common)
+    assert float(x_0.abs().max()) > 1  # clipping would show
+    torch.testing.assert_close(back, x_0, rtol=0, atol=0.03)
+    off = GuidanceSetting(uncertainty_scale=0)
+    zero = decode(denoiser, None, latents, labels, range(4), off, config, **common)
+    assert torch.equal(zero, back)
+    # conditional forwards of the images' own labels only: no null label, no doubled batch
+    assert {tuple(y) for _, y in denoiser.calls} == {(0, 1, 1), (0,)}
+    swapped = decode(denoiser, None, latents, 1 - labels, range(4), None, config, **common)
+    # Class 1's data are class 0's, shifted by 0.8: a latent decodes to the image, shifted.
+    moved = (swapped - back).flatten(1).mean(dim=1)
+    torch.testing.assert_close(moved, torch.tensor([0.8, -0.8, -0.8, 0.8]), rtol=0, atol=0.02)
+
+
+def test_generated_classes_have_the_classes_mean(gaussian, gaussian_denoiser):
+    """Catches labels applied to the wrong images, with the exact conditional denoiser."""
+    denoiser = gaussian_denoiser(gaussian, SCHEDULE, [0.0, 2.0, 0.0])
+    config = SamplingConfig(num_inference_steps=50, guidance_scale=1.0, clip=False, batch_size=32)
+    labels = torch.arange(200) % 2
+    images = generate(
+        denoiser,
+        None,
+        labels,
+        range(200),
+        config,
+        prediction="epsilon",
+        schedule=SCHEDULE,
+        shape=(1, 1, 3),
+        seed_parts=("means",),
+    ).reshape(200, 3)
+    # the standard error of a mean of 100 is at most 0.09
+    for label, shift in ((0, 0.0), (1, 2.0)):
+        mean = images[labels == label].mean(dim=0)
+        torch.testing.assert_close(mean, gaussian.mean.float() + shift, rtol=0, atol=0.3)
+
+
+def test_decoding_under_guidance_and_its_control(networks):
+    """Catches a control that depends on batch mates, or on nothing, or equals the guidance."""
+    denoiser, guide = networks
+    latents = torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(5))
+    chosen = GuidanceSetting(measurement="least_confidence", uncertainty_scale=0.2)
+
+    def run(rows, direction, batch_size=64, seed_parts=("control",)):
+        return decode(
+            denoiser,
+            guide,
+            latents[rows],
+            LABELS[:5][rows],
+            rows,
+            chosen,
+            CONFIG.model_copy(update={"batch_size": batch_size}),
+            direction=direction,
+            seed_parts=seed_parts,
+            **COMMON,
+        )
+
+    everyone = list(range(5))
+    plain = decode(denoiser, None, latents, LABELS[:5], everyone, None, CONFIG, **COMMON)
+    results = {}
+    for direction in ("gradient", "random"):
+        whole = run(everyone, direction)
+        torch.testing.assert_close(run(everyone, direction, 2), whole, rtol=1e-3, atol=1e-2)
+        torch.testing.assert_close(run([3], direction), whole[3:4], rtol=1e-3, atol=1e-2)
+        assert float((whole - plain).abs().max()) > 0.1
+        results[direction] = whole
+    assert float((results["random"] - results["gradient"]).abs().max()) > 0.1
+    assert torch.equal(run(everyone, "gradient", seed_parts=("x",)), results["gradient"])
+    assert not torch.equal(run(everyone, "random", seed_parts=("x",)), results["random"])
+
+
+def test_progress_and_the_last_partial_batch(networks):
+    """Catches a crash or a lost image where the batch size does not divide, or there is nothing."""
+    done: list[tuple[int, int]] = []
+    config = CONFIG.model_copy(update={"batch_size": 3})
+    result = generate(
+        *networks,
+        LABELS,
+        range(7),
+        config,
+        shape=SHAPE,
+        seed_parts=("p",),
+        on_batch=lambda n, total: done.append((n, total)),
+        **COMMON,
+    )
+    assert done == [(3, 7), (6, 7), (7, 7)]
+    assert result.shape == (7, *SHAPE)
+    assert make(networks, LABELS[:0], []).shape == (0, *SHAPE)
+
+
+def test_sampling_freezes_the_networks(networks):
+    """Catches label dropout or batch statistics left on while sampling, and wasted gradients."""
+    for network in networks:
+        network.train()
+    make(networks, LABELS[:1], [0])
+    for network in networks:
+        assert not network.training
+        assert not any(p.requires_grad for p in network.parameters())
+
+
+def test_what_cannot_work_is_refused(networks):
+    """Catches guidance silently switched off, images silently dropped and NaN images kept."""
+    denoiser, _ = networks
+    with pytest.raises(ValueError, match="classifier_scale is not 0"):
+        make((denoiser, None), LABELS, range(7))
+    latents = torch.zeros(2, *SHAPE)
+    with pytest.raises(ValueError, match="uncertainty_scale is not 0"):
+        decode(
+            denoiser, None, latents, LABELS[:2], [0, 1], GuidanceSetting(), CONFIG, **COMMON
+        )
+    with pytest.raises(ValueError, match="7 labels, but 6"):
+        make(networks, LABELS, range(6))
+    latents[1, 0, 0, 0] = float("nan")
+    with pytest.raises(NonFiniteSample, match="the first is 11"):
+        decode(denoiser, None, latents, LABELS[:2], [10, 11], None, CONFIG, **COMMON)

@@ -1,0 +1,68 @@
+"""The two networks: sizes, seeds, and the properties that training and guidance rely on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mgdm_ray.config import UNetConfig
+from mgdm_ray.diffusion.unet import build_denoiser, build_guide, null_label
+from torch import nn
+
+DEFAULT = UNetConfig(channels=(16, 32, 48))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [8, 12, 28, 36])
+def test_sizes(channels, size):
+    """Catches maps that do not fit after up-sampling, and a head of fixed width: 28 -> 14 -> 7 -> 4."""
+    x, t = torch.zeros(2, channels, size, size), torch.tensor([0, 999])
+    denoiser, guide = build_denoiser(DEFAULT, channels, 5, 0), build_guide(DEFAULT, channels, 5, 0)
+    assert denoiser(x, t, class_labels=torch.tensor([0, 5])).shape == x.shape
+    assert guide(x, t).shape == (2, 5)
+
+
+def test_null_label_is_the_extra_class():
+    """Catches an embedding without room for "no label", or one that a real class shares."""
+    assert null_label(build_denoiser(DEFAULT, 1, 7, 0)) == 7
+    with pytest.raises(TypeError, match="not class-conditional"):
+        null_label(nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("build", [build_denoiser, build_guide])
+def test_weights_come_from_the_seed_alone(build):
+    """Catches initial weights from global random state, or global state that building disturbs."""
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = build(DEFAULT, 1, 2, "study", 3).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    again = build(DEFAULT, 1, 2, "study", 3).state_dict()
+    other = build(DEFAULT, 1, 2, "study", 4).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_every_parameter_gets_a_gradient():
+    """Catches unused parameters, with which DistributedDataParallel hangs or raises."""
+    x, t = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 2])
+    denoiser, guide = build_denoiser(DEFAULT, 1, 2, 0), build_guide(DEFAULT, 1, 2, 0)
+    denoiser(x, t, class_labels=torch.tensor([0, 2])).sum().backward()
+    guide(x, t).sum().backward()
+    for network in (denoiser, guide):
+        assert [name for name, p in network.named_parameters() if p.grad is None] == []
+
+
+def test_an_untrained_denoiser_predicts_zero():
+    """Catches a lost zero initialisation, which makes the first steps of training wild."""
+    model = build_denoiser(DEFAULT, 1, 2, 0)
+    x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert not bool(model(x, torch.tensor([5]), class_labels=torch.tensor([1])).any())
+
+
+def test_the_guide_sees_time_and_brightness():
+    """Catches a head whose norm removes the pooled mean (instance norm at 16 channels)."""
+    guide = build_guide(UNetConfig(channels=(16, 16), attention=(False, False)), 1, 2, 0)
+    with torch.no_grad():
+        dark, bright = (guide(torch.full((1, 1, 8, 8), v), torch.tensor([5])) for v in (-1.0, 1.0))
+    assert float((dark - bright).abs().max()) > 1e-3
+    assert guide.out.norm.num_groups == 4
