@@ -129,7 +129,9 @@ class DatasetConfig(Frozen):
         if self.path is None:
             require_known(self.name, "dataset", (*MEDMNIST, *PHANTOMS))
         elif self.name in (*MEDMNIST, *PHANTOMS):
-            raise ValueError(f"{self.name!r} is a built-in dataset: give your own path another name")
+            raise ValueError(
+                f"{self.name!r} is a built-in dataset: give your own path another name"
+            )
         if self.name in PHANTOMS and self.phantom is None:
             object.__setattr__(self, "phantom", PhantomConfig())
         if self.phantom is not None and self.name not in PHANTOMS:
@@ -210,7 +212,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 class DenoiserConfig(TrainConfig):
-    """The class-conditional diffusion model. ``recipe`` sets the defaults of the fields it names."""
+    """The class-conditional diffusion model. ``recipe`` sets defaults of the fields it names."""
 
     recipe: Literal["small", "paper"] = "small"
     """Named defaults, DESIGN section 2."""
@@ -221,7 +223,7 @@ class DenoiserConfig(TrainConfig):
     loss_weight: Literal["uniform", "mgdm"] = "uniform"
     """``mgdm``: w_t = sqrt(1 - alphas_cumprod)."""
     label_dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of samples trained without label, drawn per sample; needed for classifier-free guidance."""
+    """Share of samples trained without label, drawn per sample: for classifier-free guidance."""
     ema_decay: float = Field(0.995, ge=0, lt=1)
     """Decay of the exponential moving average of the weights (with warm-up)."""
 
@@ -253,7 +255,7 @@ class SamplingConfig(Frozen):
     classifier_scale: float = Field(0.0, ge=0, le=1000)
     """Classifier guidance of stage 1; 0 is off."""
     clip: bool = True
-    """Clip pred_x0 to [-1, 1] while generating. Encode and decode never clip: they must be inverse."""
+    """Clip pred_x0 to [-1, 1] while generating. Encode and decode never clip: they are inverse."""
     batch_size: Positive = 64
     """Images per forward pass; does not change the result."""
 
@@ -279,7 +281,6 @@ class GuidanceSetting(Frozen):
     share of eps and means the same for every dataset; ``raw``: the published formula."""
 
 
-
 class ScaleRange(Frozen):
     """An interval that is searched."""
 
@@ -298,7 +299,9 @@ class ScaleRange(Frozen):
 class SearchSpace(Frozen):
     """What the search may choose. Lists are categorical: their samples and latents are reused."""
 
-    guidance_scale: tuple[Annotated[float, Field(ge=0, le=50)], ...] | None = Field(None, min_length=1)
+    guidance_scale: tuple[Annotated[float, Field(ge=0, le=50)], ...] | None = Field(
+        None, min_length=1
+    )
     """Stage-1 classifier-free scales; default: only ``sampling.guidance_scale``."""
     classifier_scale: tuple[Annotated[float, Field(ge=0, le=1000)], ...] | None = Field(
         None, min_length=1
@@ -515,8 +518,8 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     try:
         return StudyConfig.model_validate(data)
     except ValidationError as error:
-        errors = [dict(e) for e in error.errors()]
-        places = {e["loc"][: len(e["loc"]) - 1] for e in errors}
+        errors = error.errors()
+        places = {e["loc"][:-1] for e in errors}
         # pydantic adds "too short" to a list whose entries are wrong: noise
         errors = [e for e in errors if not (e["type"] == "too_short" and e["loc"] in places)]
         messages = [_explain(path, lines, e, overrides) for e in errors]
@@ -536,7 +539,7 @@ def _parse(path: Path, text: str) -> tuple[dict[str, Any], dict[tuple[str | int,
             node = loader.get_single_node()
             data = loader.construct_document(node) if node is not None else None
         finally:
-            loader.dispose()  # type: ignore[no-untyped-call]
+            loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
@@ -546,7 +549,7 @@ def _parse(path: Path, text: str) -> tuple[dict[str, Any], dict[tuple[str | int,
     if not isinstance(data, dict) or node is None:
         kind = "nothing" if data is None else type(data).__name__
         raise InputError(
-            f"{path}: a study file is a mapping of keys to values, e.g. 'name: my-study'; got {kind}"
+            f"{path}: a study file is a mapping of keys, e.g. 'name: my-study'; got {kind}"
         )
     return data, dict(_lines(node, ()))
 
@@ -616,7 +619,9 @@ def _explain(
     for part in location:
         dotted += f"[{part}]" if isinstance(part, int) else f".{part}" if dotted else str(part)
     flat = ".".join(str(part) for part in location)
-    source = next((f"--set {o}" for o in overrides if flat and flat.startswith(o.split("=")[0])), "")
+    source = next(
+        (f"--set {o}" for o in overrides if flat and flat.startswith(o.split("=")[0])), ""
+    )
     if not source:
         known = location
         while known and known not in lines:
@@ -653,7 +658,7 @@ def _placed(message: str, dotted: str) -> str:
         return message
     match = re.match(r"unknown \w+ '[^']*'", message)
     if match:
-        return f"{match[0]} in {dotted}{message[match.end():]}"
+        return f"{match[0]} in {dotted}{message[match.end() :]}"
     return f"{message} (in {dotted})"
 
 

@@ -8,16 +8,16 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from mgdm_ray import jobs
 from mgdm_ray.config import InputError, ResourcesConfig
 from mgdm_ray.environment import QUIET
-from mgdm_ray.jobs import Context
+from mgdm_ray.jobs import base
+from mgdm_ray.jobs.base import Context, Outcome, Progress, TrainingTask
 from mgdm_ray.plan import Job, Plan
 from mgdm_ray.records import Record
 
@@ -51,7 +51,7 @@ def cluster(address: str | None) -> Iterator[None]:
         "runtime_env": {"env_vars": QUIET},
     }
     if address is None:
-        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        options["include_dashboard"] = False
         # One computing thread per task: two busy processes of two threads each on two cores run
         # several times slower than two of one.
         options["num_cpus"] = len(os.sched_getaffinity(0))
@@ -69,7 +69,6 @@ def cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-@ray.remote(num_cpus=0)
 class _Board:
     """Where running jobs write how far they are."""
 
@@ -111,24 +110,31 @@ class Limits:
 
 def _run_job(job: Job, context: Context, limits: Limits, board: Any, *needs: Record) -> Record:
     """The body of a Ray task: a plain job with Ray's launchers put in."""
-    import torch
-
-    from mgdm_ray import search, training
-
-    torch.set_num_threads(max(1, int(limits.resources.cpus_per_task)))
+    # Ray gives each process one OpenMP thread unless it is told otherwise.
+    os.environ["OMP_NUM_THREADS"] = str(max(1, int(limits.resources.cpus_per_task)))
     reporter = _Reporter(board, job)
     reporter(0, 0, "started")
-    context = replace(
-        context,
-        progress=reporter,
-        launch=partial(training.launch, resources=limits.resources),
-        device="cuda" if ray.get_gpu_ids() else "cpu",
-    )
-    run_search = partial(
-        search.search, resources=limits.resources, max_concurrent=limits.max_concurrent
-    )
+
+    def launch(task: TrainingTask, progress: Progress) -> Path:
+        from mgdm_ray import training
+
+        return training.launch(task, progress, limits.resources)
+
+    def run_search(job: Job, context: Context, folder: Path) -> Outcome:
+        from mgdm_ray import search
+
+        return search.search(
+            job,
+            context,
+            folder,
+            resources=limits.resources,
+            max_concurrent=limits.max_concurrent,
+        )
+
+    device = "cuda" if ray.get_gpu_ids() else "cpu"
+    context = replace(context, progress=reporter, launch=launch, device=device)
     try:
-        return jobs.run(job, needs, context, {**jobs.FUNCTIONS, "search": run_search})
+        return base.run(job, needs, context, {"search": run_search})
     finally:
         board.clear.remote(job.key)
 
@@ -175,7 +181,7 @@ def run_plan(
 
     Calls ``on_record`` once per job as it ends and ``on_live`` about once a second.
     """
-    board = _Board.remote()
+    board = ray.remote(num_cpus=0)(_Board).remote()
     task = ray.remote(_run_job)
     shared = ray.put(context), ray.put(limits)
     refs: dict[str, Any] = {}
@@ -205,6 +211,6 @@ def _outcome(ref: Any, job: Job, context: Context) -> Record:
         record: Record = ray.get(ref)
         return record
     except RayError as error:
-        jobs.write_log(context.store, job, str(error))
+        base.write_log(context.store, job, str(error))
         first = next((line for line in str(error).splitlines() if line.strip()), "")
-        return jobs.failed(job, f"{type(error).__name__}: {first}"[:500])
+        return base.failed(job, f"{type(error).__name__}: {first}"[:500])

@@ -14,7 +14,9 @@ QUIET = {
 
 
 def prepare(*, local: bool) -> None:
-    """No usage statistics, no double printing; a ``local`` cluster gets a token of its own.
+    """No usage statistics, no double printing; a ``local`` cluster is closed to the outside.
+
+    It listens on 127.0.0.1 only and asks for a token made for it alone.
 
     Ray's default would write its token to the home folder and change what a later cluster does.
     One that lives in this process's environment dies with it. For an existing cluster the
@@ -22,6 +24,10 @@ def prepare(*, local: bool) -> None:
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    if local and "RAY_AUTH_MODE" not in os.environ:
+    if not local:
+        return
+    # Named for the systems where Ray never listens on other addresses; obeyed on Linux as well.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -72,7 +72,7 @@ class Plan:
 
 
 def make_plan(config: StudyConfig, fingerprints: Mapping[str, str]) -> Plan:
-    """All jobs of a study. ``fingerprints`` gives the identity of each dataset's content by name."""
+    """All jobs of a study; ``fingerprints`` identify the content of each dataset by name."""
     jobs: dict[str, Job] = {}
     for dataset in config.datasets:
         _DatasetPlan(config, dataset, fingerprints[dataset.name], jobs).build()
@@ -239,4 +239,3 @@ class _DatasetPlan:
             # The other arms' counts come with their images.
             inputs["synthetic"] = self.config.synthetic.model_dump(mode="json")
         self.add("fit_downstream", inputs, needs, network=network, arm=arm, seed=seed)
-

@@ -21,7 +21,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from mgdm_ray.config import ResourcesConfig
 from mgdm_ray.data.info import dataset_info
-from mgdm_ray.jobs import Context, JobError, Outcome, TrialScorer, silent
+from mgdm_ray.jobs.base import Context, JobError, Outcome, silent
 from mgdm_ray.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -59,13 +59,16 @@ def setting_of(job: Job, chosen: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-class _Trial(tune.Trainable):
+class _Trial(tune.Trainable):  # type: ignore[misc]
     """One setting after another in one actor: data and imports are paid for once.
 
     A step decodes (the first one) and trains one proxy network, and reports the mean so far.
     """
 
-    def setup(self, config: dict[str, Any], job: Job, context: Context) -> None:  # type: ignore[override]
+    def setup(self, config: dict[str, Any], job: Job, context: Context) -> None:
+        # Only here: the process that steers the search computes nothing.
+        from mgdm_ray.jobs.trial import TrialScorer
+
         self.job = job
         self.scorer = TrialScorer(job, context)
         self.reset_config(config)

@@ -101,8 +101,8 @@ def summarise(values: Iterable[float]) -> Summary:
 
 
 def paired_contrast(
-    cells_a: Sequence[float],
-    cells_b: Sequence[float],
+    cells_a: Sequence[float] | Floats,
+    cells_b: Sequence[float] | Floats,
     clusters: Sequence[str],
     n_boot: int = 10_000,
     seed: int = 0,

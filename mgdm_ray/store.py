@@ -1,4 +1,4 @@
-"""Content-addressed artefacts: ``STORAGE/artifacts/KIND/KEY/`` with payload, manifest and done marker.
+"""Content-addressed artefacts: ``STORAGE/artifacts/KIND/KEY/`` with payload and manifest.
 
 An artefact appears by one atomic rename of a finished folder, so a reader sees all of it or
 nothing. The done marker is written last, inside that folder, and is what counts.

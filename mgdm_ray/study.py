@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from mgdm_ray.seeding import content_key
 from mgdm_ray.store import Store
 
 if TYPE_CHECKING:
-    from mgdm_ray.jobs import Context
+    from mgdm_ray.jobs.base import Context
     from mgdm_ray.tracking import Tracker
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -126,7 +127,7 @@ class Study:
             return DONE
         if self.arguments.report_only:
             known = {**self.failures(), **self.finished()}
-            return self.close(known, self.tracker(), time.monotonic())
+            return self.close(known, time.monotonic())
         return self.run()
 
     def show_plan(self) -> None:
@@ -139,7 +140,9 @@ class Study:
         print(f"storage {self.store.root}")
         absent = [name for name, value in self.fingerprints.items() if value == "absent"]
         if absent:
-            print(f"not on this machine yet (fetched or asked for at the start): {', '.join(absent)}")
+            print(
+                f"not on this machine yet (fetched or asked for at the start): {', '.join(absent)}"
+            )
         total = Counter(job.kind for job in self.plan.jobs.values())
         seconds = self.seconds_per_kind()
         print(f"\n{'kind':<16}{'jobs':>7}{'done':>7}{'failed':>8}{'to do':>7}{'s each':>9}")
@@ -165,7 +168,9 @@ class Study:
                 + (f"; the rest about {work / cores / 60:.0f} min on {cores} cores" if work else "")
             )
         else:
-            print(f"\nestimated time: about {work / cores / 60:.1f} min on this machine's {cores} cores")
+            print(
+                f"\nestimated time: about {work / cores / 60:.1f} min on {cores} cores"
+            )
 
     def seconds_per_kind(self) -> dict[str, float]:
         """Mean seconds of the finished jobs of each kind in this storage, this study's first."""
@@ -206,10 +211,9 @@ class Study:
         todo = {key: job for key, job in self.plan.jobs.items() if key not in known}
         say = f"study {self.config.name}: {len(self.plan.jobs)} jobs, {len(known)} known, "
         print(f"{say}{len(todo)} to do; storage {self.store.root}", flush=True)
-        tracker = self.tracker()
         if todo:
-            self.compute(todo, known, tracker)
-        return self.close(known, tracker, started)
+            self.compute(todo, known)
+        return self.close(known, started)
 
     def write_inputs(self) -> None:
         import yaml
@@ -223,10 +227,8 @@ class Study:
         ]
         (self.folder / "plan.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
-    def compute(
-        self, todo: dict[str, Job], known: dict[str, Record], tracker: Tracker
-    ) -> None:
-        """Run ``todo`` on Ray; every record goes to ``known``, to disk and to MLflow as it comes."""
+    def compute(self, todo: dict[str, Job], known: dict[str, Record]) -> None:
+        """Run ``todo`` on Ray; a record goes to ``known``, to disk and to MLflow as it comes."""
         from rich.console import Console
 
         from mgdm_ray import environment
@@ -250,7 +252,7 @@ class Study:
                 display.job_ended(job.label, record.status, record.seconds, note)
                 for row in self.with_trials(record):
                     append_record(path, row)
-                    tracker.log(row, self.artefact(row))
+                    self.tracker.log(row, self.artefact(row))
 
             limits = engine.Limits(resources, self.trials_at_once())
             engine.run_plan(
@@ -277,7 +279,7 @@ class Study:
 
     def context(self) -> Context:
         from mgdm_ray.data.load import resolve_data_dir
-        from mgdm_ray.jobs import Context
+        from mgdm_ray.jobs.base import Context
 
         return Context(
             storage=str(self.store.root),
@@ -291,7 +293,9 @@ class Study:
             },
         )
 
+    @cached_property
     def tracker(self) -> Tracker:
+        """Made when the first record is there: jobs run while the database is created."""
         from mgdm_ray.tracking import Tracker
 
         uri = self.config.tracking.uri or f"sqlite:///{self.store.root}/mlflow.db"
@@ -318,19 +322,19 @@ class Study:
 
     # --- the end ------------------------------------------------------------------------
 
-    def close(self, known: dict[str, Record], tracker: Tracker, started: float) -> int:
-        """Bring records.jsonl, MLflow and the report up to date with ``known``; say what came out."""
+    def close(self, known: dict[str, Record], started: float) -> int:
+        """Bring records.jsonl, MLflow and report up to date with ``known``; say what came out."""
         self.folder.mkdir(parents=True, exist_ok=True)
         records = [row for record in known.values() for row in self.with_trials(record)]
         write_records(self.folder / "records.jsonl", records)
         for record in records:
-            tracker.log(record, self.artefact(record))
-        report = self.report(records, tracker, started)
+            self.tracker.log(record, self.artefact(record))
+        report = self.report(records, started)
         resolved = self.folder / "study.resolved.yaml"
-        tracker.finish(records, report, resolved.read_text() if resolved.exists() else "")
-        return self.summary(records, report, tracker)
+        self.tracker.finish(records, report, resolved.read_text() if resolved.exists() else "")
+        return self.summary(records, report)
 
-    def report(self, records: list[Record], tracker: Tracker, started: float) -> Path:
+    def report(self, records: list[Record], started: float) -> Path:
         import yaml
 
         from mgdm_ray.data.info import dataset_info
@@ -348,7 +352,7 @@ class Study:
             versions=versions(),
             git_commit=git_commit(),
             storage=str(self.store.root),
-            mlflow_command=tracker.ui_command(),
+            mlflow_command=self.tracker.ui_command(),
             artefact=self.artefact,
             datasets=[dataset_info(d, self.config.data_dir) for d in self.config.datasets],
             expected_cells=[
@@ -359,13 +363,13 @@ class Study:
         )
         return write_report(self.folder, records, context)
 
-    def summary(self, records: list[Record], report: Path, tracker: Tracker) -> int:
+    def summary(self, records: list[Record], report: Path) -> int:
         from mgdm_ray.report import result_table
 
         print("\nbalanced accuracy on the test split, mean and sd over networks and seeds\n")
         print(result_table(records))
         print(f"\nreport:  {report}")
-        print(f"compare: {tracker.ui_command()}")
+        print(f"compare: {self.tracker.ui_command()}")
         bad = [r for r in records if r.status == "failed" and r.kind != "trial"]
         missing = len(self.plan.jobs) - sum(r.key in self.plan.jobs for r in records)
         if missing:

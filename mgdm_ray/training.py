@@ -14,11 +14,12 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 
 from mgdm_ray.config import ResourcesConfig
-from mgdm_ray.diffusion.train import NonFiniteLoss, TrainState
-from mgdm_ray.jobs import JobError, Progress, TrainingTask, train_model, training_config
+from mgdm_ray.jobs.base import JobError, Progress, TrainingTask, training_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from mgdm_ray.diffusion.train import TrainState
 
 
 def launch(task: TrainingTask, progress: Progress, resources: ResourcesConfig) -> Path:
@@ -68,6 +69,10 @@ def _per_worker(resources: ResourcesConfig) -> dict[str, float]:
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
     """What every worker runs: resume, train, report checkpoints."""
+    # Only here: the controller process, which runs none of this, must not pay for MONAI.
+    from mgdm_ray.diffusion.train import NonFiniteLoss
+    from mgdm_ray.jobs.models import train_model
+
     task = TrainingTask(**config["task"])
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()

@@ -115,7 +115,13 @@ def _add_models(example: Example, dataset: str, rng: np.random.Generator) -> Non
     common = {"dataset": dataset, "status": "done", "versions": {"torch": "2.14.1"}}
     add(
         example,
-        Record(key=f"den-{dataset}", kind="fit_denoiser", seconds=95.0, metrics={"loss": 0.11}, **common),  # type: ignore[arg-type]
+        Record(
+            key=f"den-{dataset}",
+            kind="fit_denoiser",
+            seconds=95.0,
+            metrics={"loss": 0.11},
+            **common,
+        ),  # type: ignore[arg-type]
         history_json=loss_history(600, 1.0, rng),
         real_png=_grid(classes, 0, rng),
     )
@@ -135,7 +141,12 @@ def _add_models(example: Example, dataset: str, rng: np.random.Generator) -> Non
         ("decode", "disturb", SETTING),
     ):
         record = Record(
-            key=f"{kind}-{arm}-{dataset}", kind=kind, arm=arm, setting=setting, seconds=22.0, **common
+            key=f"{kind}-{arm}-{dataset}",
+            kind=kind,
+            arm=arm,
+            setting=setting,
+            seconds=22.0,
+            **common,
         )  # type: ignore[arg-type]
         if kind == "encode":
             add(example, record)
@@ -174,7 +185,12 @@ def _add_cells(example: Example, dataset: str, rng: np.random.Generator, failed:
                     "key": f"cell-{dataset}-{network}-{arm}-{seed}", "kind": "fit_downstream",
                     "dataset": dataset, "network": network, "arm": arm, "seed": seed,
                 }  # fmt: skip
-                if failed and dataset == "phantom-fundus" and network == "resnet18" and arm == "disturb":
+                if (
+                    failed
+                    and dataset == "phantom-fundus"
+                    and network == "resnet18"
+                    and arm == "disturb"
+                ):
                     reason = "NonFiniteLoss: the loss is nan at step 41 <script>alert(1)</script>"
                     example.records.append(
                         Record(status="failed", reason=reason, seconds=3.0, **common)  # type: ignore[arg-type]

@@ -180,7 +180,10 @@ def _xray(rng: np.random.Generator, label: int, d: float, size: int) -> Array:
         image += rng.uniform(0.06, 0.12) * blob(x, y, cx + side * 0.1, 0.46, 0.045)
     collar = np.abs(y - 0.2 + 0.22 * (away - 0.12)) - 0.013
     image += 0.1 * soft(collar, edge(size, 0.012)) * soft(np.abs(away - 0.2) - 0.16, 0.03)
-    image += lungs * (_opacity(rng, label, d, size, cx) + 0.03 * cloud(rng, size, 12))
+    haze = d * rng.uniform(0, 0.08) + 0.04 * d * cloud(rng, size, 4)  # confounds
+    image += lungs * (haze + 0.03 * cloud(rng, size, 12))
+    # Filled airspace is as bright as soft tissue, not brighter, and hides the ribs.
+    image += lungs * _opacity(rng, label, d, size, cx) * (0.6 - image)
     distance, _ = polar(size, cx + 0.06, 0.62, 0.95, 0.5)
     heart = soft(distance - 0.15 * scale * rng.uniform(0.92, 1.1), 0.025)
     image += 0.75 * heart * (0.64 - image)
@@ -202,17 +205,17 @@ def _lungs(x: Array, y: Array, cx: float, scale: float) -> Array:
 
 
 def _opacity(rng: np.random.Generator, label: int, d: float, size: int, cx: float) -> Array:
-    """Brightness added within the lungs: patches by label, and haze, which confounds, for all."""
+    """Share of filled airspace at each pixel: ragged patches by label."""
     x, y = grid(size)
-    haze = d * rng.uniform(0, 0.08) + 0.04 * d * cloud(rng, size, 4)
-    strength = _sign(rng, label, d * rng.uniform(0, 0.7)) * (0.48 - 0.08 * d)
+    strength = _sign(rng, label, d * rng.uniform(0, 0.7)) * (1.0 - 0.2 * d)
     patches = np.zeros_like(x)
     for _ in range(rng.integers(2, 5)):
         side = 1.0 if rng.random() < 0.5 else -1.0
         x0, y0 = cx + side * rng.uniform(0.15, 0.28), rng.uniform(0.3, 0.7)
-        patches = np.maximum(patches, blob(x, y, x0, y0, rng.uniform(0.05, 0.11)))
+        patches = np.maximum(patches, blob(x, y, x0, y0, rng.uniform(0.06, 0.13)))
     ragged = np.clip(1 + 0.35 * cloud(rng, size, 10), 0.2, 1.8)
-    return haze + strength * patches * ragged
+    share: Array = np.clip(strength * patches * ragged, 0, 0.9)
+    return share
 
 
 # Rows: nevus, melanoma, keratosis, vascular. Columns: colour (3) and dark colour (3) of the
@@ -233,7 +236,7 @@ def _dermatoscopy(rng: np.random.Generator, label: int, d: float, size: int) -> 
     keratosis (sharp, waxy, cysts), vascular (red lakes); skin, hairs and vignette for all."""
     x, y = grid(size)
     signs = _borrowed_signs(rng, label, d)
-    main = signs[:3] + rng.normal(0, 0.02 + 0.05 * d, 3) + rng.normal(0, 0.02 + 0.05 * d)
+    main = signs[:3] + rng.normal(0, 0.015 + 0.03 * d, 3) + rng.normal(0, 0.02 + 0.06 * d)
     dark = np.minimum(signs[3:6], main)
     rough, blur, network, mottle, veil, cysts, lakes, radius = signs[6:]
     skin = np.array([0.86, 0.66, 0.56]) + rng.normal(0, 0.03, 3) + rng.normal(0, 0.03)
@@ -264,7 +267,7 @@ def _dermatoscopy(rng: np.random.Generator, label: int, d: float, size: int) -> 
 def _borrowed_signs(rng: np.random.Generator, label: int, d: float) -> Array:
     """A row of signs, part of each borrowed from another class, the colours all alike."""
     other = (label + int(rng.integers(1, len(_DERM_SIGNS)))) % len(_DERM_SIGNS)
-    share: Array = d * (rng.uniform(0, 0.9) + rng.normal(0, 0.22, _DERM_SIGNS.shape[1]))
+    share: Array = d * (rng.uniform(0, 0.9) + rng.normal(0, 0.22, len(_DERM_SIGNS[0])))
     share[:6] = share[0]
     share = share.clip(0, 1)
     signs: Array = (1 - share) * _DERM_SIGNS[label] + share * _DERM_SIGNS[other]

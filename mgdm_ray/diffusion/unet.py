@@ -14,8 +14,17 @@ from torch import Tensor, nn
 from mgdm_ray.config import UNetConfig
 from mgdm_ray.seeding import derive_seed
 
-GROUPS = 16
-"""Group-norm groups and channels per attention head: channels are multiples of it."""
+HEAD_CHANNELS = 16
+"""Channels per attention head; channels are multiples of it."""
+
+
+def _norm_groups(config: UNetConfig) -> int:
+    """Groups of every group norm: 16, or fewer in a network that starts with 16 channels.
+
+    A group of one channel would be instance norm, which removes the mean of every channel: such a
+    network can hardly tell a dark image from a bright one.
+    """
+    return min(16, min(config.channels) // 2)
 
 
 def build_denoiser(
@@ -36,8 +45,8 @@ def build_denoiser(
             channels=config.channels,
             attention_levels=config.attention,
             num_res_blocks=config.num_res_blocks,
-            num_head_channels=GROUPS,
-            norm_num_groups=GROUPS,
+            num_head_channels=HEAD_CHANNELS,
+            norm_num_groups=_norm_groups(config),
             num_class_embeds=num_classes + 1,
         )
     return model
@@ -65,8 +74,8 @@ def build_guide(
             channels=config.channels,
             attention_levels=config.attention,
             num_res_blocks=[config.num_res_blocks] * len(config.channels),
-            num_head_channels=GROUPS,
-            norm_num_groups=GROUPS,
+            num_head_channels=HEAD_CHANNELS,
+            norm_num_groups=_norm_groups(config),
         )
         model.out = PooledHead(config.channels[-1], num_classes)
     return model
@@ -76,14 +85,14 @@ class PooledHead(nn.Module):
     """Group norm, SiLU, mean over all positions, linear: logits from maps of any size.
 
     MONAI's encoder hands over flattened maps `[N, channels * H * W]` and ends in a linear layer
-    of that fixed width, with dropout. Groups of at least four channels: a group of one channel
-    would be instance norm, which removes the very mean that is pooled.
+    of that fixed width, with dropout. Groups have at least four channels, so that the norm leaves
+    most of the means that are pooled.
     """
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
         self.channels = channels
-        self.norm = nn.GroupNorm(min(GROUPS, channels // 4), channels)
+        self.norm = nn.GroupNorm(min(16, channels // 4), channels)
         self.linear = nn.Linear(channels, num_classes)
 
     def forward(self, flat: Tensor) -> Tensor:

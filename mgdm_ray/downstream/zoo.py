@@ -30,7 +30,7 @@ FIRST_CONV = {
     "mobilenet_v2": "features.0.0",
     "efficientnet_b0": "features.0.0",
 }
-STRIDE_ONE = ("alexnet", "squeezenet1_1")
+STRIDE_ONE = ("alexnet", "squeezenet1_1", "mobilenet_v2")
 """Below SMALL, their first convolution moves by 1 instead of 4 or 2."""
 NO_MAX_POOL = {"densenet121": "features.pool0"}
 """Below SMALL, this max-pool of the stem is left out."""
@@ -52,18 +52,19 @@ def build_network(
     ==================  =======================================================================
     below 24 px         the image is enlarged to 24 px
     below 32 px         vgg16_bn: max-pools round up
-    below 64 px         alexnet, squeezenet1_1: stride 1 in the first convolution;
-                        densenet121: no max-pool in the stem
+    below 64 px         alexnet, squeezenet1_1, mobilenet_v2: stride 1 in the first
+                        convolution; densenet121: no max-pool in the stem
     below 224 px        alexnet, vgg16_bn: the first linear layer reads the last map as it is,
                         instead of a copy stretched to 6x6 or 7x7
     1 channel           the first convolution's weights are summed over its three inputs: the
                         same output as for a grey image repeated three times, at less cost
     ==================  =======================================================================
 
-    The other six keep their stem: their maps are 1x1 at the end for 24 .. 32 px, and a stem of
-    twice the resolution costs two to three times the time per step for no clear gain within the
-    few hundred steps of a study on small images. Raises InputError for an unknown name, and
-    ValueError for sizes or counts out of range.
+    The other five keep their stem: their last map is 1x1 for 24 .. 32 px, and a stem of twice
+    the resolution takes 1.5 to 2.7 times as long per step. (resnet18 on breastmnist at 28 px, 60
+    steps, one seed: validation AUROC 0.93 as it is, 0.91 with stride 1, 0.89 without max-pool.)
+
+    Raises InputError for an unknown name, and ValueError for sizes or counts out of range.
     """
     try:
         require_known(name, "network", NETWORKS)

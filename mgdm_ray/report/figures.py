@@ -68,10 +68,10 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 
 def _panels(
-    count: int, height: float, columns: int = 4, sharey: bool = True
+    count: int, height: float, columns: int | None = None, sharey: bool = True
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with ``count`` panels in rows of at most ``columns``."""
-    columns = max(1, min(columns, count))
+    """A figure with ``count`` panels in rows of ``columns``; default: three, but four as 2 x 2."""
+    columns = max(1, min(columns or (2 if count == 4 else 3), count))
     rows = max(1, math.ceil(count / columns))
     figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
     grid = figure.subplots(rows, columns, sharey=sharey, squeeze=False)
@@ -130,32 +130,39 @@ def forest(
 
 @styled
 def gains(per_dataset: Mapping[str, Mapping[str, Mapping[tuple[str, int], float]]]) -> Figure:
-    """Per dataset and arm: gain over ``real`` of each cell, and their mean."""
+    """Per dataset and arm: gain over ``real`` of each cell, and their mean (bar and number)."""
     networks = sorted({n for arms in per_dataset.values() for g in arms.values() for n, _ in g})
-    figure, panels = _panels(len(per_dataset), 3.3, columns=3)
+    middle = (len(networks) - 1) / 2
+    spread = {n: 0.6 * (i - middle) / len(networks) for i, n in enumerate(networks)}
+    figure, panels = _panels(len(per_dataset), 3.1, columns=2)
     for index, (axes, (dataset, arms)) in enumerate(zip(panels, per_dataset.items(), strict=True)):
         for x, (arm, cells) in enumerate(arms.items()):
+            if not cells:
+                continue
             colour = ARM_COLOURS.get(arm, INK)
-            spread = {n: 0.3 * (i - (len(networks) - 1) / 2) / max(1, len(networks) - 1)
-                      for i, n in enumerate(networks)}  # fmt: skip
-            axes.plot(
-                [x + spread[network] for network, _ in cells], list(cells.values()),
-                "o", ms=4.5, mew=0, alpha=0.45, color=colour,
-            )  # fmt: skip
-            if cells:
-                mean = summarise(cells.values()).mean
-                axes.plot([x - 0.3, x + 0.3], [mean, mean], color=colour, lw=3)
-                axes.annotate(
-                    f"{mean:+.3f}", (x + 0.32, mean), fontsize=8.5, va="center", color=colour,
-                    fontweight="bold", bbox={"fc": "white", "ec": "none", "pad": 0.6, "alpha": 0.8},
-                )  # fmt: skip
+            places = [x + spread[network] for network, _ in cells]
+            axes.plot(places, list(cells.values()), "o", ms=4.5, mew=0, alpha=0.45, color=colour)
+            mean = summarise(cells.values()).mean
+            axes.plot([x - 0.34, x + 0.34], [mean, mean], color=colour, lw=3)
+            # In one line at the top, where numbers of neighbours cannot overlap.
+            axes.annotate(
+                f"{mean:+.3f}",
+                (x, 0.99),
+                xycoords=axes.get_xaxis_transform(),
+                ha="center",
+                va="top",
+                color=colour,
+                fontweight="bold",
+            )
         axes.axhline(0, color=ARM_COLOURS["real"], lw=1)
-        axes.set_xticks(range(len(arms)), list(arms), rotation=20 if len(arms) > 4 else 0)
-        axes.set_xlim(-0.5, len(arms) - 0.2)
+        axes.set_xticks(range(len(arms)), list(arms), fontsize=8.5)
+        axes.set_xlim(-0.5, len(arms) - 0.5)
         axes.grid(axis="x", visible=False)
         axes.set_title(dataset)
-        if index % 3 == 0:
+        if index % 2 == 0:
             axes.set_ylabel("gain over real")
+    low, high = panels[0].get_ylim()
+    panels[0].set_ylim(low, high + 0.14 * (high - low))
     return figure
 
 
@@ -166,7 +173,7 @@ def search_scatter(trials: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     flat = [trial for rows in trials.values() for trial in rows]
     palette = colours([trial["measurement"] for trial in flat])
     scales = sorted({trial["guidance_scale"] for trial in flat})
-    figure, panels = _panels(len(trials), 3.1, columns=3, sharey=False)
+    figure, panels = _panels(len(trials), 3.1, sharey=False)
     for axes, (where, rows) in zip(panels, trials.items(), strict=True):
         for trial in rows:
             axes.plot(
@@ -225,7 +232,7 @@ def loss_curves(panels_of: Mapping[str, Mapping[str, Curve]], arms: bool) -> Fig
     """One panel per key; raw losses faint, a running mean on top. ``arms``: colour by arm."""
     names = [name for curves in panels_of.values() for name in curves]
     palette = {n: ARM_COLOURS.get(n, INK) for n in names} if arms else colours(names)
-    figure, panels = _panels(len(panels_of), 2.9, columns=3, sharey=False)
+    figure, panels = _panels(len(panels_of), 2.9, sharey=False)
     for axes, (title, curves) in zip(panels, panels_of.items(), strict=True):
         for name, curve in curves.items():
             steps, losses = [x for x, _ in curve], [y for _, y in curve]
@@ -234,6 +241,7 @@ def loss_curves(panels_of: Mapping[str, Mapping[str, Curve]], arms: bool) -> Fig
         values = [y for curve in curves.values() for _, y in curve]
         if values and min(values) > 0 and max(values) > 5 * min(values):
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter("")
         axes.set(title=title, xlabel="step", ylabel="training loss")

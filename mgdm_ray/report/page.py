@@ -9,6 +9,8 @@ import base64
 import html
 from collections.abc import Collection, Iterable, Sequence
 
+WIDE = 7  # columns; a table with more is set smaller, so that no arm falls off the page
+
 
 class Html(str):
     """Text that is markup already. Plain ``str`` is always escaped before it gets into a page."""
@@ -65,7 +67,8 @@ def table(
         opener = first if isinstance(first, Html) else tag("th", text(first), scope="row")
         body.append(tag("tr", opener, *cells))
     title = tag("caption", text(caption)) if caption else None
-    inner = tag("table", title, tag("thead", head), tag("tbody", join(body)))
+    width = "wide" if len(header) > WIDE else ""
+    inner = tag("table", title, tag("thead", head), tag("tbody", join(body)), class_=width)
     return tag("div", inner, class_="scroll")
 
 
@@ -111,11 +114,12 @@ STYLE = """
 html { scroll-behavior: smooth; scroll-padding-top: 3.2rem; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+a { color: var(--accent); }
 nav { position: sticky; top: 0; z-index: 2; display: flex; gap: 1.4rem; overflow-x: auto;
   justify-content: safe center; padding: .7rem 1.5rem; background: var(--paper);
   border-bottom: 1px solid var(--line); font-size: .86rem; white-space: nowrap; }
 nav a { color: var(--soft); text-decoration: none; } nav a:hover { color: var(--accent); }
-main { max-width: 1060px; margin: 0 auto; padding: 2.2rem 1.5rem 5rem; }
+main { max-width: 1080px; margin: 0 auto; padding: 2.2rem 1.5rem 5rem; }
 h1 { font: 600 2.1rem/1.2 Georgia, "Times New Roman", serif; margin: .1rem 0 .4rem; }
 h2 { font: 600 1.45rem/1.3 Georgia, "Times New Roman", serif; margin: 3.4rem 0 .6rem;
   padding-top: .9rem; border-top: 1px solid var(--line); }
@@ -148,6 +152,7 @@ caption { text-align: left; padding: 0 0 .45rem; }
 th, td { padding: .36rem .8rem; text-align: right; border-bottom: 1px solid var(--line);
   vertical-align: baseline; }
 th:first-child, .words { text-align: left; } td.words { max-width: 34rem; }
+table.wide { font-size: .84rem; } .wide th, .wide td { padding: .34rem .45rem; }
 thead th { color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--line);
   vertical-align: bottom; }
 tbody th { font-weight: 500; white-space: nowrap; } td.best { font-weight: 700; }

@@ -138,8 +138,8 @@ def results(draft: Draft) -> Html:
         return page.section("results", "Results", page.paragraph("No cell is done yet."))
     intro = page.paragraph(
         "Mean ± standard deviation over seeds; the last row over networks and seeds. The second "
-        "line is the mean paired difference to real, which also sets the tint; the best arm of "
-        "a row is bold. Bold and tint describe, they do not test: see the contrasts.",
+        "line is the mean paired difference to real, which also sets the tint; the best of the "
+        "complete arms is bold. Bold and tint describe, they do not test: see the contrasts.",
         "note",
     )
     return page.section("results", "Results", intro, _gain_plot(draft), *parts)
@@ -156,13 +156,16 @@ def _score_row(
     draft: Draft, cells: Mapping[CellId, float], dataset: str, network: str | None
 ) -> list[str | Html]:
     found = {a: tables.summary(tables.select(cells, dataset, network, a)) for a in draft.arms}
-    top = max((s.mean for s in found.values() if s), default=math.nan)
+    # An arm that lost cells has a mean over other cells: its gain is paired, its mean compares ill.
+    full = max((s.n for s in found.values() if s), default=0)
+    means = [s.mean for s in found.values() if s and s.n == full]
+    top = max(means) if means and max(means) > min(means) else math.nan
     row: list[str | Html] = [network or "all"]
     for arm, summary in found.items():
-        planned = [c for c in draft.expected if c[0] == dataset and c[2] == arm]
+        planned = [c for c in draft.expected if (c[0], c[2]) == (dataset, arm)]
         planned = [c for c in planned if network in (None, c[1])]
         if summary is None:
-            row.append(page.cell(DASH, title="no cell is done" if planned else "not planned"))
+            row.append(page.cell(DASH, small="no cell done" if planned else ""))
             continue
         paired = tables.paired_gains(cells, arm, dataset)
         kept = {k: v for k, v in paired.items() if network in (None, k[0])}
@@ -170,7 +173,7 @@ def _score_row(
         small = [] if gain is None else [f"{gain:+.3f}"]
         if summary.n < len(planned):
             small.append(f"{summary.n} of {len(planned)} cells")
-        best = "best" if summary.mean == top and len(found) > 1 else ""
+        best = "best" if summary.mean == top and summary.n == full else ""
         row.append(page.cell(summary.text(), best, _tint(gain), " · ".join(small)))
     return row
 

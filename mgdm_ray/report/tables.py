@@ -150,17 +150,25 @@ def contrasts(
 
 
 def result_rows(records: Sequence[Record], metric: str = METRIC) -> list[list[str]]:
-    """Header and one row per arm: per dataset mean ± sd over networks and seeds, gain over real."""
+    """Header and one row per arm: per dataset mean ± sd over networks and seeds, gain over real.
+
+    A ``*`` marks means over fewer cells than another arm has; gains are always paired.
+    """
     cells = scores(records, metric)
     datasets = sorted({record.dataset or "?" for record in records if record.is_cell})
     arms = in_order(record.arm or "?" for record in records if record.is_cell)
+    most = {
+        dataset: max((len(select(cells, dataset, arm=arm)) for arm in arms), default=0)
+        for dataset in datasets
+    }
     rows = [["arm", *(name for dataset in datasets for name in (dataset, "vs real"))]]
     for arm in arms:
         row = [arm]
         for dataset in datasets:
             found = summary(select(cells, dataset, arm=arm))
             gains = paired_gains(cells, arm, dataset)
-            row.append(found.text() if found else "-")
+            mark = "*" if found and found.n < most[dataset] else ""
+            row.append(found.text() + mark if found else "-")
             gain = f"{summarise(gains.values()).mean:+.3f}" if gains and arm != "real" else ""
             row.append(gain)
         rows.append(row)
@@ -178,6 +186,8 @@ def result_table(records: Sequence[Record], metric: str = METRIC) -> str:
         first, *others = (text.rjust(width) for text, width in zip(row, widths, strict=True))
         lines.append("  ".join([first.strip().ljust(widths[0]), *others]).rstrip())
     lines.insert(1, "-" * max(map(len, lines)))
+    if any("*" in line for line in lines):
+        lines.append("* some cells are missing: compare by 'vs real', which is paired")
     return "\n".join(lines)
 
 

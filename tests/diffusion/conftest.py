@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from mgdm_ray.diffusion.schedule import NoiseSchedule
 from torch import Tensor, nn
+
+from mgdm_ray.diffusion.schedule import NoiseSchedule
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Gaussian:
 
 
 class GaussianDenoiser(nn.Module):
-    """``Gaussian`` as a network: class k has its mean shifted by ``shifts[k]``; last one is null."""
+    """``Gaussian`` as a network: class k has its mean moved by ``shifts[k]``; the last is null."""
 
     def __init__(self, gaussian: Gaussian, schedule: NoiseSchedule, shifts: list[float]) -> None:
         super().__init__()

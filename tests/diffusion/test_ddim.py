@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
+
 from mgdm_ray.diffusion.ddim import ddim_step, invert, sample
 from mgdm_ray.diffusion.schedule import make_schedule, timestep_pairs
 
@@ -14,14 +17,14 @@ NAMES = ("linear", "cosine")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("count", [2, 7, 1000])
 def test_constant_eps_round_trip_is_exact(name, count):
-    """Catches encode and decode grids that differ by a level: then gamma = 0 is not the identity."""
+    """Catches encode and decode grids that differ by a level: gamma = 0 is no identity then."""
     schedule, pairs = make_schedule(name), timestep_pairs(1000, count)
     numbers = torch.Generator().manual_seed(0)
     x_0, eps = torch.randn(2, 2, 1, 4, 4, generator=numbers, dtype=torch.float64)
-    x_T = invert(lambda x, t: eps, x_0, pairs, schedule)
+    x_T = invert(lambda _x, _t: eps, x_0, pairs, schedule)
     # With constant eps all steps telescope into the forward process itself.
     torch.testing.assert_close(x_T, schedule.q_sample(x_0, 999, eps), rtol=0, atol=1e-10)
-    back = sample(lambda x, t: eps, x_T, pairs, schedule)
+    back = sample(lambda _x, _t: eps, x_T, pairs, schedule)
     torch.testing.assert_close(back, x_0, rtol=0, atol=1e-9)
 
 
@@ -67,7 +70,9 @@ def test_encoding_whitens_the_data(gaussian, name):
     )
     covariance = matrix @ gaussian.covariance @ matrix.T
     torch.testing.assert_close(covariance, torch.eye(3).double(), rtol=0, atol=0.05)
-    torch.testing.assert_close(matrix @ gaussian.mean + offset, torch.zeros(3).double(), rtol=0, atol=0.05)
+    torch.testing.assert_close(
+        matrix @ gaussian.mean + offset, torch.zeros(3).double(), rtol=0, atol=0.05
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -84,7 +89,7 @@ def test_round_trip_error_is_first_order(gaussian, name):
         pairs = timestep_pairs(1000, count)
         back = sample(eps_fn, invert(eps_fn, x_0, pairs, schedule), pairs, schedule)
         errors.append(float((back - x_0).abs().max()))
-    ratios = [a / b for a, b in zip(errors, errors[1:], strict=False)]
+    ratios = [a / b for a, b in pairwise(errors)]
     assert errors[-1] < 0.02
     assert all(1.5 < ratio < 2.6 for ratio in ratios), (errors, ratios)
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+
 from mgdm_ray.config import GuidanceSetting, UNetConfig
 from mgdm_ray.diffusion import guidance
 from mgdm_ray.diffusion.ddim import sample
@@ -21,7 +23,6 @@ from mgdm_ray.diffusion.guidance import (
 )
 from mgdm_ray.diffusion.schedule import make_schedule, timestep_pairs
 from mgdm_ray.diffusion.unet import build_guide
-from torch import nn
 
 SCHEDULE = make_schedule("linear")
 NAMES = ("entropy", "margin", "least_confidence")
@@ -36,12 +37,12 @@ class LinearGuide(nn.Module):
         weight = size * torch.randn(pixels, classes, generator=numbers, dtype=torch.float64)
         self.weight = nn.Parameter(weight)
 
-    def forward(self, x, timesteps):
+    def forward(self, x, _timesteps):
         return x.flatten(1) @ self.weight.to(x)
 
 
 class QuadraticGuide(nn.Module):
-    """The true p(y=1 | x_t) if p(y=1 | x_0) = exp(-0.1 - (x_0 - c)^2 / 2 tau^2), x_0 ~ N(m, s^2)."""
+    """True p(y=1 | x_t) if p(y=1 | x_0) = exp(-0.1 - (x_0 - c)^2 / 2 tau^2), x_0 ~ N(m, s^2)."""
 
     mean, spread, centre, tau = 0.3, 0.5, 0.9, 0.4
 
@@ -74,9 +75,7 @@ def setting(name: str, scale: float, gradient: str = "raw") -> GuidanceSetting:
 # --- measurements ---------------------------------------------------------------------------
 
 
-@given(
-    logits=st.lists(st.floats(-60, 60), min_size=2, max_size=7), name=st.sampled_from(NAMES)
-)
+@given(logits=st.lists(st.floats(-60, 60), min_size=2, max_size=7), name=st.sampled_from(NAMES))
 def test_measurements_stay_in_range(logits, name):
     """Catches NaN from 0 log 0, a missing 1 / log K and wrong signs."""
     value = float(MEASUREMENTS[name](torch.tensor([logits]).double(), *[torch.empty(0)] * 3))
@@ -123,7 +122,11 @@ def test_a_confident_guide_still_has_a_gradient(name):
     guide[1].weight.data[0, 0] = 1.0
     guide[1].bias.data = torch.tensor([18.0, 0.0, -1.0])
     gradient = measurement_gradient(
-        MEASUREMENTS[name], lambda x, t: guide(x), torch.zeros(1, 1, 4, 4), 0, torch.zeros(1).long()
+        MEASUREMENTS[name],
+        lambda x, _t: guide(x),
+        torch.zeros(1, 1, 4, 4),
+        0,
+        torch.zeros(1).long(),
     ).flatten()
     assert float(gradient[0]) < 0  # less of class 0 is less certain
     assert bool((gradient[1:] == 0).all())
@@ -138,11 +141,11 @@ def test_a_measurement_can_be_added_and_not_replaced():
     """Catches two measurements silently sharing a name."""
     with pytest.raises(ValueError, match="already registered"):
         register_measurement("entropy")(MEASUREMENTS["margin"])
+    bad = GuidanceSetting.model_construct(
+        measurement="entrpy", uncertainty_scale=1.0, gradient="raw"
+    )
     with pytest.raises(ValueError, match="did you mean 'entropy'"):
-        bad = GuidanceSetting.model_construct(
-            measurement="entrpy", uncertainty_scale=1.0, gradient="raw"
-        )
-        measurement_guided(lambda x, t: x, LinearGuide(2), torch.zeros(1), bad, SCHEDULE)
+        measurement_guided(lambda x, _t: x, LinearGuide(2), torch.zeros(1), bad, SCHEDULE)
 
 
 # --- the guided eps -------------------------------------------------------------------------
@@ -151,7 +154,7 @@ def test_a_measurement_can_be_added_and_not_replaced():
 def test_scale_zero_is_the_same_function():
     """Catches 0 * gradient, which is not bit-equal and costs a backward pass."""
 
-    def eps_fn(x, t):
+    def eps_fn(x, _t):
         return x
 
     guide, labels = LinearGuide(2), torch.zeros(2).long()
@@ -165,7 +168,9 @@ def test_scale_zero_is_the_same_function():
 def test_raw_guidance_is_the_published_formula(t):
     """Catches a lost sqrt(1 - alpha_bar), a wrong sign or a gradient of the mean over the batch."""
     guide, x, labels = LinearGuide(3), images(4), torch.zeros(4).long()
-    guided = measurement_guided(lambda x, t: 2 * x, guide, labels, setting("entropy", 0.7), SCHEDULE)
+    guided = measurement_guided(
+        lambda x, _t: 2 * x, guide, labels, setting("entropy", 0.7), SCHEDULE
+    )
     gradient = measurement_gradient(MEASUREMENTS["entropy"], guide, x, t, labels)
     expected = 2 * x - math.sqrt(1 - SCHEDULE.alpha_bar(t)) * 0.7 * gradient
     torch.testing.assert_close(guided(x, t), expected, rtol=1e-12, atol=1e-12)
@@ -177,7 +182,7 @@ def test_margin_is_least_confidence_at_twice_the_scale_for_two_classes():
 
     def eps(name: str, scale: float, gradient: str) -> torch.Tensor:
         chosen = setting(name, scale, gradient)
-        return measurement_guided(lambda x, t: x, guide, labels, chosen, SCHEDULE)(x, 500)
+        return measurement_guided(lambda x, _t: x, guide, labels, chosen, SCHEDULE)(x, 500)
 
     torch.testing.assert_close(eps("margin", 0.3, "raw"), eps("least_confidence", 0.6, "raw"))
     # relative: only directions count, and for two classes all three point the same way
@@ -190,7 +195,7 @@ def test_relative_guidance_is_a_share_of_eps(name):
     x = images(5) * torch.tensor([0.1, 1, 5, 20, 100]).reshape(-1, 1, 1, 1)
     guide, labels = LinearGuide(4, size=0.01), torch.zeros(5).long()
     relative = measurement_guided(
-        lambda x, t: x, guide, labels, setting(name, 0.25, "relative"), SCHEDULE
+        lambda x, _t: x, guide, labels, setting(name, 0.25, "relative"), SCHEDULE
     )
     push = (x - relative(x, 300)).flatten(1)
     gradient = measurement_gradient(MEASUREMENTS[name], guide, x, 300, labels).flatten(1)
@@ -210,8 +215,8 @@ def test_tiny_gradients_are_scaled_and_zero_stays_zero():
     nn.init.zeros_(flat[1].weight)
     x = images(2, dtype=torch.float32)
     guided = measurement_guided(
-        lambda x, t: x,
-        lambda x, t: flat(x),
+        lambda x, _t: x,
+        lambda x, _t: flat(x),
         torch.zeros(2).long(),
         setting("entropy", 1, "relative"),
         SCHEDULE,
@@ -227,7 +232,7 @@ def test_random_direction_has_the_norm_of_the_guidance(gradient):
 
     def push(direction, noise=None):
         guided = measurement_guided(
-            lambda x, t: x, guide, labels, chosen, SCHEDULE, direction, noise
+            lambda x, _t: x, guide, labels, chosen, SCHEDULE, direction, noise
         )
         return (x - guided(x, 700)).flatten(1)
 
@@ -238,13 +243,16 @@ def test_random_direction_has_the_norm_of_the_guidance(gradient):
         torch.ones(4).double(),
     )
     with pytest.raises(ValueError, match="needs a source of noise"):
-        measurement_guided(lambda x, t: x, guide, labels, chosen, SCHEDULE, "random")
+        measurement_guided(lambda x, _t: x, guide, labels, chosen, SCHEDULE, "random")
 
 
 def test_batch_mates_do_not_matter():
     """Catches any coupling of images: the real guide, each image alone and in company."""
     guide = build_guide(UNetConfig(channels=(16, 16), attention=(False, True)), 1, 3, "test").eval()
-    x, labels = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(3)), torch.arange(5) % 3
+    x, labels = (
+        torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(3)),
+        torch.arange(5) % 3,
+    )
     together = measurement_gradient(MEASUREMENTS["entropy"], guide, x, 400, labels)
     for i in range(5):
         alone = measurement_gradient(
@@ -258,7 +266,7 @@ def test_guidance_leaves_no_gradients_behind():
     """Catches memory growth: under no_grad the result and the parameters carry no graph."""
     guide = LinearGuide(2)
     chosen = setting("entropy", 1)
-    guided = measurement_guided(lambda x, t: x, guide, torch.zeros(2).long(), chosen, SCHEDULE)
+    guided = measurement_guided(lambda x, _t: x, guide, torch.zeros(2).long(), chosen, SCHEDULE)
     with torch.no_grad():
         result = guided(images(2), 3)
     assert not result.requires_grad
@@ -280,9 +288,7 @@ def test_classifier_free_guidance(scale, batches, prediction):
         return x_t * (1 + class_labels.reshape(-1, 1, 1, 1))
 
     x, labels = images(2), torch.tensor([0, 2])
-    eps_fn = denoiser_eps(
-        model, labels, SCHEDULE, prediction, null_label=5, guidance_scale=scale
-    )
+    eps_fn = denoiser_eps(model, labels, SCHEDULE, prediction, null_label=5, guidance_scale=scale)
     conditional = x * (1 + labels.reshape(-1, 1, 1, 1))
     unconditional = x * 6
     if prediction == "v":
@@ -319,7 +325,7 @@ def test_measurement_guidance_samples_the_tilted_density(monkeypatch):
     monkeypatch.setattr(guidance, "MEASUREMENTS", dict(MEASUREMENTS))
 
     @register_measurement("log_likelihood")
-    def log_likelihood(logits, x_t, t, labels):
+    def log_likelihood(logits, _x_t, _t, labels):
         return logits.log_softmax(dim=1)[torch.arange(len(labels)), labels]
 
     guide, labels = QuadraticGuide(), torch.ones(3).long()
@@ -339,7 +345,7 @@ def test_guided_samples_are_less_certain(name, gradient):
     """Catches descent instead of ascent: a boundary at 0 must attract, the more the stronger."""
     prior, pairs = QuadraticGuide(), timestep_pairs(1000, 200)
 
-    def guide(x, timesteps):
+    def guide(x, _timesteps):
         return torch.cat([torch.zeros(len(x), 1), 2 * x.flatten(1)], dim=1)
 
     x_T = torch.tensor([0.2, 0.8, 1.4]).double().reshape(-1, 1, 1, 1)

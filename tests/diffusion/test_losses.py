@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from mgdm_ray.config import DenoiserConfig
 from mgdm_ray.diffusion.losses import denoiser_loss, guide_loss, loss_weight
 from mgdm_ray.diffusion.schedule import make_schedule
-from torch import nn
 
 SCHEDULE = make_schedule("linear")
 NUMBERS = torch.Generator().manual_seed(0)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mgdm_ray.diffusion.schedule import NoiseSchedule, make_schedule, timestep_pairs
 
 NAMES = ("linear", "cosine")
@@ -42,7 +44,7 @@ def test_alpha_bar_falls_and_minus_one_is_clean(name):
     schedule = make_schedule(name)
     values = [schedule.alpha_bar(t) for t in range(-1, 1000)]
     assert values[0] == 1.0
-    assert all(a > b for a, b in zip(values, values[1:], strict=False))
+    assert all(a > b for a, b in pairwise(values))
     for wrong in (-2, 1000):
         with pytest.raises(ValueError, match="timestep"):
             schedule.alpha_bar(wrong)
@@ -87,7 +89,7 @@ def test_every_sample_has_its_own_t():
 
 @given(total=st.integers(2, 1200), data=st.data())
 def test_pairs_cover_the_range(total, data):
-    """Catches repeated or skipped levels, a missing end, uneven spacing and a grid of wrong length."""
+    """Catches repeated or skipped levels, a missing end, uneven spacing and a wrong length."""
     count = data.draw(st.integers(2, total))
     pairs = timestep_pairs(total, count)
     starts = [t for t, _ in pairs]

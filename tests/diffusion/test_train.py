@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
-import pickle
 
 import pytest
 import torch
+from torch import nn
+
 from mgdm_ray.config import DenoiserConfig, GuidanceSetting, GuideConfig, SamplingConfig, UNetConfig
 from mgdm_ray.diffusion.batches import BatchSource
 from mgdm_ray.diffusion.guidance import MEASUREMENTS
@@ -22,7 +24,6 @@ from mgdm_ray.diffusion.train import (
     update_ema,
 )
 from mgdm_ray.diffusion.two_stage import decode, encode, generate
-from torch import nn
 
 SCHEDULE = make_schedule("cosine")
 SMALL = UNetConfig(channels=(16, 16), attention=(False, False))
@@ -166,7 +167,7 @@ def weights(module: nn.Module) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["denoiser", "guide"])
 def test_resume_is_bit_exact(kind, tmp_path):
-    """Catches anything a checkpoint forgets: moments, EMA, position in the data, schedule, history."""
+    """Catches anything a checkpoint forgets: moments, EMA, position in the data, history."""
     config, images = CONFIGS[kind], toy_images()
 
     def checkpoint(state, history):
@@ -185,7 +186,7 @@ def test_resume_is_bit_exact(kind, tmp_path):
         0,
         schedule=SCHEDULE,
         folder_for_resume=tmp_path / "3",
-        on_step=lambda step, loss: steps.append(step),
+        on_step=lambda step, _loss: steps.append(step),
     )
     assert steps == [4, 5, 6]
     assert resumed.history == whole.history
@@ -220,12 +221,12 @@ def test_training_leaves_the_global_random_state_alone():
 
 
 def test_nan_stops_training():
-    """Catches a NaN that trains on; and the error must survive a trip between processes."""
+    """Catches a NaN that trains on; and the error must survive pickling (copy uses the same)."""
     images = toy_images()
     images[:] = float("nan")
     with pytest.raises(NonFiniteLoss, match="at step 1") as caught:
         train("guide", CONFIGS["guide"], images, LABELS, 2, 0, schedule=SCHEDULE)
-    copied = pickle.loads(pickle.dumps(caught.value))
+    copied = copy.copy(caught.value)
     assert (copied.step, str(copied)) == (1, str(caught.value))
 
 
@@ -247,7 +248,7 @@ def test_infinite_gradient_stops_training():
 
 
 def test_learning_rate():
-    """Catches a step of zero at the start, a peak that is missed, and a decay that is off by one."""
+    """Catches a step of zero at the start, a peak that is missed, a decay that is off by one."""
     config = GuideConfig(steps=12, warmup=4, learning_rate=0.8)
     rates = [learning_rate(step, config) for step in range(12)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8])
@@ -263,12 +264,12 @@ def test_ema_by_hand():
     nn.init.constant_(average.weight, 0.0)
     nn.init.constant_(model.weight, 1.0)
     update_ema(average, model, 0, 0.99)
-    assert float(average.weight) == pytest.approx(0.9)  # d = 1 / 10
+    assert float(average.weight.detach()) == pytest.approx(0.9)  # d = 1 / 10
     update_ema(average, model, 1, 0.99)
-    assert float(average.weight) == pytest.approx(1 - 0.1 * 2 / 11)
+    assert float(average.weight.detach()) == pytest.approx(1 - 0.1 * 2 / 11)
     nn.init.constant_(average.weight, 0.0)
     update_ema(average, model, 10_000, 0.99)
-    assert float(average.weight) == pytest.approx(0.01, rel=1e-4)
+    assert float(average.weight.detach()) == pytest.approx(0.01, rel=1e-4)
 
 
 def test_bfloat16_is_used_where_asked_for():
@@ -287,7 +288,7 @@ def test_guide_accuracy_by_hand():
     """Catches plain accuracy in place of the balanced one, and noise that ignores the seed."""
 
     class Bright(nn.Module):
-        def forward(self, x, t):
+        def forward(self, x, _t):
             mean = x.mean(dim=(1, 2, 3))
             return torch.stack([-mean, mean], dim=1)
 
@@ -307,7 +308,7 @@ def test_the_whole_method_on_a_toy():
     labels = torch.arange(40) % 2
     images = toy_images(labels)
     options = {"unet": SMALL, "batch_size": 16, "warmup": 10, "precision": "float32"}
-    denoiser_config = DenoiserConfig(steps=120, learning_rate=3e-3, **options)
+    denoiser_config = DenoiserConfig(steps=100, learning_rate=3e-3, **options)
     trained = train("denoiser", denoiser_config, images, labels, 2, 0, schedule=SCHEDULE)
     losses = [row["loss"] for row in trained.history]
     assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
@@ -331,4 +332,4 @@ def test_the_whole_method_on_a_toy():
             assert float((back - made).square().mean().sqrt()) < 0.15
         logits = guide(back, torch.zeros(40, dtype=torch.int64))
         entropy.append(float(MEASUREMENTS["entropy"](logits, back, 0, labels).mean()))
-    assert entropy[1] > entropy[0] + 0.02, entropy
+    assert entropy[1] > entropy[0] + 0.1, entropy

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from mgdm_ray.config import GuidanceSetting, SamplingConfig, UNetConfig
 from mgdm_ray.diffusion.schedule import make_schedule
 from mgdm_ray.diffusion.two_stage import NonFiniteSample, decode, encode, generate
 from mgdm_ray.diffusion.unet import build_denoiser, build_guide
-from torch import nn
 
 SCHEDULE = make_schedule("cosine")
 SMALL = UNetConfig(channels=(16, 16), attention=(False, True))
@@ -183,9 +184,7 @@ def test_what_cannot_work_is_refused(networks):
         make((denoiser, None), LABELS, range(7))
     latents = torch.zeros(2, *SHAPE)
     with pytest.raises(ValueError, match="uncertainty_scale is not 0"):
-        decode(
-            denoiser, None, latents, LABELS[:2], [0, 1], GuidanceSetting(), CONFIG, **COMMON
-        )
+        decode(denoiser, None, latents, LABELS[:2], [0, 1], GuidanceSetting(), CONFIG, **COMMON)
     with pytest.raises(ValueError, match="7 labels, but 6"):
         make(networks, LABELS, range(6))
     latents[1, 0, 0, 0] = float("nan")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from mgdm_ray.config import UNetConfig
 from mgdm_ray.diffusion.unet import build_denoiser, build_guide, null_label
-from torch import nn
 
 DEFAULT = UNetConfig(channels=(16, 32, 48))
 
@@ -14,7 +15,7 @@ DEFAULT = UNetConfig(channels=(16, 32, 48))
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [8, 12, 28, 36])
 def test_sizes(channels, size):
-    """Catches maps that do not fit after up-sampling, and a head of fixed width: 28 -> 14 -> 7 -> 4."""
+    """Catches maps that do not fit after up-sampling, and a head of fixed width (28, 14, 7, 4)."""
     x, t = torch.zeros(2, channels, size, size), torch.tensor([0, 999])
     denoiser, guide = build_denoiser(DEFAULT, channels, 5, 0), build_guide(DEFAULT, channels, 5, 0)
     assert denoiser(x, t, class_labels=torch.tensor([0, 5])).shape == x.shape
@@ -59,10 +60,11 @@ def test_an_untrained_denoiser_predicts_zero():
     assert not bool(model(x, torch.tensor([5]), class_labels=torch.tensor([1])).any())
 
 
-def test_the_guide_sees_time_and_brightness():
-    """Catches a head whose norm removes the pooled mean (instance norm at 16 channels)."""
-    guide = build_guide(UNetConfig(channels=(16, 16), attention=(False, False)), 1, 2, 0)
-    with torch.no_grad():
-        dark, bright = (guide(torch.full((1, 1, 8, 8), v), torch.tensor([5])) for v in (-1.0, 1.0))
-    assert float((dark - bright).abs().max()) > 1e-3
-    assert guide.out.norm.num_groups == 4
+def test_no_norm_works_on_single_channels():
+    """Catches instance norm (16 groups of 16 channels): then images lose their mean brightness,
+    and a toy denoiser of dark and bright images drew the right class in 62% instead of 100%."""
+    narrow = UNetConfig(channels=(16, 32), attention=(False, True))
+    for network in (build_denoiser(narrow, 1, 2, 0), build_guide(narrow, 1, 2, 0)):
+        norms = [m for m in network.modules() if isinstance(m, nn.GroupNorm)]
+        assert norms
+        assert min(norm.num_channels // norm.num_groups for norm in norms) >= 2

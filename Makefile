@@ -1,0 +1,39 @@
+# make study   set up and run the quickstart: a whole study on images drawn by code
+# make test    set up and run the tests
+# make check   set up and run ruff and mypy
+# make setup   only make .venv and install; all others do it when it is needed
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+.PHONY: study test check setup clean
+.DEFAULT_GOAL := study
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, {v.major}.{v.minor} came; name one: make PYTHON=python3.12 ...")'
+	@echo "setup: creating $(VENV) and installing the pinned packages (minutes, several GB: torch)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+	@echo "setup: done"
+
+setup: $(STAMP)
+
+study: $(STAMP)
+	@echo "study: running studies/quickstart.yaml; results go to ./runs (again: resumes)"
+	$(BIN)/python -m mgdm_ray.study studies/quickstart.yaml
+
+test: $(STAMP)
+	@echo "test: running all tests (some need the .npz files that MGDM_DATA_DIR names)"
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(STAMP)
+	@echo "check: ruff, then mypy --strict on mgdm_ray"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info

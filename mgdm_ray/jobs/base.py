@@ -1,0 +1,193 @@
+"""What every job is: its context, and how one is run, recorded and looked up. No torch, no Ray."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mgdm_ray.config import DatasetConfig, DenoiserConfig, GuideConfig
+from mgdm_ray.data.info import DatasetInfo, dataset_info
+from mgdm_ray.data.load import Split, SplitName, load_split
+from mgdm_ray.provenance import git_commit, versions
+from mgdm_ray.records import Record
+from mgdm_ray.store import Store
+
+if TYPE_CHECKING:
+    from mgdm_ray.plan import Job
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, str], None]
+Outcome = dict[str, Any]  # fields of the Record: metrics, setting, split
+
+
+def silent(done: int, total: int, note: str) -> None:
+    """A Progress that shows nothing."""
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """What a launcher needs to train a denoiser or a guide, on this or on many machines."""
+
+    model: Literal["denoiser", "guide"]
+    key: str
+    config: dict[str, Any]
+    dataset: dict[str, Any]
+    data_dir: str | None
+    seed: int
+    schedule: Literal["linear", "cosine"]
+    """The guide must know the noise of the denoiser it will guide."""
+    work: str
+    """Folder for checkpoints that survive a crash."""
+
+
+Launcher = Callable[[TrainingTask, Progress], Path]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a job must know that does not change its result."""
+
+    storage: str
+    study_folder: str
+    """Where this study's own files go: the search journal."""
+    datasets: dict[str, DatasetConfig]
+    data_dir: str | None = None
+    sampling_batch: int = 64
+    checkpoint_every: dict[str, int] = field(default_factory=dict)
+    device: str = "cpu"
+    launch: Launcher | None = None
+    progress: Progress = silent
+
+    @property
+    def store(self) -> Store:
+        return Store(self.storage)
+
+
+JobFunction = Callable[["Job", Context, Path], Outcome]
+
+
+FUNCTIONS = {
+    "fit_denoiser": "mgdm_ray.jobs.models",
+    "fit_guide": "mgdm_ray.jobs.models",
+    "generate": "mgdm_ray.jobs.sampling",
+    "encode": "mgdm_ray.jobs.sampling",
+    "decode": "mgdm_ray.jobs.sampling",
+    "fit_downstream": "mgdm_ray.jobs.downstream",
+}
+"""The module that holds the function of a kind.
+
+Imported when such a job runs: a worker process pays only for what it uses (MONAI takes seconds).
+"""
+
+
+def function_of(kind: str) -> JobFunction:
+    """Raises JobError for a kind that needs a launcher of its own, as ``search`` does."""
+    if kind not in FUNCTIONS:
+        raise JobError(f"a {kind} job cannot run without the engine")
+    function: JobFunction = getattr(importlib.import_module(FUNCTIONS[kind]), kind)
+    return function
+
+
+class JobError(RuntimeError):
+    """A job cannot give a result; the message is the record's reason."""
+
+
+def run(
+    job: Job,
+    needs: Sequence[Record],
+    context: Context,
+    functions: Mapping[str, JobFunction] | None = None,
+) -> Record:
+    """Compute ``job`` unless the store has it. A failure is a record too, never an exception."""
+    store = context.store
+    if store.is_done(job.kind, job.key):
+        return stored_record(store, job.kind, job.key)
+    bad = next((need for need in needs if need.status != "done"), None)
+    if bad is not None:
+        return failed(job, f"needs {bad.kind} {bad.key[:8]}, which {bad.status}: {bad.reason}")
+    started = time.monotonic()
+    try:
+        function = (functions or {}).get(job.kind) or function_of(job.kind)
+        with store.writing(job.kind, job.key) as folder:
+            outcome = function(job, context, folder)
+            record = replace(
+                base_record(job), seconds=round(time.monotonic() - started, 3), **outcome
+            )
+            provenance = {"inputs": job.inputs, "needs": job.needs}
+            store.commit(job.kind, job.key, folder, asdict(record), provenance)
+    except Exception as error:  # noqa: BLE001 - whatever a job dies of becomes its record
+        path = write_log(store, job, traceback.format_exc())
+        log.warning("%s failed, see %s", job.label, path)
+        return failed(job, _reason(error), seconds=time.monotonic() - started)
+    return record
+
+
+def base_record(job: Job) -> Record:
+    return Record(
+        key=job.key,
+        kind=job.kind,
+        status="done",
+        dataset=job.dataset,
+        network=job.network,
+        arm=job.arm,
+        seed=job.seed,
+        versions=versions(),
+        git_commit=git_commit(),
+    )
+
+
+def failed(job: Job, reason: str, seconds: float = 0.0) -> Record:
+    return replace(base_record(job), status="failed", reason=reason, seconds=round(seconds, 3))
+
+
+def stored_record(store: Store, kind: str, key: str) -> Record:
+    return Record.from_dict(store.manifest(kind, key)["record"])
+
+
+def log_path(store: Store, job: Job) -> Path:
+    return store.root / "logs" / f"{job.kind}-{job.key}.log"
+
+
+def write_log(store: Store, job: Job, text: str) -> Path:
+    path = log_path(store, job)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{job.label}\n{text}", encoding="utf-8")
+    return path
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    first = lines[0] if lines else ""
+    return f"{type(error).__name__}: {first}"[:500]
+
+
+def open_split(job: Job, context: Context, split: SplitName) -> Split:
+    return load_split(context.datasets[job.dataset], split, context.data_dir)
+
+
+def info_of(job: Job, context: Context) -> DatasetInfo:
+    return dataset_info(context.datasets[job.dataset], context.data_dir)
+
+
+def artefact(context: Context, kind: str, key: str) -> Path:
+    store = context.store
+    if not store.is_done(kind, key):
+        raise JobError(f"{kind} {key} is not in the store {store.root}")
+    return store.folder(kind, key)
+
+
+def save_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, allow_nan=False), encoding="utf-8")
+
+
+def training_config(task: TrainingTask) -> DenoiserConfig | GuideConfig:
+    kind = DenoiserConfig if task.model == "denoiser" else GuideConfig
+    return kind.model_validate(task.config)

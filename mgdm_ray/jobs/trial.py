@@ -1,0 +1,70 @@
+"""What one trial of a search computes: decode under a setting, train proxies, score them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mgdm_ray.config import DownstreamConfig, GuidanceSetting
+from mgdm_ray.data.load import to_tensor
+from mgdm_ray.data.mix import training_set
+from mgdm_ray.downstream.fit import fit
+from mgdm_ray.downstream.metrics import score
+from mgdm_ray.downstream.zoo import build_network
+from mgdm_ray.jobs.base import Context, info_of, open_split
+from mgdm_ray.jobs.downstream import class_weights
+from mgdm_ray.jobs.sampling import decode_latents
+
+if TYPE_CHECKING:
+    from mgdm_ray.plan import Job
+
+
+class TrialScorer:
+    """Scores guidance settings on validation data; loads data once, decodes once per setting."""
+
+    def __init__(self, job: Job, context: Context) -> None:
+        self.job, self.context = job, context
+        self.info = info_of(job, context)
+        self.train = open_split(job, context, "train")
+        self.val = open_split(job, context, "val")
+        self.config = DownstreamConfig.model_validate(job.inputs["downstream"])
+
+    def decode(self, setting: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        candidates = [tuple(c) for c in self.job.inputs["stage_one"]]
+        index = candidates.index((setting["guidance_scale"], setting["classifier_scale"]))
+        guidance = GuidanceSetting(
+            measurement=setting["measurement"],
+            uncertainty_scale=setting["uncertainty_scale"],
+            gradient=setting["gradient"],
+        )
+        images, labels = decode_latents(
+            self.job,
+            self.context,
+            self.job.needs[f"latents/{index}"],
+            guidance,
+            count=self.job.inputs["images"],
+        )
+        return images, torch.from_numpy(labels)
+
+    def score(self, network: str, added: tuple[torch.Tensor, torch.Tensor]) -> float:
+        """Validation balanced accuracy of ``network`` trained on real plus added images."""
+        images, labels = training_set(self.train, added)
+        seed = ("search", self.job.inputs["seed"], network)
+        model = build_network(
+            network, self.info.num_classes, self.info.channels, images.shape[-1], *seed
+        )
+        result = fit(
+            model,
+            images,
+            labels,
+            {"val": (to_tensor(self.val.images), torch.from_numpy(self.val.labels))},
+            self.config,
+            self.info.num_classes,
+            seed,
+            class_weights=class_weights(self.config, self.train.labels, self.info.num_classes),
+            device=self.context.device,
+        )
+        metrics = score(result.probabilities["val"], self.val.labels, self.info.task)
+        return metrics["balanced_accuracy"]

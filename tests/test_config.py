@@ -1,0 +1,149 @@
+"""The study file: what is refused, with which message, and what the short forms mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mgdm_ray.config import (
+    ARMS,
+    DenoiserConfig,
+    InputError,
+    StudyConfig,
+    load_study,
+)
+
+
+def refusal(write_study: Any, study: dict[str, Any], *overrides: str) -> str:
+    with pytest.raises(InputError) as error:
+        load_study(write_study(study), overrides)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"netwroks": ["alexnet"]}, ["unknown key 'netwroks'", "did you mean 'networks'"]),
+        (
+            {"networks": ["alexnet", "resnet18", "resnet19"]},
+            ["unknown network 'resnet19' in networks[2]", "did you mean 'resnet18'", "Known: alex"],
+        ),
+        ({"datasets": ["brestmnist"]}, ["unknown dataset 'brestmnist'", "'breastmnist'"]),
+        ({"arms": ["real", "distrub"]}, ["'distrub' in arms[1]", "did you mean 'disturb'"]),
+        ({"setting": {"measurement": "entropi"}}, ["unknown measurement 'entropi'", "'entropy'"]),
+        ({"downstream": {"steps": 0}}, ["downstream.steps", "greater than 0", "got 0"]),
+        ({"denoiser": {"learning_rate": float("nan")}}, ["denoiser.learning_rate", "finite"]),
+        ({"networks": ["alexnet", "alexnet"]}, ["network 'alexnet' is given twice"]),
+        ({"seeds": 0}, ["a number of seeds must be in 1 .. 1000; got 0"]),
+        ({"seeds": True}, ["seeds", "got True"]),
+        ({"image_size": 18, "guide": {"unet": {"channels": [16] * 3}}}, ["multiple of 4"]),
+        ({"name": "../evil"}, ["name", "got '../evil'"]),
+        (
+            {"search": {"space": {"uncertainty_scale": {"low": 2, "high": 1}}}},
+            ["'low' must be below 'high'; got 2.0 and 1.0"],
+        ),
+    ],
+)
+def test_a_mistake_names_place_value_and_way_out(
+    tiny: dict[str, Any], write_study: Any, change: dict[str, Any], parts: list[str]
+) -> None:
+    """Would catch an error that leaves the user searching."""
+    message = refusal(write_study, {**tiny, **change})
+    assert "study.yaml:" in message
+    for part in parts:
+        assert part in message
+
+
+def test_the_line_is_that_of_the_mistake(tmp_path: Path) -> None:
+    """Would catch a line number taken from a neighbour."""
+    text = "name: x\ndatasets: [breastmnist]\nnetworks:\n  - alexnet\n  - resnet19\n"
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"s\.yaml:5: unknown network 'resnet19' in networks\[1\]"):
+        load_study(path)
+
+
+def test_all_mistakes_are_told_at_once(tiny: dict[str, Any], write_study: Any) -> None:
+    """Would catch stopping at the first one: a user mends a file in one go."""
+    message = refusal(write_study, {**tiny, "seeds": 0, "arms": ["rael"], "x": 1})
+    assert len(message.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("a: [1, 2", "s.yaml:1:"),
+        ("- just\n- a list\n", "a study file is a mapping"),
+        ("", "got nothing"),
+        ("name: a\nname: b\n", "key 'name' is given twice"),
+        ("a: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
+        ("a: &a [*a]\n", "unknown key 'a'"),
+    ],
+)
+def test_what_is_not_a_study_file_is_refused(tmp_path: Path, text: str, part: str) -> None:
+    """Would catch a traceback, or code run from YAML."""
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        load_study(path)
+    assert part in str(error.value)
+
+
+def test_a_missing_file_lists_the_studies_there_are(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("name: one")
+    with pytest.raises(InputError, match=r"no such file.*one\.yaml"):
+        load_study(tmp_path / "two.yaml")
+
+
+def test_overrides_reach_lists_and_new_keys(tiny: dict[str, Any], write_study: Any) -> None:
+    """Would catch --set that only changes what already stands in the file."""
+    path = write_study(tiny)
+    changed = load_study(
+        path, ["downstream.steps=7", "networks.1=resnet18", "tracking.experiment=mine", "seeds=2"]
+    )
+    assert changed.downstream.steps == 7
+    assert changed.networks[1] == "resnet18"
+    assert changed.tracking.experiment == "mine"
+    assert changed.seeds == (0, 1)
+
+
+@pytest.mark.parametrize("override", ["downstream", "=3", "networks.9=alexnet", "name.first=x"])
+def test_a_bad_override_is_named(tiny: dict[str, Any], write_study: Any, override: str) -> None:
+    assert f"--set {override}" in refusal(write_study, tiny, override)
+
+
+def test_a_bad_overridden_value_is_blamed_on_the_override(
+    tiny: dict[str, Any], write_study: Any
+) -> None:
+    """Would catch sending the user to a line of the file that is right."""
+    message = refusal(write_study, tiny, "downstream.steps=-1")
+    assert message.startswith("--set downstream.steps=-1:")
+
+
+def test_recipes_fill_only_what_is_not_given() -> None:
+    """Would catch a recipe that overrides the user, or does nothing."""
+    paper = DenoiserConfig.model_validate({"recipe": "paper", "learning_rate": 0.5})
+    assert (paper.schedule, paper.prediction, paper.loss_weight) == ("linear", "epsilon", "mgdm")
+    assert paper.learning_rate == 0.5
+    assert DenoiserConfig().prediction == "v"
+
+
+def test_the_resolved_study_reads_back_the_same(tiny: dict[str, Any], write_study: Any) -> None:
+    """Would catch a default that cannot be written down: study.resolved.yaml must be a study."""
+    study = load_study(write_study(tiny))
+    text = yaml.safe_dump(study.model_dump(mode="json"))
+    assert StudyConfig.model_validate(yaml.safe_load(text)) == study
+
+
+def test_every_field_has_a_docstring_or_a_plain_name() -> None:
+    """Would catch a key that nobody explains."""
+    plain = {"unet", "space", "low", "high", "denoiser", "guide", "sampling", "synthetic"}
+    plain |= {"downstream", "resources", "tracking", "cpus_per_worker", "gpus_per_worker"}
+    plain |= {"gpus_per_task", "experiment", "learning_rate"}
+    missing = [n for n, f in StudyConfig.model_fields.items() if not f.description]
+    missing += [n for n, f in DenoiserConfig.model_fields.items() if not f.description]
+    assert set(missing) <= plain
+    assert len(ARMS) == 7

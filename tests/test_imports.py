@@ -1,0 +1,89 @@
+"""Who may import whom (the parts of the architecture), read from the source."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / "mgdm_ray"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# part -> the parts of ours it may import (itself always)
+LEAVES = ("config", "environment", "progress", "provenance", "records", "seeding", "stats", "store")
+ALLOWED: dict[str, set[str]] = {
+    **{leaf: set() for leaf in LEAVES},
+    "data": {"config", "seeding"},
+    "diffusion": {"config", "seeding"},
+    "downstream": {"config", "seeding"},
+    "plan": {"config", "seeding"},
+    "jobs": {
+        "config",
+        "data",
+        "diffusion",
+        "downstream",
+        "plan",
+        "provenance",
+        "records",
+        "store",
+    },
+    "engine": {"config", "environment", "jobs", "plan", "records", "search", "store", "training"},
+    "training": {"config", "diffusion", "jobs", "plan", "store"},
+    "search": {"config", "data", "jobs", "plan", "seeding", "store"},
+    "tracking": {"records"},
+    "tables": {"records", "stats"},
+    "figures": {"records", "stats", "tables"},
+    "report": {"records", "stats", "tables", "figures"},
+}
+# library -> the only parts that may import it, anywhere in a file
+ONLY = {"ray": {"engine", "training", "search"}, "mlflow": {"tracking"}, "optuna": {"search"}}
+WITHOUT_TORCH = {*LEAVES, "plan", "report", "tables", "figures", "tracking", "study"} - {"seeding"}
+
+
+def part(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported(path: Path) -> set[str]:
+    """Every dotted module name that the file imports, at its top or inside a function."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{name.name}" for name in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_parts_import_only_what_they_may(path: Path) -> None:
+    """Would catch data and diffusion growing together, or a leaf that is none any more."""
+    here, names = part(path), imported(path)
+    ours = {name.split(".")[1] for name in names if name.startswith("mgdm_ray.")}
+    if here not in ("study", "__init__"):
+        assert here in ALLOWED, f"{path} is a new part: say here what it may import"
+        assert ours - {here, "__version__"} <= ALLOWED[here]
+    assert "study" not in ours
+    for library, homes in ONLY.items():
+        users = {name.split(".")[0] for name in names}
+        allowed = here in homes or (library == "ray" and path.name == "study.py")
+        assert library not in users or allowed, f"{library} belongs into {homes}"
+    if here in WITHOUT_TORCH:
+        assert not {"torch", "torchvision", "monai"} & {name.split(".")[0] for name in names}
+
+
+def test_nothing_loads_code_from_files() -> None:
+    """Would catch pickle, torch.load, eval and unsafe YAML slipping in."""
+    forbidden = {"pickle", "torch.load", "marshal", "shelve", "dill", "joblib"}
+    for path in FILES:
+        names = imported(path)
+        assert not {n for n in names if n.split(".")[0] in forbidden}, path
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                call = ast.unparse(node.func)
+                assert call not in {"torch.load", "eval", "exec", "yaml.unsafe_load"}, path
+                keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                assert keywords.get("allow_pickle", "False") == "False", path

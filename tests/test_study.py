@@ -1,0 +1,348 @@
+"""The whole product on a tiny study, with the real Ray, Tune, Optuna and MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from mgdm_ray.config import StudyConfig
+from mgdm_ray.plan import Plan, make_plan
+from mgdm_ray.records import Record, read_records
+from mgdm_ray.store import Store
+from tests.conftest import TINY
+
+
+def command(study: Path, storage: Path, *options: str) -> list[str]:
+    base = [sys.executable, "-m", "mgdm_ray.study", str(study), "--storage", str(storage)]
+    return [*base, *options]
+
+
+def run(study: Path, storage: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(study, storage, *options), capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A tiny study that ran once from beginning to end."""
+
+    study: Path
+    storage: Path
+    first: subprocess.CompletedProcess[str]
+
+    @property
+    def folder(self) -> Path:
+        return self.storage / "studies" / "tiny"
+
+    @property
+    def records(self) -> list[Record]:
+        return read_records(self.folder / "records.jsonl")
+
+    @property
+    def plan(self) -> Plan:
+        from mgdm_ray.data.load import fingerprint
+
+        config = StudyConfig.model_validate(TINY)
+        return make_plan(config, {d.name: fingerprint(d) for d in config.datasets})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("study")
+    study, storage = folder / "tiny.yaml", folder / "runs"
+    study.write_text(yaml.safe_dump(TINY, sort_keys=False))
+    return Finished(study, storage, run(study, storage))
+
+
+def test_the_first_run_ends_well(finished: Finished) -> None:
+    """Would catch any part that does not work with the others."""
+    assert finished.first.returncode == 0, finished.first.stdout + finished.first.stderr
+    assert "Traceback" not in finished.first.stderr
+    for word in ("disturb", "report:", "mlflow ui", "[17/17]"):
+        assert word in finished.first.stdout
+    for name in ("study.resolved.yaml", "plan.json", "report.html", "optuna.journal"):
+        assert (finished.folder / name).stat().st_size > 0
+
+
+def test_every_job_cell_and_trial_has_one_record(finished: Finished) -> None:
+    lines = (finished.folder / "records.jsonl").read_text().splitlines()
+    keys = [json.loads(line)["key"] for line in lines]
+    assert len(keys) == len(set(keys)) == 17 + 3
+    assert {r.status for r in finished.records} == {"done"}
+    assert {r.key for r in finished.records if r.kind != "trial"} == set(finished.plan.jobs)
+    cells = [r for r in finished.records if r.is_cell]
+    assert {(r.network, r.arm) for r in cells} == {
+        (n, a) for n in TINY["networks"] for a in TINY["arms"]
+    }
+    for record in cells:
+        assert record.split == "test"
+        assert 0 <= record.metrics["balanced_accuracy"] <= 1
+    for record in finished.records:
+        if record.kind in ("search", "trial", "fit_guide"):
+            assert record.split == "val"
+
+
+def test_arms_add_what_they_say(finished: Finished) -> None:
+    """Would catch an arm that trains on another number of images than its controls."""
+    images = {r.arm: r.metrics["train_images"] for r in finished.records if r.is_cell}
+    assert images == {"real": 40, "duplicate": 60, "generate": 60, "roundtrip": 60, "disturb": 60}
+
+
+def test_the_disturb_arm_uses_the_best_trial(finished: Finished) -> None:
+    """Would catch a search whose result goes nowhere."""
+    trials = [r for r in finished.records if r.kind == "trial"]
+    best = max(trials, key=lambda r: r.metrics["score"])
+    [search] = [r for r in finished.records if r.kind == "search"]
+    assert search.metrics["best_score"] == best.metrics["score"]
+    for record in finished.records:
+        if record.arm == "disturb":
+            assert record.setting == search.setting
+    assert search.setting in [t.setting for t in trials]
+
+
+def test_a_second_run_computes_nothing(finished: Finished) -> None:
+    """Would catch a key that changes between runs, and a start of Ray for nothing."""
+    store = Store(finished.storage)
+    before = {p: p.stat().st_mtime_ns for p in finished.storage.glob("artifacts/*/*/done")}
+    records = (finished.folder / "records.jsonl").read_text()
+    started = time.monotonic()
+    second = run(finished.study, finished.storage)
+    seconds = time.monotonic() - started
+    assert second.returncode == 0, second.stderr
+    assert "17 known, 0 to do" in second.stdout
+    assert "ray" not in second.stderr.lower()
+    after = {p: p.stat().st_mtime_ns for p in finished.storage.glob("artifacts/*/*/done")}
+    assert before == after
+    assert len(list(store.done())) == 17
+    assert (finished.folder / "records.jsonl").read_text() == records
+    assert seconds < 60
+
+
+def test_plan_shows_all_done(finished: Finished) -> None:
+    shown = run(finished.study, finished.storage, "--plan")
+    assert shown.returncode == 0
+    assert "nothing left to do" in shown.stdout
+
+
+def test_only_gamma_computes_only_stage_two(finished: Finished) -> None:
+    """The plan on a real store: what a new weight costs is a decode and its cells."""
+    options = ("--set", "search=null", "--set", "setting.uncertainty_scale=0.3", "--plan")
+    shown = run(finished.study, finished.storage, *options)
+    left = {
+        line.split()[0]: int(line.split()[4])
+        for line in shown.stdout.splitlines()
+        if line.startswith(("fit_", "generate", "encode", "decode"))
+    }
+    assert left == {
+        "fit_denoiser": 0,
+        "fit_guide": 0,
+        "generate": 0,
+        "encode": 0,
+        "decode": 1,
+        "fit_downstream": 2,
+    }
+
+
+def test_mlflow_holds_what_the_records_hold(finished: Finished) -> None:
+    """Would catch a missing, doubled or differing run, and one left RUNNING."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{finished.storage}/mlflow.db")
+    experiment = client.get_experiment_by_name("mgdm-ray")
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    by_key = {r.data.tags["mgdm.key"]: r for r in runs}
+    assert len(by_key) == len(runs) == 20 + 1
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    for record in finished.records:
+        metrics = by_key[record.key].data.metrics
+        for name, value in record.metrics.items():
+            assert metrics[name] == pytest.approx(value, abs=1e-12), (record.kind, name)
+        for name in ("guidance_scale", "uncertainty_scale"):
+            if name in record.setting:
+                logged = float(by_key[record.key].data.params[name])
+                assert logged == pytest.approx(record.setting[name])
+
+
+def test_report_only_rebuilds_what_was_lost(finished: Finished) -> None:
+    """Would catch records, report or MLflow holding something that the store does not."""
+    records = (finished.folder / "records.jsonl").read_text()
+    for lost in (finished.folder / "records.jsonl", finished.folder / "report.html"):
+        lost.unlink()
+    again = run(finished.study, finished.storage, "--report-only")
+    assert again.returncode == 0, again.stderr
+    assert (finished.folder / "records.jsonl").read_text() == records
+    assert (finished.folder / "report.html").stat().st_size > 10_000
+
+
+def test_a_job_called_directly_gives_what_it_gave_through_ray(
+    finished: Finished, tmp_path: Path
+) -> None:
+    """Would catch a result that depends on Ray: two Train workers' worth of plumbing included."""
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    from mgdm_ray.jobs.base import Context, run
+
+    config = StudyConfig.model_validate(TINY)
+    context = Context(
+        storage=str(tmp_path),
+        study_folder=str(tmp_path),
+        datasets={d.name: d for d in config.datasets},
+        sampling_batch=5,
+    )
+    store, plan = Store(finished.storage), finished.plan
+    compared = {
+        "fit_denoiser": "weights.safetensors",
+        "fit_guide": "weights.safetensors",
+        "generate": "images.safetensors",
+        "encode": "images.safetensors",
+        "fit_downstream": "test_predictions.safetensors",
+    }
+    for job in plan.jobs.values():
+        if job.kind == "fit_downstream" and job.arm not in ("real", "generate"):
+            continue
+        if job.kind in ("search", "decode"):
+            continue
+        needs = [_record(tmp_path, plan, key) for key in job.needs.values()]
+        record = run(job, needs, context)
+        assert record.status == "done", record.reason
+        name = compared[job.kind]
+        here = load_file(tmp_path / "artifacts" / job.kind / job.key / name)
+        there = load_file(store.folder(job.kind, job.key) / name)
+        for tensor, value in there.items():
+            np.testing.assert_allclose(here[tensor], value, atol=1e-4, err_msg=job.label)
+
+
+def _record(storage: Path, plan: Plan, key: str) -> Record:
+    manifest = Store(storage).manifest(plan.jobs[key].kind, key)
+    return Record.from_dict(manifest["record"])
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("--set", "networks=[resnet19]"), "unknown network 'resnet19'"),
+        (("--set", "datasets=[{name: mine, path: nowhere.npz}]"), "nowhere.npz"),
+        (("--set", "resources.cpus_per_task=1000"), "asks for 1000 CPU"),
+        (("--storage", "s3://bucket/x"), "only folders"),
+        (("--set", "image_size=18", "--set", "denoiser.unet.channels=[16,16,16]"), "levels"),
+    ],
+)
+def test_bad_input_is_refused_with_exit_2(
+    tmp_path: Path, options: tuple[str, ...], part: str
+) -> None:
+    """Would catch a mistake that is noticed only after hours, or as a traceback."""
+    study = tmp_path / "tiny.yaml"
+    study.write_text(yaml.safe_dump(TINY))
+    done = run(study, tmp_path / "runs", *options)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert part in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("runs/artifacts/*"))
+
+
+def test_a_damaged_data_file_is_refused_with_exit_2(tmp_path: Path) -> None:
+    (tmp_path / "mine.npz").write_bytes(b"PK\x03\x04 not really")
+    study = tmp_path / "tiny.yaml"
+    changed: dict[str, Any] = {**TINY, "data_dir": str(tmp_path)}
+    changed["datasets"] = [{"name": "mine", "path": "mine.npz", "task": "binary"}]
+    study.write_text(yaml.safe_dump(changed))
+    done = run(study, tmp_path / "runs")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "mine.npz" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_failure_costs_only_what_needs_it(tmp_path: Path) -> None:
+    """Guidance so strong that pixels overflow: the decode and its cells fail with the reason, the
+    rest goes on, exit 1; what failed waits for --retry-failed."""
+    study, storage = tmp_path / "tiny.yaml", tmp_path / "runs"
+    broken = {**TINY, "search": None, "networks": ["alexnet"], "arms": ["generate", "disturb"]}
+    broken["setting"] = {"uncertainty_scale": 1e6}
+    broken["sampling"] = {"num_inference_steps": 20, "batch_size": 16}
+    study.write_text(yaml.safe_dump(broken))
+    done = run(study, storage)
+    assert done.returncode == 1, done.stdout + done.stderr
+    records = read_records(storage / "studies" / "tiny" / "records.jsonl")
+    status = {(r.kind, r.arm): r.status for r in records}
+    assert status[("fit_downstream", "generate")] == "done"
+    assert status[("decode", "disturb")] == status[("fit_downstream", "disturb")] == "failed"
+    reasons = {r.kind: r.reason for r in records if r.status == "failed"}
+    assert "not finite" in reasons["decode"]
+    assert reasons["fit_downstream"].startswith("needs decode")
+    assert "--retry-failed" in done.stdout
+    log = next(Path(w) for w in done.stdout.split() if w.endswith(".log"))
+    assert "Traceback" in log.read_text()
+
+    again = run(study, storage)
+    assert again.returncode == 1
+    assert "0 to do" in again.stdout
+    retried = run(study, storage, "--retry-failed", "--plan")
+    assert retried.returncode == 0
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_one_failed_cell(tmp_path: Path) -> None:
+    """Would catch one dead process taking the study with it, or going unnoticed."""
+    study, storage = tmp_path / "tiny.yaml", tmp_path / "runs"
+    cells = {**TINY, "arms": ["real", "duplicate"], "networks": ["squeezenet1_1"]}
+    cells["downstream"] = {"steps": 60, "batch_size": 8}
+    study.write_text(yaml.safe_dump({**cells, "resources": {"max_retries": 0}}))
+    process = subprocess.Popen(command(study, storage), stdout=subprocess.PIPE, text=True)
+    victim = None
+    deadline = time.monotonic() + 300
+    while victim is None and time.monotonic() < deadline:
+        children = psutil.Process(process.pid).children(recursive=True)
+        titles = [(c, " ".join(c.cmdline())) for c in children if c.is_running()]
+        victim = next((c for c, title in titles if title.startswith("ray::fit_downstream")), None)
+        time.sleep(0.05)
+    assert victim is not None
+    victim.kill()
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1, output
+    records = read_records(storage / "studies" / "tiny" / "records.jsonl")
+    assert sorted(r.status for r in records) == ["done", "failed"]
+    [failed] = [r for r in records if r.status == "failed"]
+    assert "WorkerCrashedError" in failed.reason
+    again = run(study, storage, "--retry-failed")
+    assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_go_on_and_a_rerun_finishes(tmp_path: Path) -> None:
+    """Would catch an interrupted study that loses work, hangs or leaves Ray running."""
+    study, storage = tmp_path / "tiny.yaml", tmp_path / "runs"
+    study.write_text(yaml.safe_dump({**TINY, "arms": ["real", "duplicate"]}))
+    process = subprocess.Popen(
+        command(study, storage),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and not list(storage.glob("artifacts/*/*/done")):
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "the same command resumes" in errors
+    assert "Traceback" not in errors
+    kept = len(list(storage.glob("artifacts/*/*/done")))
+    assert kept >= 1
+    again = run(study, storage)
+    assert again.returncode == 0, again.stderr
+    assert f"{kept} known" in again.stdout

@@ -1,0 +1,244 @@
+"""MLflow holds what the records hold: against a real MLflow on sqlite."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Run, ViewType
+from mlflow.tracking import MlflowClient
+
+from mgdm_ray.records import Record
+from mgdm_ray.tracking import Tracker, run_name
+from tests.study_example import Example, make_example
+
+FACTS = {"phantom-fundus": {"digest": "ab12", "source": "phantom:v1", "classes": 5}}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose database exists: creating it takes seconds."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    open_tracker(folder, "warm-up")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Example:
+    return make_example(tmp_path_factory.mktemp("artefacts"), trials=2)
+
+
+def uri(folder: Path) -> str:
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+def open_tracker(folder: Path, key: str) -> Tracker:
+    return Tracker(uri(folder), str(folder / "artifacts"), "tests", f"study {key}", key, FACTS)
+
+
+def children(folder: Path, key: str) -> dict[str, Run]:
+    """Nested runs of a study by record key; fails if a key occurs twice."""
+    client = MlflowClient(uri(folder))
+    experiment = client.get_experiment_by_name("tests").experiment_id
+    (parent,) = client.search_runs([experiment], f"tags.`mgdm.key` = '{key}'")
+    runs = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    keys = [run.data.tags["mgdm.key"] for run in runs]
+    assert len(keys) == len(set(keys))
+    return dict(zip(keys, runs, strict=True))
+
+
+def parent_of(folder: Path, key: str) -> Run:
+    client = MlflowClient(uri(folder))
+    experiment = client.get_experiment_by_name("tests").experiment_id
+    (parent,) = client.search_runs([experiment], f"tags.`mgdm.key` = '{key}'")
+    return parent
+
+
+def of_kind(example: Example, kind: str, **wanted: object) -> Record:
+    return next(
+        r for r in example.records
+        if r.kind == kind and all(getattr(r, k) == v for k, v in wanted.items())
+    )  # fmt: skip
+
+
+def artifacts(folder: Path, run: Run, path: str | None = None) -> set[str]:
+    return {f.path for f in MlflowClient(uri(folder)).list_artifacts(run.info.run_id, path)}
+
+
+def test_cell_is_mirrored_whole(store: Path, example: Example) -> None:
+    """Catches scores under other names, knobs that are no numbers, a lost curve or dataset."""
+    record = of_kind(example, "fit_downstream", arm="disturb", dataset="phantom-ultrasound")
+    tracker = open_tracker(store, "cell")
+    tracker.log(record, example.artefact(record))
+    run = children(store, "cell")[record.key]
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == f"disturb phantom-ultrasound {record.network} s{record.seed}"
+    for name, value in record.metrics.items():
+        assert run.data.metrics[name] == value
+    assert run.data.params == {
+        "dataset": "phantom-ultrasound",
+        "network": record.network,
+        "arm": "disturb",
+        "seed": str(record.seed),
+        "guidance_scale": "1.5",
+        "classifier_scale": "0.0",
+        "uncertainty_scale": "0.12",
+        "measurement": "entropy",
+    }
+    assert run.data.tags["kind"] == "fit_downstream"
+    assert run.data.tags["status"] == "done"
+    loss = MlflowClient(uri(store)).get_metric_history(run.info.run_id, "loss")
+    history = json.loads((example.artefact(record) / "history.json").read_text())  # type: ignore[operator]
+    assert {(m.step, m.value) for m in loss} == {(r["step"], r["loss"]) for r in history}
+    assert run.info.end_time - run.info.start_time == pytest.approx(9000, abs=2)
+    (given,) = run.inputs.dataset_inputs
+    assert given.dataset.name == "phantom-ultrasound"
+    assert {tag.key: tag.value for tag in given.tags} == {"mlflow.data.context": "test"}
+
+
+def test_jobs_bring_images_curves_and_dataset(store: Path, example: Example) -> None:
+    """Catches grids and curves that never reach the UI."""
+    tracker = open_tracker(store, "jobs")
+    for kind in ("fit_denoiser", "fit_guide", "generate", "search"):
+        record = of_kind(example, kind, dataset="phantom-fundus")
+        tracker.log(record, example.artefact(record))
+    runs = {run.data.tags["kind"]: run for run in children(store, "jobs").values()}
+    assert artifacts(store, runs["fit_denoiser"], "images") == {"images/real.png"}
+    assert artifacts(store, runs["generate"], "images") == {"images/grid.png"}
+    assert artifacts(store, runs["fit_guide"], "figures") == {
+        "figures/loss.png",
+        "figures/guide_balanced_accuracy.png",
+    }
+    assert "best_score" in runs["search"].data.metrics
+    dataset = runs["fit_guide"].inputs.dataset_inputs[0].dataset
+    assert (dataset.digest, json.loads(dataset.source)) == ("ab12", {"uri": "phantom:v1"})
+    assert json.loads(dataset.profile) == {"classes": 5}
+
+
+def test_writing_again_changes_nothing(store: Path, example: Example) -> None:
+    """Catches duplicated runs and curves after a resumed study or --report-only."""
+    records = [r for r in example.records if r.dataset == "phantom-fundus"][:8]
+    open_tracker(store, "again").rebuild(records, example.artefact)
+    before = children(store, "again")
+    started = time.monotonic()
+    open_tracker(store, "again").rebuild(records, example.artefact)
+    assert time.monotonic() - started < 5
+    after = children(store, "again")
+    assert {k: r.info.run_id for k, r in before.items()} == {
+        k: r.info.run_id for k, r in after.items()
+    }
+    assert set(after) == {record.key for record in records}
+
+
+def test_a_retried_failure_becomes_one_finished_run(store: Path) -> None:
+    """Catches a failed run that stays beside the one of its retry."""
+    failed = Record(key="r", kind="fit_downstream", status="failed", reason="nan", arm="real")
+    open_tracker(store, "retry").log(failed)
+    run = children(store, "retry")["r"]
+    assert (run.info.status, run.data.tags["reason"]) == ("FAILED", "nan")
+    done = replace(failed, status="done", reason="", metrics={"accuracy": 0.5})
+    tracker = open_tracker(store, "retry")
+    tracker.log(done)
+    tracker.log(done)
+    run = children(store, "retry")["r"]
+    assert (run.info.status, run.data.metrics["accuracy"]) == ("FINISHED", 0.5)
+
+
+def test_runs_left_by_a_killed_driver_are_closed_and_written_anew(store: Path) -> None:
+    """Catches zombies that the UI shows as running for ever."""
+    record = Record(key="z", kind="trial", status="done", metrics={"score": 0.5})
+    tracker = open_tracker(store, "killed")
+    parent = parent_of(store, "killed")
+    client = MlflowClient(uri(store))
+    tags = {"mlflow.parentRunId": parent.info.run_id, "mgdm.key": "z"}
+    zombie = client.create_run(parent.info.experiment_id, tags=tags)
+    tracker = open_tracker(store, "killed")
+    assert client.get_run(zombie.info.run_id).info.status == "KILLED"
+    tracker.log(record)
+    run = children(store, "killed")["z"]
+    assert (run.info.status, run.data.metrics["score"]) == ("FINISHED", 0.5)
+    deleted = client.search_runs([parent.info.experiment_id], run_view_type=ViewType.DELETED_ONLY)
+    assert zombie.info.run_id in {run.info.run_id for run in deleted}
+
+
+def test_finish_closes_the_parent(store: Path, example: Example, tmp_path: Path) -> None:
+    """Catches a parent run without report, configuration and headline, or left running."""
+    report = tmp_path / "report.html"
+    report.write_text("<p>report</p>")
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "gains.png").write_bytes(b"png")
+    tracker = open_tracker(store, "finish")
+    assert parent_of(store, "finish").info.status == "RUNNING"
+    tracker.finish(example.records, report, "name: quickstart\n")
+    run = parent_of(store, "finish")
+    assert run.info.status == "FAILED"  # the example has two failed cells
+    assert run.data.metrics["records/failed"] == 2
+    assert run.data.metrics["cells/done"] == 58
+    cells = [r.metrics["balanced_accuracy"] for r in example.records
+             if r.is_cell and r.arm == "real"]  # fmt: skip
+    assert run.data.metrics["balanced_accuracy/real"] == pytest.approx(sum(cells) / len(cells))
+    assert artifacts(store, run) == {"report.html", "figures", "study.resolved.yaml"}
+    done = [record for record in example.records if record.status == "done"]
+    open_tracker(store, "finish").finish(done, report, "name: quickstart\n")
+    assert parent_of(store, "finish").info.status == "FINISHED"
+
+
+def test_everything_lies_under_the_given_folder(store: Path, example: Example) -> None:
+    """Catches a relative artefact location, which other working folders cannot find."""
+    record = of_kind(example, "generate", dataset="phantom-fundus")
+    open_tracker(store, "place").log(record, example.artefact(record))
+    place = children(store, "place")[record.key].info.artifact_uri
+    assert place.startswith((store / "artifacts").as_uri())
+
+
+def test_a_record_costs_little(store: Path, example: Example) -> None:
+    """Catches one call per metric, which made ten times the time."""
+    records = [r for r in example.records if r.is_cell][:10]
+    tracker = open_tracker(store, "speed")
+    started = time.process_time()
+    tracker.rebuild(records, example.artefact)
+    assert (time.process_time() - started) / len(records) < 0.3
+
+
+def test_a_broken_server_is_reported_once_and_stops_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches a study that dies, or that prints a page per record, because MLflow is away."""
+    (tmp_path / "mlflow.db").write_text("this is no database")
+    record = Record(key="a", kind="trial", status="done")
+    with caplog.at_level(logging.WARNING, "mgdm_ray.tracking"):
+        tracker = open_tracker(tmp_path, "broken")
+        tracker.log(record)
+        tracker.finish([record], tmp_path / "report.html", "")
+    messages = [r.message for r in caplog.records if r.name == "mgdm_ray.tracking"]
+    assert len(messages) == 1
+    assert "The study goes on" in messages[0]
+    assert tracker.ui_command().startswith("mlflow ui --backend-store-uri sqlite:///")
+
+
+def test_failures_later_on_are_reported_once(
+    store: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches an MLflow that goes away in the middle and takes the study with it."""
+    tracker = open_tracker(store, "later")
+
+    def away(*_: object, **__: object) -> None:
+        raise ConnectionError("connection refused")
+
+    monkeypatch.setattr(tracker.client, "create_run", away)
+    with caplog.at_level(logging.WARNING, "mgdm_ray.tracking"):
+        for number in range(5):
+            tracker.log(Record(key=str(number), kind="trial", status="done"))
+    assert len([r for r in caplog.records if "connection refused" in r.message]) == 1
+    assert not tracker.active
+
+
+def test_names_of_runs() -> None:
+    trial = Record(key="0123456789", kind="trial", status="done", dataset="d")
+    assert run_name(trial) == "trial d 012345"
+    decode = Record(key="0", kind="decode", status="done", dataset="d", arm="disturb")
+    assert run_name(decode) == "decode d disturb"
