@@ -37,6 +37,13 @@ PARENT = "mlflow.parentRunId"
 SWEPT = ("guidance_scale", "classifier_scale", "uncertainty_scale", "measurement")
 RUN_STATUS = {"done": "FINISHED", "failed": "FAILED", "pruned": "KILLED", "refused": "KILLED"}
 IMAGES = ("grid.png", "real.png")
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",  # else the UI opens its GenAI view
+    "mlflow.note.content": (
+        "Cells: filter `tags.kind = 'fit_downstream' and tags.status = 'done'`, group by `arm` "
+        "(and `dataset`). Search trials: `tags.kind = 'trial'`."
+    ),
+}
 MAX_CURVE_POINTS = 500
 MAX_FAILURES = 3
 
@@ -123,7 +130,7 @@ class Tracker:
             found.experiment_id
             if found
             else self.client.create_experiment(
-                self.experiment, artifact_location=_as_url(artifact_location)
+                self.experiment, _as_url(artifact_location), EXPERIMENT_TAGS
             )
         )
         parents = self._search({KEY: study_key, KIND: "study"})
@@ -175,7 +182,12 @@ class Tracker:
         run = self.client.create_run(
             self._experiment_id,
             start_time=start,
-            tags={PARENT: self._parent_id, KEY: record.key, KIND: record.kind},
+            tags={
+                PARENT: self._parent_id,
+                KEY: record.key,
+                KIND: record.kind,
+                "mlflow.source.name": "mgdm_ray.study",
+            },
             run_name=run_name(record),
         )
         self._children[record.key] = run

@@ -271,7 +271,7 @@ def failures(draft: Draft) -> Html:
 
 def costs(draft: Draft) -> Html:
     table = tables.costs(draft.records)
-    total = sum(row[3] for row in table) or 1.0
+    total = sum(row[3] for row in table if row[0] != "trial") or 1.0  # a search holds its trials
     rows: list[list[str | Html]] = []
     for kind, done, other, seconds, longest in table:
         bar = page.tag("span", class_="bar", style=f"width: {9 * seconds / total:.2f}em")
@@ -282,7 +282,7 @@ def costs(draft: Draft) -> Html:
         "What it cost",
         page.paragraph(
             f"Seconds of work as they were spent when each artefact was made, {duration(total)} "
-            "together; what the store already had cost this run nothing. Trials are part of their "
+            "together; what the store already had cost this run nothing. Trials count within their "
             "search.",
             "note",
         ),
