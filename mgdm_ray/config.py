@@ -55,7 +55,8 @@ MEDMNIST = (
     "tissuemnist",
 )
 PHANTOMS = ("phantom-ultrasound", "phantom-fundus", "phantom-xray", "phantom-dermatoscopy")
-MEASUREMENTS = ("entropy", "margin", "least_confidence")
+MEASUREMENTS = ["entropy", "margin", "least_confidence"]
+"""What a setting may name; ``diffusion.guidance.register_measurement`` adds to it."""
 Task = Literal["binary", "multiclass", "ordinal"]
 
 T = TypeVar("T")
@@ -276,9 +277,9 @@ class GuidanceSetting(Frozen):
     """What is ascended: a registered measurement."""
     uncertainty_scale: float = Field(0.1, ge=0, le=1e6)
     """Strength (gamma); 0 is off."""
-    gradient: Literal["relative", "raw"] = "relative"
-    """``relative``: the gradient of each image is scaled to the norm of its eps, so that gamma is a
-    share of eps and means the same for every dataset; ``raw``: the published formula."""
+    gradient: Literal["normalised", "raw"] = "normalised"
+    """``normalised``: gamma is how far an image may be moved, as root mean square over its pixels
+    in [-1, 1] (times pi / 2): the same for every dataset; ``raw``: the published formula."""
 
 
 class ScaleRange(Frozen):
@@ -311,7 +312,7 @@ class SearchSpace(Frozen):
     """Stage-2 measurements. Of the two that are equal for two classes, one is dropped there."""
     uncertainty_scale: ScaleRange = ScaleRange(low=0.02, high=0.5)
     """Stage-2 strength."""
-    gradient: Literal["relative", "raw"] = "relative"
+    gradient: Literal["normalised", "raw"] = "normalised"
     """As in ``setting``."""
 
     @field_validator("measurement")

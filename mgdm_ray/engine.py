@@ -34,6 +34,8 @@ class Live:
     note: str
 
 
+FITS = ("fit_denoiser", "fit_guide")
+
 OnRecord = Callable[[Job, Record], None]
 OnLive = Callable[[Mapping[str, Live]], None]
 
@@ -48,7 +50,6 @@ def cluster(address: str | None) -> Iterator[None]:
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,
-        "runtime_env": {"env_vars": QUIET},
     }
     if address is None:
         options["include_dashboard"] = False
@@ -56,7 +57,8 @@ def cluster(address: str | None) -> Iterator[None]:
         # several times slower than two of one.
         options["num_cpus"] = len(os.sched_getaffinity(0))
     else:
-        options["address"] = address
+        # A local cluster's workers inherit this environment; those of another must be told.
+        options |= {"address": address, "runtime_env": {"env_vars": QUIET}}
     try:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -141,10 +143,7 @@ def _run_job(job: Job, context: Context, limits: Limits, board: Any, *needs: Rec
 
 def _task_options(job: Job, resources: ResourcesConfig) -> dict[str, Any]:
     """Fits and searches only wait for workers of their own, so they ask for nothing themselves."""
-    if job.kind == "search":
-        return {"num_cpus": 0, "num_gpus": 0}
-    if job.kind in ("fit_denoiser", "fit_guide"):
-        # The guide's and denoiser's own evaluation afterwards is short and runs on the CPU.
+    if job.kind == "search" or job.kind in FITS:
         return {"num_cpus": 0, "num_gpus": 0}
     return {"num_cpus": resources.cpus_per_task, "num_gpus": resources.gpus_per_task}
 
@@ -153,7 +152,7 @@ def require_resources(plan: Plan, resources: ResourcesConfig) -> None:
     """Raises InputError for a job that asks for more than the whole cluster has."""
     have = ray.cluster_resources()
     asks: list[tuple[str, str, float]] = []
-    if any(job.kind in ("fit_denoiser", "fit_guide") for job in plan.jobs.values()):
+    if any(job.kind in FITS for job in plan.jobs.values()):
         workers = resources.train_workers
         asks.append(("resources.train_workers", "CPU", workers * resources.cpus_per_worker))
         asks.append(("resources.train_workers", "GPU", workers * resources.gpus_per_worker))
@@ -186,23 +185,41 @@ def run_plan(
     shared = ray.put(context), ray.put(limits)
     refs: dict[str, Any] = {}
     waiting: dict[Any, Job] = {}
-    for key, job in todo.items():
+
+    def submit(job: Job) -> None:
         needs = [refs.get(need, known.get(need)) for need in dict.fromkeys(job.needs.values())]
         options = _task_options(job, limits.resources)
-        ref = task.options(
-            **options, max_retries=limits.resources.max_retries, name=job.label
-        ).remote(job, *shared, board, *needs)
-        refs[key], waiting[ref] = ref, job
+        retries = limits.resources.max_retries
+        ref = task.options(**options, max_retries=retries, name=job.label).remote(
+            job, *shared, board, *needs
+        )
+        refs[job.key], waiting[ref] = ref, job
+
+    # Cells that need nothing would take every core or GPU before the workers of a fit, which come
+    # as a group, can; and the fits are what most of the study waits for.
+    unstarted = {job.key for job in todo.values() if job.kind in FITS}
+    late = [job for job in todo.values() if unstarted and not job.needs and job.kind not in FITS]
+    for job in todo.values():
+        if job not in late:
+            submit(job)
     while waiting:
         ready, _ = ray.wait(list(waiting), num_returns=1, timeout=1.0)
+        live: Mapping[str, Live] = {}
         with contextlib.suppress(RayError):  # the picture of the progress may be late or lost
-            on_live(ray.get(board.read.remote(), timeout=5))
+            live = ray.get(board.read.remote(), timeout=5)
+        on_live(live)
         for ref in ready:
             job = waiting.pop(ref)
+            unstarted.discard(job.key)
             record = _outcome(ref, job, context)
             on_record(job, record)
             if fail_fast and record.status == "failed":
                 return
+        unstarted -= {key for key, row in live.items() if row.total}
+        if late and not unstarted:
+            for job in late:
+                submit(job)
+            late = []
 
 
 def _outcome(ref: Any, job: Job, context: Context) -> Record:
@@ -212,5 +229,4 @@ def _outcome(ref: Any, job: Job, context: Context) -> Record:
         return record
     except RayError as error:
         base.write_log(context.store, job, str(error))
-        first = next((line for line in str(error).splitlines() if line.strip()), "")
-        return base.failed(job, f"{type(error).__name__}: {first}"[:500])
+        return base.failed(job, base.reason_of(error))

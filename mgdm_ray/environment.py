@@ -10,6 +10,9 @@ QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Training that waits for its turn on a busy cluster has not failed. By default it would have
+    # after a minute; that it fits at all is checked before the start.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1000000",
 }
 
 

@@ -73,7 +73,10 @@ class Display:
             now = time.monotonic()
             if rows and now - self.last >= self.every_s:
                 self.last = now
-                self.say("running: " + "; ".join(_plain(row) for row in rows.values()))
+                moving = [_plain(row) for row in rows.values() if row.total]
+                waiting = len(rows) - len(moving)
+                moving += [f"{waiting} starting or waiting for a worker"] if waiting else []
+                self.say("running: " + "; ".join(moving))
             return
         for key in [k for k in self.rows if k not in rows]:
             self.bars.remove_task(self.rows.pop(key))
@@ -86,5 +89,4 @@ class Display:
 
 
 def _plain(row: LiveRow) -> str:
-    share = f" {row.done}/{row.total}" if row.total else ""
-    return f"{row.label}{share} {row.note}".rstrip()
+    return f"{row.label} {row.done}/{row.total} {row.note}".rstrip()

@@ -87,6 +87,7 @@ class Study:
         from mgdm_ray.data.load import fingerprint
 
         self.arguments = arguments
+        self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self.config: StudyConfig = load_study(arguments.study, arguments.overrides)
         storage = arguments.storage or self.config.storage
         if "://" in storage:
@@ -168,9 +169,7 @@ class Study:
                 + (f"; the rest about {work / cores / 60:.0f} min on {cores} cores" if work else "")
             )
         else:
-            print(
-                f"\nestimated time: about {work / cores / 60:.1f} min on {cores} cores"
-            )
+            print(f"\nestimated time: about {work / cores / 60:.1f} min on {cores} cores")
 
     def seconds_per_kind(self) -> dict[str, float]:
         """Mean seconds of the finished jobs of each kind in this storage, this study's first."""
@@ -305,7 +304,16 @@ class Study:
             str(self.store.root / "mlflow-artifacts"),
             self.config.tracking.experiment,
             self.config.name,
-            content_key(["study", self.config.name]),
+            # A changed study gets a parent run of its own, so that old cells do not mix with new.
+            content_key(["study", self.config.name, self.plan.key]),
+            datasets={
+                d.name: {
+                    "digest": self.fingerprints[d.name][:36],
+                    "source": d.path or d.name,
+                    **d.model_dump(mode="json", exclude={"name", "path"}),
+                }
+                for d in self.config.datasets
+            },
         )
 
     def artefact(self, record: Record) -> Path | None:
@@ -347,7 +355,7 @@ class Study:
             question=f"Do synthetic images make these classifiers better, and {contrast}?",
             config_yaml=yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False),
             command=_command_line(None),
-            started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            started=self.started,
             seconds=time.monotonic() - started,
             versions=versions(),
             git_commit=git_commit(),

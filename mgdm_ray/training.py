@@ -71,7 +71,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     """What every worker runs: resume, train, report checkpoints."""
     # Only here: the controller process, which runs none of this, must not pay for MONAI.
     from mgdm_ray.diffusion.train import NonFiniteLoss
-    from mgdm_ray.jobs.models import train_model
+    from mgdm_ray.jobs.fit import train_model
 
     task = TrainingTask(**config["task"])
     context = ray.train.get_context()

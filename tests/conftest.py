@@ -12,7 +12,6 @@ import yaml
 # Before any test imports ray: its workers inherit these.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 ROOT = Path(__file__).parent.parent

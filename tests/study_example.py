@@ -25,7 +25,7 @@ SETTING = {
     "classifier_scale": 0.0,
     "measurement": "entropy",
     "uncertainty_scale": 0.12,
-    "gradient": "relative",
+    "gradient": "normalised",
 }
 
 

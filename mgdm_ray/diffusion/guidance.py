@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from mgdm_ray.config import MEASUREMENTS as KNOWN_NAMES
 from mgdm_ray.config import GuidanceSetting, require_known
 from mgdm_ray.diffusion.ddim import EpsFn
 from mgdm_ray.diffusion.schedule import NoiseSchedule
@@ -23,12 +25,17 @@ MEASUREMENTS: dict[str, Measurement] = {}
 
 
 def register_measurement(name: str) -> Callable[[Measurement], Measurement]:
-    """Decorator: makes a measurement known under ``name``; ValueError if the name is taken."""
+    """Decorator: makes a measurement known under ``name``; ValueError if the name is taken.
+
+    A GuidanceSetting made afterwards may name it.
+    """
 
     def register(measurement: Measurement) -> Measurement:
         if name in MEASUREMENTS:
             raise ValueError(f"measurement {name!r} is already registered")
         MEASUREMENTS[name] = measurement
+        if name not in KNOWN_NAMES:
+            KNOWN_NAMES.append(name)
         return measurement
 
     return register
@@ -121,10 +128,14 @@ def measurement_guided(
 ) -> EpsFn:
     """eps - sqrt(1 - alpha_bar_t) gamma grad M(x_t): ascends the measurement M.
 
-    ``setting.gradient``: ``raw`` is that formula; ``relative`` first rescales, image by image,
-    sqrt(1 - alpha_bar_t) grad M to the norm of eps, so that gamma is a share of eps (a zero
-    gradient stays zero). ``direction="random"`` replaces the whole term by ``noise(t)``
-    `[N, C, H, W]` rescaled, image by image, to the norm the term would have had: the control for
+    ``setting.gradient``: ``raw`` is that formula. ``normalised`` takes only the gradient's
+    direction, image by image, and moves pred_x0 by gamma sqrt(1 - alpha_bar_t) (root mean square
+    over pixels in [-1, 1]; a zero gradient stays zero). With alpha_bar = cos^2(a), a DDIM step
+    from a to b then moves the sample by gamma sin(a - b): all steps together by at most
+    gamma pi / 2, whatever their number, the schedule, the dataset or the image size (as long as
+    the denoiser's v does not answer to the push; its answer comes on top).
+
+    ``direction="random"`` replaces the whole term by ``noise(t)`` `[N, C, H, W]` rescaled, image by image, to the norm the term would have had: the control for
     "any push of that size". gamma 0 returns ``eps_fn`` itself.
     """
     if setting.uncertainty_scale == 0:
@@ -138,10 +149,13 @@ def measurement_guided(
 
     def guided(x_t: Tensor, t: int) -> Tensor:
         eps = eps_fn(x_t, t)
-        _, sigma = schedule.coefficients(t, x_t)
-        term = sigma * measurement_gradient(measurement, guide, x_t, t, labels)
-        if setting.gradient == "relative":
-            term = unit(term) * norm(eps)
+        signal, sigma = schedule.coefficients(t, x_t)
+        term = measurement_gradient(measurement, guide, x_t, t, labels)
+        if setting.gradient == "normalised":
+            # pred_x0 = (x_t - sigma eps) / signal: this eps term moves it by gamma sigma rms 1
+            term = signal * unit(term) * math.sqrt(x_t[0].numel())
+        else:
+            term = sigma * term
         if direction == "random" and noise is not None:
             term = unit(noise(t).to(x_t)) * norm(term)
         return eps - setting.uncertainty_scale * term

@@ -178,7 +178,9 @@ def new_state(
     build = build_denoiser if kind == "denoiser" else build_guide
     model = build(config.unet, channels, num_classes, kind, seed).to(device)
     ema = copy.deepcopy(model).eval().requires_grad_(False) if kind == "denoiser" else None
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, weight_decay=1e-2, fused=True
+    )
     return TrainState(model, ema, optimizer)
 
 

@@ -48,6 +48,10 @@ class TrainingTask:
     """Folder for checkpoints that survive a crash."""
 
 
+# Names of files that travel between jobs.
+WEIGHTS = "weights.safetensors"
+TENSORS_FILE, STATE_FILE = "state.safetensors", "state.json"
+
 Launcher = Callable[[TrainingTask, Progress], Path]
 
 
@@ -75,8 +79,8 @@ JobFunction = Callable[["Job", Context, Path], Outcome]
 
 
 FUNCTIONS = {
-    "fit_denoiser": "mgdm_ray.jobs.models",
-    "fit_guide": "mgdm_ray.jobs.models",
+    "fit_denoiser": "mgdm_ray.jobs.fit",
+    "fit_guide": "mgdm_ray.jobs.fit",
     "generate": "mgdm_ray.jobs.sampling",
     "encode": "mgdm_ray.jobs.sampling",
     "decode": "mgdm_ray.jobs.sampling",
@@ -126,7 +130,7 @@ def run(
     except Exception as error:  # noqa: BLE001 - whatever a job dies of becomes its record
         path = write_log(store, job, traceback.format_exc())
         log.warning("%s failed, see %s", job.label, path)
-        return failed(job, _reason(error), seconds=time.monotonic() - started)
+        return failed(job, reason_of(error), seconds=time.monotonic() - started)
     return record
 
 
@@ -163,10 +167,9 @@ def write_log(store: Store, job: Job, text: str) -> Path:
     return path
 
 
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    first = lines[0] if lines else ""
-    return f"{type(error).__name__}: {first}"[:500]
+def reason_of(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines)}"[:500]
 
 
 def open_split(job: Job, context: Context, split: SplitName) -> Split:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -159,7 +160,7 @@ def test_scale_zero_is_the_same_function():
 
     guide, labels = LinearGuide(2), torch.zeros(2).long()
     assert classifier_guided(eps_fn, guide, labels, 0, SCHEDULE) is eps_fn
-    for gradient in ("raw", "relative"):
+    for gradient in ("raw", "normalised"):
         off = setting("entropy", 0, gradient)
         assert measurement_guided(eps_fn, guide, labels, off, SCHEDULE) is eps_fn
 
@@ -185,23 +186,57 @@ def test_margin_is_least_confidence_at_twice_the_scale_for_two_classes():
         return measurement_guided(lambda x, _t: x, guide, labels, chosen, SCHEDULE)(x, 500)
 
     torch.testing.assert_close(eps("margin", 0.3, "raw"), eps("least_confidence", 0.6, "raw"))
-    # relative: only directions count, and for two classes all three point the same way
-    torch.testing.assert_close(eps("margin", 0.3, "relative"), eps("entropy", 0.3, "relative"))
+    # normalised: only directions count, and for two classes all three point the same way
+    torch.testing.assert_close(eps("margin", 0.3, "normalised"), eps("entropy", 0.3, "normalised"))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_relative_guidance_is_a_share_of_eps(name):
-    """Catches a norm over the whole batch: every image's push must be gamma times its own eps."""
+def test_normalised_guidance_moves_pred_x0_by_gamma(name):
+    """Catches a norm over the whole batch, and a push that depends on the size of eps."""
     x = images(5) * torch.tensor([0.1, 1, 5, 20, 100]).reshape(-1, 1, 1, 1)
     guide, labels = LinearGuide(4, size=0.01), torch.zeros(5).long()
-    relative = measurement_guided(
-        lambda x, _t: x, guide, labels, setting(name, 0.25, "relative"), SCHEDULE
+    normalised = measurement_guided(
+        lambda x, _t: x, guide, labels, setting(name, 0.25, "normalised"), SCHEDULE
     )
-    push = (x - relative(x, 300)).flatten(1)
+    push = (x - normalised(x, 300)).flatten(1)
+    moved = SCHEDULE.pred_x0_from_eps(x, 300, normalised(x, 300))
+    moved = (moved - SCHEDULE.pred_x0_from_eps(x, 300, x)).flatten(1)
     gradient = measurement_gradient(MEASUREMENTS[name], guide, x, 300, labels).flatten(1)
-    torch.testing.assert_close(push.norm(dim=1), 0.25 * x.flatten(1).norm(dim=1))
+    rms = 0.25 * math.sqrt(1 - SCHEDULE.alpha_bar(300))
+    torch.testing.assert_close(moved.square().mean(dim=1).sqrt(), torch.full((5,), rms).double())
     along = nn.functional.cosine_similarity(push, gradient)
     torch.testing.assert_close(along, torch.ones(5).double())
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("steps", [5, 25, 200])
+def test_all_steps_together_move_a_sample_by_at_most_gamma_half_pi(schedule, steps):
+    """Catches a strength that means something else for every schedule and number of steps."""
+    table, pairs = make_schedule(schedule), timestep_pairs(1000, steps)
+    direction = images(1)
+
+    def no_velocity(x, t):
+        return table.eps_from_v(x, t, torch.zeros_like(x))
+
+    chosen, labels = setting("entropy", 0.2, "normalised"), torch.zeros(1).long()
+    guided = measurement_guided(
+        no_velocity,
+        LinearGuide(2, size=1e-3),
+        labels,
+        chosen,
+        table,
+        "random",
+        lambda _t: direction,
+    )
+    x_T = images(1, seed=9)
+    moved = sample(guided, x_T, pairs, table) - sample(no_velocity, x_T, pairs, table)
+    # With v fixed, x_to = cos(a - b) x - sin(a - b) v: an earlier push only shrinks.
+    angles = [math.acos(math.sqrt(table.alpha_bar(t))) for t, _ in pairs] + [0.0]
+    total = 0.0
+    for a, b in itertools.pairwise(angles):
+        total = total * math.cos(a - b) + 0.2 * math.sin(a - b)
+    assert float(moved.square().mean().sqrt()) == pytest.approx(total, rel=1e-6)
+    assert 0.1 < total <= 0.2 * math.pi / 2
 
 
 def test_tiny_gradients_are_scaled_and_zero_stays_zero():
@@ -218,13 +253,13 @@ def test_tiny_gradients_are_scaled_and_zero_stays_zero():
         lambda x, _t: x,
         lambda x, _t: flat(x),
         torch.zeros(2).long(),
-        setting("entropy", 1, "relative"),
+        setting("entropy", 1, "normalised"),
         SCHEDULE,
     )
     assert torch.equal(guided(x, 10), x)
 
 
-@pytest.mark.parametrize("gradient", ["raw", "relative"])
+@pytest.mark.parametrize("gradient", ["raw", "normalised"])
 def test_random_direction_has_the_norm_of_the_guidance(gradient):
     """Catches a control that is weaker or stronger than what it controls for."""
     guide, x, labels = LinearGuide(3), images(4), torch.zeros(4).long()
@@ -340,7 +375,7 @@ def test_measurement_guidance_samples_the_tilted_density(monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("gradient", ["raw", "relative"])
+@pytest.mark.parametrize("gradient", ["raw", "normalised"])
 def test_guided_samples_are_less_certain(name, gradient):
     """Catches descent instead of ascent: a boundary at 0 must attract, the more the stronger."""
     prior, pairs = QuadraticGuide(), timestep_pairs(1000, 200)
@@ -351,7 +386,7 @@ def test_guided_samples_are_less_certain(name, gradient):
     x_T = torch.tensor([0.2, 0.8, 1.4]).double().reshape(-1, 1, 1, 1)
     distances = []
     for scale in (0, 0.1, 0.3):
-        chosen = setting(name, scale * (1 if gradient == "relative" else 10), gradient)
+        chosen = setting(name, scale * (1 if gradient == "normalised" else 10), gradient)
         eps_fn = measurement_guided(prior.eps, guide, torch.zeros(3).long(), chosen, SCHEDULE)
         distances.append(float(sample(eps_fn, x_T, pairs, SCHEDULE).abs().mean()))
     assert distances[0] > distances[1] > distances[2], distances

@@ -326,7 +326,7 @@ def test_the_whole_method_on_a_toy():
     assert float((bright == labels.bool()).double().mean()) >= 0.95
     latents = encode(denoiser, made, labels, config, **common)
     entropy = []
-    for setting in (None, GuidanceSetting(uncertainty_scale=0.1)):
+    for setting in (None, GuidanceSetting(uncertainty_scale=0.5)):
         back = decode(denoiser, guide, latents, labels, range(40), setting, config, **common)
         if setting is None:
             assert float((back - made).square().mean().sqrt()) < 0.15

@@ -1,0 +1,150 @@
+"""Jobs ``fit_denoiser`` and ``fit_guide``.
+
+The process that runs them mostly waits for a launcher's workers, so it imports the models only
+where it needs them: MONAI takes seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from mgdm_ray.config import DatasetConfig
+from mgdm_ray.data.info import dataset_info
+from mgdm_ray.data.load import load_split, to_tensor
+from mgdm_ray.jobs.base import (
+    STATE_FILE,
+    TENSORS_FILE,
+    WEIGHTS,
+    Context,
+    Outcome,
+    Progress,
+    TrainingTask,
+    info_of,
+    open_split,
+    save_json,
+    training_config,
+)
+from mgdm_ray.jobs.images import draw_grid
+
+if TYPE_CHECKING:
+    from mgdm_ray.diffusion.train import TrainResult
+    from mgdm_ray.plan import Job
+
+
+def train_model(task: TrainingTask, **options: Any) -> TrainResult:
+    """Train as ``task`` says; ``options`` are those of ``diffusion.train.train``.
+
+    Every worker calls this: each loads the data itself, so no images travel.
+    """
+    import torch
+
+    from mgdm_ray.diffusion.schedule import make_schedule
+    from mgdm_ray.diffusion.train import train
+
+    dataset = DatasetConfig.model_validate(task.dataset)
+    split = load_split(dataset, "train", task.data_dir)
+    return train(
+        task.model,
+        training_config(task),
+        to_tensor(split.images),
+        torch.from_numpy(split.labels),
+        dataset_info(dataset, task.data_dir).num_classes,
+        task.seed,
+        schedule=make_schedule(task.schedule),
+        **options,
+    )
+
+
+def train_here(task: TrainingTask, progress: Progress) -> Path:
+    """Train in this process and return the folder with the final state: a Launcher without Ray."""
+    config = training_config(task)
+    folder = Path(task.work) / "final"
+    result = train_model(
+        task, on_step=lambda step, loss: progress(step, config.steps, f"loss {loss:.3f}")
+    )
+    result.state.save(folder)
+    return folder
+
+
+def _fit(job: Job, context: Context, folder: Path, model: Literal["denoiser", "guide"]) -> None:
+    """Train; save ``weights.safetensors``, ``model.json`` and ``history.json``."""
+    dataset = context.datasets[job.dataset]
+    info = info_of(job, context)
+    config = {
+        **job.inputs["train"],
+        "checkpoint_every": context.checkpoint_every.get(model, job.inputs["train"]["steps"]),
+    }
+    work = context.store.work(job.kind, job.key)
+    task = TrainingTask(
+        model=model,
+        key=job.key,
+        config=config,
+        dataset=dataset.model_dump(mode="json"),
+        data_dir=context.data_dir,
+        seed=job.inputs["seed"],
+        schedule=job.inputs["schedule"],
+        work=str(work),
+    )
+    final = (context.launch or train_here)(task, context.progress)
+    shape = [info.channels, dataset.size, dataset.size]
+    facts = {"config": config, "shape": shape, "num_classes": info.num_classes}
+    save_json(folder / "model.json", facts)
+    save_file(_trained_weights(final), folder / WEIGHTS)
+    history = json.loads((final / STATE_FILE).read_text(encoding="utf-8"))["history"]
+    save_json(folder / "history.json", history)
+
+
+def _trained_weights(final: Path) -> dict[str, np.ndarray]:
+    """The denoiser's averaged weights; the guide has no average, so its own."""
+    tensors = load_file(final / TENSORS_FILE)
+    prefix = "ema." if any(name.startswith("ema.") for name in tensors) else "model."
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _last_loss(folder: Path) -> dict[str, float]:
+    history = json.loads((folder / "history.json").read_text())
+    tail = [row["loss"] for row in history[-max(1, len(history) // 10) :]]
+    return {"loss": float(np.mean(tail))} if tail else {}
+
+
+def fit_denoiser(job: Job, context: Context, folder: Path) -> Outcome:
+    _fit(job, context, folder, "denoiser")
+    real = open_split(job, context, "train")
+    draw_grid(
+        folder / "real.png", to_tensor(real.images), real.labels, info_of(job, context).num_classes
+    )
+    return {"metrics": _last_loss(folder)}
+
+
+ACCURACY_TIMESTEPS = (0, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)
+
+
+def fit_guide(job: Job, context: Context, folder: Path) -> Outcome:
+    """Also measures the guide's accuracy over t on validation data: can guidance work at all?"""
+    _fit(job, context, folder, "guide")
+    import torch
+
+    from mgdm_ray.diffusion.schedule import make_schedule
+    from mgdm_ray.diffusion.train import guide_accuracy
+    from mgdm_ray.jobs.models import read_guide
+
+    guide = read_guide(folder, context.device)
+    val = open_split(job, context, "val")
+    accuracy = guide_accuracy(
+        guide,
+        to_tensor(val.images),
+        torch.from_numpy(val.labels),
+        make_schedule(job.inputs["schedule"]),
+        job.inputs["seed"],
+        list(ACCURACY_TIMESTEPS),
+        device=context.device,
+    )
+    curve = {"t": list(accuracy), "balanced_accuracy": list(accuracy.values())}
+    save_json(folder / "accuracy_over_t.json", curve)
+    mean = {"balanced_accuracy_over_t": float(np.mean(list(accuracy.values())))}
+    return {"metrics": {**_last_loss(folder), **mean}, "split": "val"}
