@@ -13,6 +13,8 @@ QUIET = {
     # Training that waits for its turn on a busy cluster has not failed. By default it would have
     # after a minute; that it fits at all is checked before the start.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1000000",
+    # By default a finished training is noticed seconds late.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
 }
 
 

@@ -14,6 +14,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+from mgdm_ray import environment  # noqa: E402
+
+environment.prepare(local=True)
+
 ROOT = Path(__file__).parent.parent
 
 TINY: dict[str, Any] = {

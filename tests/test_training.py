@@ -1,0 +1,119 @@
+"""Ray Train itself: workers of one process and of two, a killed worker, a loss that is not finite."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from ray import cloudpickle
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
+from safetensors.numpy import load_file
+
+from mgdm_ray import engine, training
+from mgdm_ray.config import InputError, ResourcesConfig, StudyConfig
+from mgdm_ray.diffusion.train import NonFiniteLoss
+from mgdm_ray.jobs import fit
+from mgdm_ray.jobs.base import TENSORS_FILE, JobError, TrainingTask, silent
+from tests.conftest import TINY
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    with engine.cluster(None):
+        yield
+
+
+def task(work: Path, **changes: object) -> TrainingTask:
+    config = StudyConfig.model_validate(TINY)
+    train = {**config.denoiser.model_dump(mode="json"), **changes}
+    dataset = config.datasets[0].model_dump(mode="json")
+    return TrainingTask("denoiser", "k" * 32, train, dataset, None, 0, "cosine", str(work))
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    return {k: v for k, v in load_file(folder / TENSORS_FILE).items() if k.startswith("ema.")}
+
+
+class DieOnce:
+    """A Progress that writes down every step and kills its own worker once, at step 5."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, done: int, total: int, note: str) -> None:
+        with (self.folder / "steps").open("a") as file:
+            file.write(f"{done}\n")
+        if done == 5 and not (self.folder / "died").exists():
+            (self.folder / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_resumes_and_ends_the_same(tmp_path: Path) -> None:
+    """Would catch a checkpoint that forgets something, and training that starts over."""
+    calm = fit.train_here(task(tmp_path / "calm"), silent)
+    dying = task(tmp_path / "dying")
+    ended = training.launch(dying, DieOnce(tmp_path), ResourcesConfig(max_retries=1))
+    steps = [int(line) for line in (tmp_path / "steps").read_text().split()]
+    assert steps == [1, 2, 3, 4, 5, 4, 5, 6], "the checkpoint was at step 3"
+    expected, found = weights(calm), weights(ended)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+@pytest.mark.slow
+def test_two_workers_train_what_one_trains(tmp_path: Path) -> None:
+    """Would catch workers that draw the same images, or gradients that are summed, not averaged."""
+    one = fit.train_here(task(tmp_path / "one"), silent)
+    two = training.launch(task(tmp_path / "two"), silent, ResourcesConfig(train_workers=2))
+    for name, value in weights(one).items():
+        np.testing.assert_allclose(weights(two)[name], value, atol=2e-4, err_msg=name)
+
+
+def test_a_batch_that_workers_cannot_share_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="batch_size 8 cannot be split over 3 workers"):
+        training.launch(task(tmp_path), silent, ResourcesConfig(train_workers=3))
+
+
+def test_a_loss_that_is_not_finite_is_reported_not_retried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a NaN that is retried, or hidden behind Ray's own error."""
+    calls = []
+
+    def explode(*_: object, **__: object) -> None:
+        calls.append(1)
+        raise NonFiniteLoss(3)
+
+    monkeypatch.setattr(fit, "train_model", explode)
+    loop = {"task": task(tmp_path).__dict__, "progress": silent}
+    # No worker process: the loop runs here, where the patch is.
+    trainer = TorchTrainer(
+        training._worker, train_loop_config=loop, scaling_config=ScalingConfig(num_workers=0)
+    )
+    result = trainer.fit()
+    assert result.return_value == {"error": "NonFiniteLoss: the loss is not finite at step 3"}
+    assert calls == [1]
+
+
+def test_a_job_that_asks_for_too_much_is_refused_before_the_start() -> None:
+    """Would catch a study that waits for ever for a GPU that is not there."""
+    from mgdm_ray.plan import make_plan
+
+    config = StudyConfig.model_validate(TINY)
+    plan = make_plan(config, {"phantom-ultrasound": "x"})
+    have = ray.cluster_resources()
+    for change in ({"train_workers": 1000}, {"gpus_per_worker": 1}, {"cpus_per_task": 999}):
+        with pytest.raises(InputError, match=r"asks for \d+ (CPU|GPU), but the cluster has"):
+            engine.require_resources(plan, ResourcesConfig.model_validate(change))
+    engine.require_resources(plan, ResourcesConfig(train_workers=int(have["CPU"])))
