@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-from mgdm_ray import environment  # noqa: E402
+from mgdm_ray import environment
 
 environment.prepare(local=True)
 

@@ -1,4 +1,4 @@
-"""Ray Train itself: workers of one process and of two, a killed worker, a loss that is not finite."""
+"""Ray Train itself: one worker and two, a killed one, a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class DieOnce:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def __call__(self, done: int, total: int, note: str) -> None:
+    def __call__(self, done: int, *_: object) -> None:
         with (self.folder / "steps").open("a") as file:
             file.write(f"{done}\n")
         if done == 5 and not (self.folder / "died").exists():

@@ -135,8 +135,9 @@ def measurement_guided(
     gamma pi / 2, whatever their number, the schedule, the dataset or the image size (as long as
     the denoiser's v does not answer to the push; its answer comes on top).
 
-    ``direction="random"`` replaces the whole term by ``noise(t)`` `[N, C, H, W]` rescaled, image by image, to the norm the term would have had: the control for
-    "any push of that size". gamma 0 returns ``eps_fn`` itself.
+    ``direction="random"`` replaces the whole term by ``noise(t)`` `[N, C, H, W]`, rescaled image
+    by image to the norm the term would have had: the control for "any push of that size".
+    gamma 0 returns ``eps_fn`` itself.
     """
     if setting.uncertainty_scale == 0:
         return eps_fn
