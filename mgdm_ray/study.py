@@ -243,6 +243,7 @@ class Study:
             engine.cluster(self.arguments.address),
             Display(len(self.plan.jobs), len(self.plan.jobs) - len(todo), Console()) as display,
         ):
+            signal.signal(signal.SIGTERM, _interrupt)  # ray.init has put its own handler there
             engine.require_resources(self.plan, resources)
 
             def on_record(job: Job, record: Record) -> None:
