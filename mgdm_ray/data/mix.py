@@ -65,7 +65,8 @@ def training_set(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Images `[N + M, C, H, W]` float32 in [-1, 1] and labels `[N + M]` int64; real ones first.
 
-    ``added`` are images `[M, C, H, W]` in [-1, 1] and their labels `[M]`; None adds nothing.
+    ``added`` are images `[M, C, H, W]` and their labels `[M]`; None adds nothing. What a decode
+    leaves outside [-1, 1] is clipped: no real image could give synthetic ones away by that.
     Raises ValueError where the shapes do not fit.
     """
     import torch
@@ -80,6 +81,6 @@ def training_set(
             f"to real images {list(images.shape)}"
         )
     return (
-        torch.cat([images, more.to(torch.float32)]),
+        torch.cat([images, more.to(torch.float32).clamp(-1, 1)]),
         torch.cat([labels, more_labels.to(torch.int64)]),
     )
