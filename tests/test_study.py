@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,13 @@ def run(study: Path, storage: Path, *options: str) -> subprocess.CompletedProces
     )
 
 
+def plan_of(study: dict[str, Any]) -> Plan:
+    from mgdm_ray.data.load import fingerprint
+
+    config = StudyConfig.model_validate(study)
+    return make_plan(config, {d.name: fingerprint(d) for d in config.datasets})
+
+
 @dataclass(frozen=True)
 class Finished:
     """A tiny study that ran once from beginning to end."""
@@ -52,10 +59,7 @@ class Finished:
 
     @property
     def plan(self) -> Plan:
-        from mgdm_ray.data.load import fingerprint
-
-        config = StudyConfig.model_validate(TINY)
-        return make_plan(config, {d.name: fingerprint(d) for d in config.datasets})
+        return plan_of(TINY)
 
 
 @pytest.fixture(scope="module")
@@ -267,21 +271,28 @@ def test_a_damaged_data_file_is_refused_with_exit_2(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_failure_costs_only_what_needs_it(tmp_path: Path) -> None:
-    """Guidance so strong that pixels overflow: the decode and its cells fail with the reason, the
-    rest goes on, exit 1; what failed waits for --retry-failed."""
+    """Latents that lost their file: the decode and its cells fail with the reason, the rest goes
+    on, exit 1; what failed waits for --retry-failed."""
+    from mgdm_ray.jobs.base import base_record
+
     study, storage = tmp_path / "tiny.yaml", tmp_path / "runs"
-    broken = {**TINY, "search": None, "networks": ["alexnet"], "arms": ["generate", "disturb"]}
-    broken["setting"] = {"uncertainty_scale": 1e6}
-    broken["sampling"] = {"num_inference_steps": 20, "batch_size": 16}
-    study.write_text(yaml.safe_dump(broken))
+    small = {**TINY, "search": None, "networks": ["squeezenet1_1"]}
+    small["arms"] = ["duplicate", "roundtrip"]
+    study.write_text(yaml.safe_dump(small))
+    store, plan = Store(storage), plan_of(small)
+    [encode] = [job for job in plan.jobs.values() if job.kind == "encode"]
+    with store.writing("encode", encode.key) as folder:
+        record = asdict(base_record(encode))
+        store.commit("encode", encode.key, folder, record, {"inputs": {}, "needs": encode.needs})
+
     done = run(study, storage)
     assert done.returncode == 1, done.stdout + done.stderr
     records = read_records(storage / "studies" / "tiny" / "records.jsonl")
     status = {(r.kind, r.arm): r.status for r in records}
-    assert status[("fit_downstream", "generate")] == "done"
-    assert status[("decode", "disturb")] == status[("fit_downstream", "disturb")] == "failed"
+    assert status[("fit_downstream", "duplicate")] == "done"
+    assert status[("decode", "roundtrip")] == status[("fit_downstream", "roundtrip")] == "failed"
     reasons = {r.kind: r.reason for r in records if r.status == "failed"}
-    assert "not finite" in reasons["decode"]
+    assert "images.safetensors" in reasons["decode"]
     assert reasons["fit_downstream"].startswith("needs decode")
     assert "--retry-failed" in done.stdout
     log = next(Path(w) for w in done.stdout.split() if w.endswith(".log"))
@@ -290,8 +301,9 @@ def test_a_failure_costs_only_what_needs_it(tmp_path: Path) -> None:
     again = run(study, storage)
     assert again.returncode == 1
     assert "0 to do" in again.stdout
-    retried = run(study, storage, "--retry-failed", "--plan")
-    assert retried.returncode == 0
+    retried = run(study, storage, "--retry-failed")
+    assert "2 to do" in retried.stdout
+    assert retried.returncode == 1
 
 
 @pytest.mark.slow
