@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayError
 
 from mgdm_ray.config import InputError, ResourcesConfig
-from mgdm_ray.environment import QUIET
+from mgdm_ray.environment import QUIET, StartError
 from mgdm_ray.jobs import base
 from mgdm_ray.jobs.base import Context, Outcome, Progress, TrainingTask
 from mgdm_ray.plan import Job, Plan
@@ -45,7 +45,8 @@ def cluster(address: str | None) -> Iterator[None]:
     """A Ray cluster for one study: one of our own on this machine, or an existing one.
 
     Our own listens on 127.0.0.1 only and, with ``environment.prepare``, asks for a token that
-    nobody else knows. Raises InputError where the given address does not answer.
+    nobody else knows. Raises InputError where the given address does not answer, StartError
+    where a local Ray does not come up.
     """
     options: dict[str, Any] = {
         "log_to_driver": False,
@@ -63,7 +64,10 @@ def cluster(address: str | None) -> Iterator[None]:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         if address is None:
-            raise
+            raise StartError(
+                f"a local Ray did not start ({error}); is the machine overloaded or its disk full? "
+                "The same command tries again"
+            ) from error
         raise InputError(f"--address {address}: no Ray cluster answers there: {error}") from None
     try:
         yield

@@ -18,6 +18,10 @@ QUIET = {
 }
 
 
+class StartError(Exception):
+    """Ray could not be started here; nothing is lost, and nothing was computed."""
+
+
 def prepare(*, local: bool) -> None:
     """No usage statistics, no double printing; a ``local`` cluster is closed to the outside.
 

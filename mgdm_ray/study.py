@@ -18,6 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from mgdm_ray.config import InputError, StudyConfig, load_study
+from mgdm_ray.environment import StartError
 from mgdm_ray.plan import Job, Plan, make_plan
 from mgdm_ray.records import Record, append_record, read_records, write_records
 from mgdm_ray.seeding import content_key
@@ -66,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_INPUT
+    except StartError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print("\nStopped. What is finished is kept; the same command resumes:", file=sys.stderr)
         print(f"  {_command_line(argv)}", file=sys.stderr)
