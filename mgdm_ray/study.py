@@ -9,9 +9,10 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import FrameType
@@ -61,7 +62,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _interrupt)
+    _interrupted.clear()
+    _catch_signals()
     try:
         return Study(arguments).start()
     except InputError as error:
@@ -76,8 +78,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+_interrupted = threading.Event()
+
+
+def _catch_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+
+
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    # Remembered as well as raised: a library that is being imported or called just then may
+    # swallow the exception.
+    _interrupted.set()
     raise KeyboardInterrupt
+
+
+def _stop_if_interrupted() -> None:
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
 
 
 def _command_line(argv: Sequence[str] | None) -> str:
@@ -216,6 +234,7 @@ class Study:
         print(f"{say}{len(todo)} to do; storage {self.store.root}", flush=True)
         if todo:
             self.compute(todo, known)
+        _stop_if_interrupted()
         return self.close(known, started)
 
     def write_inputs(self) -> None:
@@ -247,8 +266,12 @@ class Study:
             engine.cluster(self.arguments.address),
             Display(len(self.plan.jobs), len(self.plan.jobs) - len(todo), Console()) as display,
         ):
-            signal.signal(signal.SIGTERM, _interrupt)  # ray.init has put its own handler there
+            _catch_signals()  # ray.init has put its own handlers there
             engine.require_resources(self.plan, resources)
+
+            def on_live(rows: Mapping[str, engine.Live]) -> None:
+                _stop_if_interrupted()
+                display.live(rows)
 
             def on_record(job: Job, record: Record) -> None:
                 known[job.key] = record
@@ -265,7 +288,7 @@ class Study:
                 self.context(),
                 limits,
                 on_record,
-                display.live,
+                on_live,
                 fail_fast=self.arguments.fail_fast,
             )
 
