@@ -15,6 +15,8 @@ QUIET = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1000000",
     # By default a finished training is noticed seconds late.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # A warning about the number of processes, which is as many as Train and Tune need.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "worker processes have been started",
 }
 
 
@@ -35,6 +37,8 @@ def prepare(*, local: bool) -> None:
         os.environ.setdefault(name, value)
     if not local:
         return
+    # This machine will not be taken back by a provider; the watcher costs a process per training.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # Named for the systems where Ray never listens on other addresses; obeyed on Linux as well.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if "RAY_AUTH_MODE" not in os.environ:

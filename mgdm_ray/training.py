@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    CheckpointConsistencyMode,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+)
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 
 from mgdm_ray.config import ResourcesConfig
@@ -114,3 +121,5 @@ def _report(state: TrainState, rank: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         state.save(Path(folder))
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+    # The report only queues it: a worker that died before the controller looked would start over.
+    ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)

@@ -75,7 +75,8 @@ def test_a_killed_worker_resumes_and_ends_the_same(tmp_path: Path) -> None:
 def test_two_workers_train_what_one_trains(tmp_path: Path) -> None:
     """Would catch workers that draw the same images, or gradients that are summed, not averaged."""
     one = fit.train_here(task(tmp_path / "one"), silent)
-    two = training.launch(task(tmp_path / "two"), silent, ResourcesConfig(train_workers=2))
+    resources = ResourcesConfig(train_workers=2, cpus_per_worker=0.5)  # one core is enough
+    two = training.launch(task(tmp_path / "two"), silent, resources)
     for name, value in weights(one).items():
         np.testing.assert_allclose(weights(two)[name], value, atol=2e-4, err_msg=name)
 

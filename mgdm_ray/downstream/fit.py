@@ -10,7 +10,6 @@ from typing import TypedDict
 
 import numpy as np
 import torch
-from monai.networks.layers.spatial_transforms import AffineTransform
 from numpy.typing import NDArray
 from torch import nn
 
@@ -190,6 +189,9 @@ def augmented(images: torch.Tensor, seed_parts: SeedParts) -> torch.Tensor:
     One affine map per image through MONAI's batched ``AffineTransform``: its per-image transforms
     (RandFlip, RandAffine, ...) take 5 ms per image of 28 px, more than the training step.
     """
+    # Only here: it takes seconds to import, and only one arm needs it.
+    from monai.networks.layers.spatial_transforms import AffineTransform
+
     n = len(images)
     u = torch.rand(5, n, generator=generator(*seed_parts)) * 2 - 1  # uniform in [-1, 1)
     angle, zoom = u[0] * ROTATION, 1 / (1 + u[1] * ZOOM)
