@@ -12,6 +12,7 @@ per image; and *noise*, fainter signs under stronger speckle, grain and confound
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,14 @@ def draw_split(
     name: str, config: PhantomConfig, size: int, split: str
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images uint8 `[N, size, size, C]` and labels int64 `[N]` of one split of phantom ``name``."""
+    images, labels = _draw_split(name, config, size, split)
+    return images.copy(), labels.copy()
+
+
+@lru_cache(maxsize=6)  # drawing takes a millisecond per image, and every cell asks again
+def _draw_split(
+    name: str, config: PhantomConfig, size: int, split: str
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     painter, num_classes = _PAINTERS[name]
     number = {"train": config.train, "val": config.val, "test": config.test}[split]
     counts = class_counts(number, num_classes, config.imbalance)
