@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -241,7 +242,8 @@ class DenoiserConfig(TrainConfig):
 class GuideConfig(TrainConfig):
     """The noisy classifier p(y | x_t, t)."""
 
-    learning_rate: float = Field(1e-3, gt=0, le=1)
+    steps: Positive = 300
+    """Optimiser steps."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Label smoothing of the cross-entropy."""
 
@@ -375,12 +377,35 @@ class ResourcesConfig(Frozen):
     """How often a job whose worker died is started again."""
 
 
+TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
+
+
 class TrackingConfig(Frozen):
     """MLflow."""
 
     uri: str | None = None
-    """An MLflow server; default: STORAGE/mlflow.db."""
+    """An MLflow server; default: STORAGE/mlflow.db. Credentials belong in the environment
+    (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD), not in here."""
     experiment: Name = "mgdm-ray"
+
+    @field_validator("uri")
+    @classmethod
+    def _plain(cls, value: str | None) -> str | None:
+        if value is None:
+            return value
+        parts = urlsplit(value)
+        if parts.scheme not in TRACKING_SCHEMES:
+            raise ValueError(
+                f"a tracking server's address begins with {', '.join(TRACKING_SCHEMES)}; "
+                f"got {value!r}"
+            )
+        if parts.password is not None or (parts.username and parts.scheme.startswith("http")):
+            # It would be printed, and stored in the report. Not repeated here for that reason.
+            raise ValueError(
+                "the address holds credentials; give them in the environment as "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        return value
 
 
 class StudyConfig(Frozen):
@@ -405,7 +430,7 @@ class StudyConfig(Frozen):
     storage: str = "runs"
     """Where everything goes."""
     denoiser: DenoiserConfig = DenoiserConfig()
-    guide: GuideConfig = GuideConfig(steps=300)
+    guide: GuideConfig = GuideConfig()
     sampling: SamplingConfig = SamplingConfig()
     synthetic: SyntheticConfig = SyntheticConfig()
     setting: GuidanceSetting = GuidanceSetting()
@@ -462,6 +487,17 @@ class StudyConfig(Frozen):
         return value
 
     @model_validator(mode="after")
+    def _batches(self) -> Self:
+        workers = self.resources.train_workers
+        for what, train in (("denoiser", self.denoiser), ("guide", self.guide)):
+            if train.batch_size % workers:
+                raise ValueError(
+                    f"{what}.batch_size {train.batch_size} cannot be split over "
+                    f"{workers} workers (resources.train_workers); give a multiple"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _sizes(self) -> Self:
         for what, unet in (("denoiser", self.denoiser.unet), ("guide", self.guide.unet)):
             factor = 2 ** (len(unet.channels) - 1)
@@ -497,6 +533,9 @@ class _Loader(yaml.SafeLoader):
 
 
 MAX_STUDY_BYTES = 1_000_000
+# The loader passes on what its constructors raise: a date that does not exist, a key that is a
+# mapping.
+_YAML_MISTAKES = (yaml.YAMLError, ValueError, RecursionError, TypeError)
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
@@ -545,7 +584,7 @@ def _parse(path: Path, text: str) -> tuple[dict[str, Any], dict[tuple[str | int,
         mark = error.problem_mark or error.context_mark
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         raise InputError(f"{path}{place}: not valid YAML: {error.problem or error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
+    except _YAML_MISTAKES as error:
         raise InputError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(data, dict) or node is None:
         kind = "nothing" if data is None else type(data).__name__
@@ -584,7 +623,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
         raise InputError(f"--set {override}: give it as key.key=value")
     try:
         value = yaml.load(raw, _Loader)  # noqa: S506 - a subclass of SafeLoader
-    except yaml.YAMLError as error:
+    except _YAML_MISTAKES as error:
         raise InputError(f"--set {override}: the value is not valid YAML: {error}") from None
     *parents, last = where.strip().split(".")
     target: Any = data
@@ -619,10 +658,12 @@ def _explain(
     dotted = ""
     for part in location:
         dotted += f"[{part}]" if isinstance(part, int) else f".{part}" if dotted else str(part)
-    flat = ".".join(str(part) for part in location)
-    source = next(
-        (f"--set {o}" for o in overrides if flat and flat.startswith(o.split("=")[0])), ""
-    )
+    flat = [str(part) for part in location]
+    source = ""
+    for override in overrides:
+        set_here = override.partition("=")[0].strip().split(".")
+        if flat[: len(set_here)] == set_here:
+            source = f"--set {override}"
     if not source:
         known = location
         while known and known not in lines:

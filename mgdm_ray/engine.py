@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ import ray
 from ray.exceptions import RayError
 
 from mgdm_ray.config import InputError, ResourcesConfig
-from mgdm_ray.environment import QUIET, StartError
+from mgdm_ray.environment import QUIET, StartError, cores
 from mgdm_ray.jobs import base
 from mgdm_ray.jobs.base import Context, Outcome, Progress, TrainingTask
-from mgdm_ray.plan import Job, Plan
+from mgdm_ray.plan import Job
 from mgdm_ray.records import Record
 
 log = logging.getLogger(__name__)
@@ -53,10 +53,11 @@ def cluster(address: str | None) -> Iterator[None]:
         "logging_level": logging.ERROR,
     }
     if address is None:
-        options["include_dashboard"] = False
+        # "local": without it Ray would join any cluster that was started on this machine.
+        options |= {"address": "local", "include_dashboard": False}
         # One computing thread per task: two busy processes of two threads each on two cores run
         # several times slower than two of one.
-        options["num_cpus"] = len(os.sched_getaffinity(0))
+        options["num_cpus"] = cores()
     else:
         # A local cluster's workers inherit this environment; those of another must be told.
         options |= {"address": address, "runtime_env": {"env_vars": QUIET}}
@@ -139,10 +140,7 @@ def _run_job(job: Job, context: Context, limits: Limits, board: Any, *needs: Rec
 
     device = "cuda" if ray.get_gpu_ids() else "cpu"
     context = replace(context, progress=reporter, launch=launch, device=device)
-    try:
-        return base.run(job, needs, context, {"search": run_search})
-    finally:
-        board.clear.remote(job.key)
+    return base.run(job, needs, context, {"search": run_search})
 
 
 def _task_options(job: Job, resources: ResourcesConfig) -> dict[str, Any]:
@@ -152,21 +150,32 @@ def _task_options(job: Job, resources: ResourcesConfig) -> dict[str, Any]:
     return {"num_cpus": resources.cpus_per_task, "num_gpus": resources.gpus_per_task}
 
 
-def require_resources(plan: Plan, resources: ResourcesConfig) -> None:
-    """Raises InputError for a job that asks for more than the whole cluster has."""
-    have = ray.cluster_resources()
-    asks: list[tuple[str, str, float]] = []
-    if any(job.kind in FITS for job in plan.jobs.values()):
-        workers = resources.train_workers
-        asks.append(("resources.train_workers", "CPU", workers * resources.cpus_per_worker))
-        asks.append(("resources.train_workers", "GPU", workers * resources.gpus_per_worker))
-    asks.append(("resources.cpus_per_task", "CPU", resources.cpus_per_task))
-    asks.append(("resources.gpus_per_task", "GPU", resources.gpus_per_task))
-    for place, name, amount in asks:
-        if amount > have.get(name, 0):
+def require_resources(jobs: Iterable[Job], resources: ResourcesConfig) -> None:
+    """Raises InputError where one of ``jobs`` asks for more than there is.
+
+    A task or worker must fit on one node, all workers of a training on the whole cluster.
+    """
+    kinds = {job.kind for job in jobs}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    asks: list[tuple[str, str, float, float]] = []
+    for name, per_worker, per_task in (
+        ("CPU", resources.cpus_per_worker, resources.cpus_per_task),
+        ("GPU", resources.gpus_per_worker, resources.gpus_per_task),
+    ):
+        most = max((node.get(name, 0.0) for node in nodes), default=0.0)
+        field = name.lower() + "s_per"
+        if kinds & set(FITS):
+            together = sum(node.get(name, 0.0) for node in nodes)
+            asks.append((f"{field}_worker", name, per_worker, most))
+            asks.append(("train_workers", name, resources.train_workers * per_worker, together))
+        if kinds - set(FITS):
+            asks.append((f"{field}_task", name, per_task, most))
+    for place, name, amount, have in asks:
+        if amount > have:
+            where = "cluster" if place == "train_workers" else "largest node"
             raise InputError(
-                f"{place}: a job asks for {amount:g} {name}, but the cluster has "
-                f"{have.get(name, 0):g}; lower it (e.g. --set {place}=...) or use a larger cluster"
+                f"resources.{place}: a job asks for {amount:g} {name}, but the {where} has "
+                f"{have:g}; lower it (e.g. --set resources.{place}=...) or use a larger cluster"
             )
 
 
@@ -189,6 +198,7 @@ def run_plan(
     shared = ray.put(context), ray.put(limits)
     refs: dict[str, Any] = {}
     waiting: dict[Any, Job] = {}
+    records = dict(known)
 
     def submit(job: Job) -> None:
         needs = [refs.get(need, known.get(need)) for need in dict.fromkeys(job.needs.values())]
@@ -215,7 +225,8 @@ def run_plan(
         for ref in ready:
             job = waiting.pop(ref)
             unstarted.discard(job.key)
-            record = _outcome(ref, job, context)
+            board.clear.remote(job.key)  # here: a worker that died cannot
+            records[job.key] = record = _outcome(ref, job, context, records)
             on_record(job, record)
             if fail_fast and record.status == "failed":
                 return
@@ -226,11 +237,16 @@ def run_plan(
             late = []
 
 
-def _outcome(ref: Any, job: Job, context: Context) -> Record:
+def _outcome(ref: Any, job: Job, context: Context, records: Mapping[str, Record]) -> Record:
     """The job's record; a task that Ray could not run to its end is a failed record too."""
     try:
         record: Record = ray.get(ref)
         return record
     except RayError as error:
+        # Ray passes the death of a worker on to all who need its result: name the root.
+        known = (records.get(need) for need in job.needs.values())
+        bad = next((need for need in known if need and need.status != "done"), None)
+        if bad is not None:
+            return base.held_up(job, bad)
         base.write_log(context.store, job, str(error))
         return base.failed(job, base.reason_of(error))

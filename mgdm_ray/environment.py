@@ -15,9 +15,18 @@ QUIET = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1000000",
     # By default a finished training is noticed seconds late.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # By default a task that is killed for memory is retried without end.
+    "RAY_task_oom_retries": "1",
     # A warning about the number of processes, which is as many as Train and Tune need.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "worker processes have been started",
 }
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class StartError(Exception):

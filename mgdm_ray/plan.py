@@ -20,8 +20,8 @@ VERSIONS = {
     "fit_guide": 1,
     "generate": 1,
     "encode": 1,
-    "search": 1,
-    "decode": 1,
+    "search": 2,
+    "decode": 2,
     "fit_downstream": 1,
 }
 KINDS = tuple(VERSIONS)
@@ -188,6 +188,8 @@ class _DatasetPlan:
             },
             "num_inference_steps": self.config.sampling.num_inference_steps,
             "seed": self.config.seed,
+            # A trial does what these jobs do.
+            "versions": [VERSIONS["decode"], VERSIONS["fit_downstream"]],
         }
         shown = network if search.per == "network" else None
         return self.add("search", inputs, needs, network=shown)
@@ -218,7 +220,8 @@ class _DatasetPlan:
             needs["guide"] = self.guide()
             if "search" not in needs:
                 inputs["setting"] = self.config.setting.model_dump(mode="json")
-        shown = network if self.config.search and self.config.search.per == "network" else None
+        searched = "search" in needs and self.config.search
+        shown = network if searched and searched.per == "network" else None
         return self.add("decode", inputs, needs, network=shown, arm=arm)
 
     def added_images(self, arm: Arm, network: str) -> dict[str, str]:

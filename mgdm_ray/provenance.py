@@ -28,10 +28,28 @@ def versions() -> dict[str, str]:
 
 @cache
 def git_commit() -> str | None:
-    """The commit of the code that runs; None where it is no checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The commit of the code that runs, with ``-dirty`` where files differ from it.
+
+    None where the package does not lie at the top of a checkout: installed into an environment
+    within somebody's repository, it is not what that repository's commit names.
+    """
+    package = Path(__file__).resolve().parent
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        if Path(_git(package, "rev-parse", "--show-toplevel")) != package.parent:
+            return None
+        commit = _git(package, "rev-parse", "HEAD")
+        changed = _git(package, "status", "--porcelain", "--untracked-files=no", "--", ".")
     except (OSError, subprocess.SubprocessError):
         return None
+    return commit + ("-dirty" if changed else "")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
+    )
     return done.stdout.strip()

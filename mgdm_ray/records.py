@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 Status = Literal["done", "failed", "pruned", "refused"]
 STATUSES: tuple[Status, ...] = ("done", "failed", "pruned", "refused")
@@ -66,8 +70,8 @@ class Record:
 def read_records(path: Path) -> list[Record]:
     """All records of a ``records.jsonl``; of several lines with one key the last one counts.
 
-    A torn last line (the writer was killed) is passed over; damage elsewhere raises ValueError
-    with the line number.
+    A damaged line (the writer was killed, the disk was full) is passed over with a warning that
+    names it: every record of a finished job can be had again from the store.
     """
     if not path.exists():
         return []
@@ -77,9 +81,8 @@ def read_records(path: Path) -> list[Record]:
         try:
             record = Record.from_dict(json.loads(line))
         except (ValueError, TypeError) as error:
-            if number == len(lines):
-                break
-            raise ValueError(f"{path}:{number}: damaged record: {error}") from error
+            log.warning("%s:%d: passed over a damaged record: %s", path, number, error)
+            continue
         rows[record.key] = record
     return list(rows.values())
 
@@ -94,5 +97,11 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
 
 
 def append_record(path: Path, record: Record) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(record.to_json() + "\n")
+    """Add a line, on a line of its own even where the last one was torn."""
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"
+        else:
+            torn = False
+        file.write(b"\n" * torn + record.to_json().encode() + b"\n")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
+import ray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -31,14 +32,21 @@ METRIC = "score"
 
 
 def space(job: Job, num_classes: int) -> dict[str, BaseDistribution]:
-    """What this search may choose. For two classes ``margin`` repeats ``least_confidence``.
+    """What this search may choose.
 
-    p1 - p2 = 2 max p - 1 there, so both gradients have one direction: trials on both are wasted.
+    For two classes all built-in measurements are functions of |p1 - p2| that fall with it, so
+    their gradients have one direction, and ``normalised`` keeps nothing but the direction: only
+    the first one is tried. ``raw`` keeps lengths; there ``margin`` repeats ``least_confidence``
+    at twice the scale (p1 - p2 = 2 max p - 1).
     """
     inputs = job.inputs
     measurements = list(inputs["space"]["measurement"])
-    if num_classes == 2 and {"margin", "least_confidence"} <= set(measurements):
-        measurements.remove("margin")
+    if num_classes == 2:
+        alike = [m for m in measurements if m in ("entropy", "margin", "least_confidence")]
+        if inputs["space"]["gradient"] == "raw":
+            alike = [m for m in alike if m != "entropy"]
+            alike.sort(key="least_confidence".__ne__)
+        measurements = [m for m in measurements if m not in alike[1:]]
     scale = inputs["space"]["uncertainty_scale"]
     return {
         "stage_one": CategoricalDistribution(list(range(len(inputs["stage_one"])))),
@@ -70,7 +78,9 @@ class _Trial(tune.Trainable):  # type: ignore[misc]
         from mgdm_ray.jobs.trial import TrialScorer
 
         self.job = job
-        self.scorer = TrialScorer(job, context)
+        # The process that steers the search has no GPU; this one has what the trial was given.
+        device = "cuda" if ray.get_gpu_ids() else "cpu"
+        self.scorer = TrialScorer(job, replace(context, device=device))
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -130,11 +140,16 @@ def search(
         {"CPU": resources.cpus_per_task, "GPU": resources.gpus_per_task},
     )
     experiment = work / "tune"
-    if tune.Tuner.can_restore(str(experiment)):
+    # Tune's own can_restore is content with a Tuner that has not begun, and would then run a
+    # single trial.
+    if list(experiment.glob("experiment_state-*.json")):
         tuner = tune.Tuner.restore(str(experiment), trainable, resume_errored=True)
     else:
         tuner = _fresh_tuner(job, context, trainable, work, max_concurrent)
     results = tuner.fit()
+    if len(results) != total:
+        shutil.rmtree(work, ignore_errors=True)
+        raise JobError(f"the search ended with {len(results)} of {total} trials; it starts anew")
     trials = [_row(job, result) for result in results]
     for number, row in enumerate(trials):
         row["number"] = number

@@ -1,9 +1,11 @@
 """Spread, paired contrasts, and what may be concluded from them; numpy only.
 
 The unit is a cell's score on the test split. Two arms are compared on the same cells (dataset x
-network x seed), so the differences are paired. Cells of one dataset share its images and are not
-independent: the interval therefore resamples datasets (and cells within them), and a contrast is
-called resolved only if both the interval and the permutation test say so.
+network x seed), so the differences are paired. Cells of one dataset share its images, diffusion
+models and synthetic images, and are not independent: the interval therefore resamples datasets
+(and cells within them), and a contrast is called resolved only if both the interval and the
+permutation test over cells say so. That is a statement about these datasets and these synthetic
+images; about others only where the permutation over whole datasets agrees, which needs six.
 """
 
 from __future__ import annotations
@@ -66,10 +68,11 @@ class Summary:
 class Contrast:
     """``arm_a`` minus ``arm_b`` over ``n`` paired cells.
 
-    ``low`` and ``high`` bound the mean ``difference`` (95 %, nan below two pairs); ``p`` is
-    two-sided; ``wins`` counts cells in which ``arm_a`` is better; ``dz`` is the mean difference
-    over the standard deviation of the differences (nan where that is 0 or unknown). ``note`` holds
-    every reservation, in plain words. With ``n == 0`` all numbers are nan.
+    ``low`` and ``high`` bound the mean ``difference`` (95 %, nan below two pairs); ``p`` (cells)
+    and ``p_datasets`` (whole datasets) are two-sided; ``wins`` counts cells in which ``arm_a`` is
+    better; ``dz`` is the mean difference over the standard deviation of the differences (nan where
+    that is 0 or unknown). ``note`` holds every reservation, in plain words. With ``n == 0`` all
+    numbers are nan.
     """
 
     difference: float
@@ -84,6 +87,16 @@ class Contrast:
     note: str = ""
     arm_a: str = "a"
     arm_b: str = "b"
+    datasets: int = 1
+    p_datasets: float = 1.0
+
+    @property
+    def scope(self) -> str:
+        """Of what the contrast speaks; empty where it speaks of datasets in general."""
+        if self.p_datasets <= ALPHA:
+            return ""
+        which = "this dataset" if self.datasets == 1 else f"these {self.datasets} datasets"
+        return f"on {which}, with the images drawn here"
 
     @property
     def spans_zero(self) -> bool:
@@ -106,8 +119,11 @@ def paired_contrast(
     clusters: Sequence[str],
     n_boot: int = 10_000,
     seed: int = 0,
+    family: int = 1,
 ) -> Contrast:
     """The contrast of two equally long lists of scores; ``clusters`` names each pair's dataset.
+
+    ``family`` is how many contrasts will be adjusted together; only ``note`` depends on it.
 
     Interval: percentiles of a two-stage bootstrap (datasets with replacement, then cells within
     each drawn dataset). With fewer than two datasets it resamples the cells, and ``note`` says so.
@@ -141,14 +157,19 @@ def paired_contrast(
         losses=int((d < 0).sum()),
         dz=float(d.mean()) / sd if sd > TIE else math.nan,
         n=len(d),
-        note=_reservations(d, names),
+        note=_reservations(d, names, family),
+        datasets=len(names),
+        # Under the null a whole dataset's differences may change sign together.
+        p_datasets=_sign_flip(np.array([group.sum() for group in groups]), rng),
     )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values, in the order given; nan stays nan and is not counted.
+    """Holm's step-down adjusted p-values, in the order given.
 
-    Source: Holm (1979), adjusted p_(i) = max over j <= i of min(1, (m - j + 1) p_(j)).
+    nan (a planned test that could not be made) stays nan but counts: what failed must not make
+    the others easier to pass. Source: Holm (1979), adjusted p_(i) = max over j <= i of
+    min(1, (m - j + 1) p_(j)).
     """
     tested = [i for i, p in enumerate(p_values) if not math.isnan(p)]
     if any(not 0 <= p_values[i] <= 1 for i in tested):
@@ -156,7 +177,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = [math.nan] * len(p_values)
     running = 0.0
     for rank, i in enumerate(sorted(tested, key=lambda i: p_values[i])):
-        running = max(running, min(1.0, (len(tested) - rank) * p_values[i]))
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
         adjusted[i] = running
     return adjusted
 
@@ -167,15 +188,16 @@ def contrast_table(
     drop_incomplete: bool = False,
     n_boot: int = 10_000,
     seed: int = 0,
+    expected: Iterable[CellKey] = (),
 ) -> list[Contrast]:
     """One contrast (arm_a - arm_b) per pair of arms, in the order of ``pairs``.
 
     ``rows`` have ``dataset``, ``network``, ``seed``, ``arm`` and ``value``; their order does not
-    matter. The grid is every combination of the datasets, networks and seeds that occur in any
-    row. Raises IncompleteGrid if an arm of ``pairs`` lacks a cell of it, unless
-    ``drop_incomplete``: then only cells that both arms of a pair have count, ``note`` says what
-    was dropped, and a pair without common cells has ``n == 0``. Raises ValueError for a cell given
-    twice.
+    matter. The grid is ``expected``, (dataset, network, seed) of what was planned, else every
+    combination of the datasets, networks and seeds that occur in any row. Raises IncompleteGrid if
+    an arm of ``pairs`` lacks a cell of it, unless ``drop_incomplete``: then only cells that both
+    arms of a pair have count, ``note`` says what was dropped, and a pair without common cells has
+    ``n == 0``. Raises ValueError for a cell given twice.
     """
     values = _by_arm(rows)
     keys = [key for cells in values.values() for key in cells]
@@ -185,7 +207,7 @@ def contrast_table(
         sorted({key[2] for key in keys}),
     )
     # Sorted, so that the interval does not depend on the order of the rows.
-    grid: list[CellKey] = list(itertools.product(datasets, networks, seeds))
+    grid: list[CellKey] = sorted(set(expected) or set(itertools.product(datasets, networks, seeds)))
     arms = sorted({arm for pair in pairs for arm in pair})
     missing = [(arm, *key) for arm in arms for key in grid if key not in values.get(arm, {})]
     if not grid:
@@ -193,7 +215,7 @@ def contrast_table(
     if missing and not drop_incomplete:
         raise IncompleteGrid(missing)
     return [
-        _contrast_of(values.get(a, {}), values.get(b, {}), (a, b), grid, n_boot, seed)
+        _contrast_of(values.get(a, {}), values.get(b, {}), (a, b), grid, n_boot, seed, len(pairs))
         for a, b in pairs
     ]
 
@@ -203,7 +225,8 @@ def sentence(
 ) -> str:
     """What a contrast says, in plain language; ``p_adjusted`` (Holm) takes the place of its p.
 
-    An arm is called better only if the interval excludes 0 *and* p <= 0.05.
+    An arm is called better only if the interval excludes 0 *and* p <= 0.05; and without "on these
+    datasets" only if the permutation over whole datasets agrees.
     """
     a, b = contrast.arm_a, contrast.arm_b
     if contrast.n == 0:
@@ -229,7 +252,7 @@ def sentence(
         )
     verdict = "better" if contrast.difference > 0 else "worse"
     return (
-        f"{a} is {verdict} than {b}: {evidence}; "
+        f"{' '.join([a, 'is', verdict, 'than', b, contrast.scope]).rstrip()}: {evidence}; "
         f"it wins {contrast.wins}, ties {contrast.ties}, loses {contrast.losses}."
     )
 
@@ -252,6 +275,7 @@ def _contrast_of(
     grid: Sequence[CellKey],
     n_boot: int,
     seed: int,
+    family: int,
 ) -> Contrast:
     common = [key for key in grid if key in a and key in b]
     lost = [key for key in grid if key not in a or key not in b]
@@ -270,6 +294,7 @@ def _contrast_of(
         [key[0] for key in common],
         n_boot=n_boot,
         seed=seed,
+        family=family,
     )
     notes.extend([contrast.note] if contrast.note else [])
     return replace(contrast, note="; ".join(notes), arm_a=pair[0], arm_b=pair[1])
@@ -311,7 +336,7 @@ def _sign_flip(d: Floats, rng: np.random.Generator) -> float:
     return hits / len(signs) if exact else (1 + hits) / (1 + len(signs))
 
 
-def _reservations(d: Floats, names: Sequence[str]) -> str:
+def _reservations(d: Floats, names: Sequence[str], family: int) -> str:
     notes = []
     if len(d) < 2:
         notes.append("one pair only: no interval")
@@ -320,7 +345,9 @@ def _reservations(d: Floats, names: Sequence[str]) -> str:
     elif len(names) < FEW_CLUSTERS:
         notes.append(f"{len(names)} datasets only: the interval over datasets is rough")
     moved = int((d != 0).sum())
-    if moved and 2 / 2**moved > ALPHA:
+    least = min(1.0, family * 2 / 2**moved)
+    if moved and least > ALPHA:
         pairs = "pair that differs" if moved == 1 else "pairs that differ"
-        notes.append(f"{moved} {pairs}: p cannot be below {2 / 2**moved:.3g}")
+        name = "p (Holm)" if family > 1 else "p"
+        notes.append(f"{moved} {pairs}: {name} cannot be below {least:.3g}")
     return "; ".join(notes)

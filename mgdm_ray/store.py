@@ -7,11 +7,13 @@ nothing. The done marker is written last, inside that folder, and is what counts
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
+import socket
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +27,31 @@ _NAME = re.compile(r"^[a-z0-9_]{1,64}$")
 class Store:
     """Artefacts on a local (or shared) disk.
 
-    ``root`` is the study's storage folder. Several processes may write: the first to finish a
-    key wins, the others' equal copy is dropped.
+    ``root`` is the study's storage folder. Several processes may write artefacts: the first to
+    finish a key wins, the others' equal copy is dropped. Scratch space has no such protection,
+    so that only one study may run in a storage at a time: see ``exclusive``.
     """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).absolute()
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold this storage; BlockingIOError with the holder's name where another one does.
+
+        The system gives the lock back when its holder dies, however it dies.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / "lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise BlockingIOError(file.read().strip() or "another process") from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
 
     def folder(self, kind: str, key: str) -> Path:
         """Where the artefact is, or will be. Raises ValueError for a name that is not plain."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import shlex
 import signal
 import sys
@@ -19,7 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from mgdm_ray.config import InputError, StudyConfig, load_study
-from mgdm_ray.environment import StartError
+from mgdm_ray.environment import StartError, cores
 from mgdm_ray.plan import Job, Plan, make_plan
 from mgdm_ray.records import Record, append_record, read_records, write_records
 from mgdm_ray.seeding import content_key
@@ -148,10 +147,31 @@ class Study:
         if self.arguments.plan:
             self.show_plan()
             return DONE
-        if self.arguments.report_only:
-            known = {**self.failures(), **self.finished()}
-            return self.close(known, time.monotonic())
-        return self.run()
+        try:
+            with self.store.exclusive():
+                return self.report_only() if self.arguments.report_only else self.run()
+        except BlockingIOError as error:
+            raise StartError(
+                f"{self.store.root} is in use by {error}: wait for it, or give another --storage"
+            ) from None
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            if Path(str(error.filename)) not in (self.store.root, self.store.root / "lock"):
+                raise
+            raise InputError(
+                f"storage {self.store.root}: {error.strerror}; give a folder that can be written"
+            ) from None
+
+    def report_only(self) -> int:
+        absent = [name for name, value in self.fingerprints.items() if value == "absent"]
+        if absent:
+            raise InputError(
+                f"--report-only: the data of {', '.join(absent)} is not here, and without it "
+                "finished jobs cannot be told; give data_dir or MGDM_DATA_DIR"
+            )
+        known = {**self.failures(), **self.finished()}
+        if not known:
+            raise InputError(f"--report-only: {self.store.root} holds nothing of this study")
+        return self.close(known, time.monotonic())
 
     def show_plan(self) -> None:
         done, failures = self.finished(), self.failures()
@@ -182,16 +202,16 @@ class Study:
         every = len(self.plan.jobs)
         left = every - len(done) - len(failures)
         print(f"{'all':<16}{every:>7}{len(done):>7}{len(failures):>8}{left:>7}")
-        cores = len(os.sched_getaffinity(0))
+        here = cores()
         if left == 0:
             print("\nnothing left to do")
         elif unknown:
             print(
                 f"\nestimated time: unknown (no {', '.join(unknown)} has run in this storage yet)"
-                + (f"; the rest about {work / cores / 60:.0f} min on {cores} cores" if work else "")
+                + (f"; the rest about {work / here / 60:.0f} min on {here} cores" if work else "")
             )
         else:
-            print(f"\nestimated time: about {work / cores / 60:.1f} min on {cores} cores")
+            print(f"\nestimated time: about {work / here / 60:.1f} min on {here} cores")
 
     def seconds_per_kind(self) -> dict[str, float]:
         """Mean seconds of the finished jobs of each kind in this storage, this study's first."""
@@ -233,7 +253,12 @@ class Study:
         say = f"study {self.config.name}: {len(self.plan.jobs)} jobs, {len(known)} known, "
         print(f"{say}{len(todo)} to do; storage {self.store.root}", flush=True)
         if todo:
-            self.compute(todo, known)
+            try:
+                self.compute(todo, known)
+            except KeyboardInterrupt:
+                if "tracker" in self.__dict__:
+                    self.tracker.interrupt()
+                raise
         _stop_if_interrupted()
         return self.close(known, started)
 
@@ -267,7 +292,7 @@ class Study:
             Display(len(self.plan.jobs), len(self.plan.jobs) - len(todo), Console()) as display,
         ):
             _catch_signals()  # ray.init has put its own handlers there
-            engine.require_resources(self.plan, resources)
+            engine.require_resources(todo.values(), resources)
 
             def on_live(rows: Mapping[str, engine.Live]) -> None:
                 _stop_if_interrupted()
@@ -391,6 +416,7 @@ class Study:
             mlflow_command=self.tracker.ui_command(),
             artefact=self.artefact,
             datasets=[dataset_info(d, self.config.data_dir) for d in self.config.datasets],
+            findings=self.findings(),
             expected_cells=[
                 (job.dataset, str(job.network), str(job.arm), int(job.seed or 0))
                 for job in self.plan.cells()
@@ -399,7 +425,24 @@ class Study:
         )
         return write_report(self.folder, records, context)
 
+    def findings(self) -> dict[str, list[str]]:
+        """What is wrong with the splits of each dataset. Opens test data: for the report only."""
+        from mgdm_ray.data.checks import check_splits
+        from mgdm_ray.data.load import SPLITS, load_split
+
+        return {
+            dataset.name: [
+                finding.message
+                for finding in check_splits(
+                    {s: load_split(dataset, s, self.config.data_dir) for s in SPLITS}
+                )
+                if finding.serious
+            ]
+            for dataset in self.config.datasets
+        }
+
     def summary(self, records: list[Record], report: Path) -> int:
+        from mgdm_ray.jobs.base import log_path
         from mgdm_ray.report import result_table
 
         print("\nbalanced accuracy on the test split, mean and sd over networks and seeds\n")
@@ -415,11 +458,8 @@ class Study:
         print(f"\n{len(bad)} jobs failed; run again with --retry-failed once the cause is mended:")
         for record in [r for r in bad if not r.reason.startswith("needs ")][:20]:
             job = self.plan.jobs[record.key]
-            print(f"  {job.label}: {record.reason}\n    log: {self.log(job)}")
+            print(f"  {job.label}: {record.reason}\n    log: {log_path(self.store, job)}")
         return FAILED
-
-    def log(self, job: Job) -> Path:
-        return self.store.root / "logs" / f"{job.kind}-{job.key}.log"
 
 
 def _headline(record: Record) -> str:

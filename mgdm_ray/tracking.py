@@ -16,7 +16,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -108,7 +108,8 @@ class Tracker:
 
         try:
             yield
-        except (MlflowException, SQLAlchemyError, OSError) as error:  # OSError: requests' too
+        # OSError: requests' failures too; ImportError: a database's driver that is not installed
+        except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
             self.failures += 1
             if not self._warned:
                 self._warned = True
@@ -224,10 +225,11 @@ class Tracker:
         if record.setting:
             self.client.log_dict(run_id, record.setting, "setting.json")
 
-    def rebuild(self, records: Iterable[Record], artefact: Callable[[Record], Path | None]) -> None:
-        """Mirror all records; those already there unchanged cost nothing."""
-        for record in records:
-            self.log(record, artefact(record))
+    def interrupt(self) -> None:
+        """Say that nobody works on the study any more; a later run takes it up again."""
+        if self.active:
+            with self._guard():
+                self.client.set_terminated(self._parent_id, "KILLED")
 
     def finish(self, records: Sequence[Record], report: Path, config_text: str) -> None:
         """Close the parent run: report, its figures, resolved configuration, headline metrics."""
@@ -242,7 +244,7 @@ class Tracker:
             for figure in sorted((report.parent / "figures").glob("*.png")):
                 self.client.log_artifact(self._parent_id, str(figure), "figures")
         self.client.log_batch(self._parent_id, metrics=_headline(records, int(time.time() * 1000)))
-        bad = any(record.status == "failed" for record in records)
+        bad = any(r.status == "failed" and r.kind != "trial" for r in records)
         self.client.set_terminated(self._parent_id, "FAILED" if bad else "FINISHED")
 
     def ui_command(self) -> str:

@@ -40,6 +40,11 @@ def refusal(write_study: Any, study: dict[str, Any], *overrides: str) -> str:
         ({"seeds": 0}, ["a number of seeds must be in 1 .. 1000; got 0"]),
         ({"seeds": True}, ["seeds", "got True"]),
         ({"image_size": 18, "guide": {"unet": {"channels": [16] * 3}}}, ["multiple of 4"]),
+        (
+            {"resources": {"train_workers": 3}},
+            ["denoiser.batch_size 8 cannot be split over 3 workers"],
+        ),
+        ({"tracking": {"uri": "nonsense"}}, ["tracking.uri", "begins with http", "'nonsense'"]),
         ({"name": "../evil"}, ["name", "got '../evil'"]),
         (
             {"search": {"space": {"uncertainty_scale": {"low": 2, "high": 1}}}},
@@ -147,3 +152,29 @@ def test_every_field_has_a_docstring_or_a_plain_name() -> None:
     missing += [n for n, f in DenoiserConfig.model_fields.items() if not f.description]
     assert set(missing) <= plain
     assert len(ARMS) == 7
+
+
+def test_credentials_in_a_study_are_refused_and_not_repeated(
+    tiny: dict[str, Any], write_study: Any
+) -> None:
+    """Would catch a password in the log, in study.resolved.yaml and in the report."""
+    for uri in ("https://me:hunter2@host/", "postgresql://me:hunter2@host/db"):
+        message = refusal(write_study, {**tiny, "tracking": {"uri": uri}})
+        assert "MLFLOW_TRACKING_PASSWORD" in message
+        assert "hunter2" not in message
+
+
+@pytest.mark.parametrize("override", ["name=2020-13-45", "x={? [a] : b}", "x=!!python/none"])
+def test_an_override_that_is_no_yaml_is_refused(
+    tiny: dict[str, Any], write_study: Any, override: str
+) -> None:
+    """Would catch the traceback of a date that does not exist."""
+    assert f"--set {override}: the value is not valid YAML" in refusal(write_study, tiny, override)
+
+
+def test_a_mistake_is_blamed_on_the_override_that_made_it(
+    tiny: dict[str, Any], write_study: Any
+) -> None:
+    """Would catch matching by the beginning of a name: seed is not seeds."""
+    message = refusal(write_study, tiny, "seed=1", "seeds=0")
+    assert message.startswith("--set seeds=0: ")

@@ -73,8 +73,9 @@ def test_page_is_self_contained(written: Path) -> None:
     """Catches links to other hosts, scripts, broken anchors, unbalanced tags, temporary files."""
     checker, _ = read_page(written)
     assert "script" not in checker.tags
+    anchors = {f"#{name}" for name in checker.ids if name}
     for load in checker.loads:
-        assert load.startswith("data:image/png;base64,") or load[1:] in checker.ids
+        assert load.startswith("data:image/png;base64,") or load in anchors
     assert not re.search(r"url\(|@import", written.read_text())
     assert not list(written.parent.rglob("*.tmp"))
 
@@ -242,10 +243,32 @@ def test_report_with_one_seed_one_network_and_no_search(tmp_path: Path, example:
 def test_report_with_arms_missing(tmp_path: Path, example: Example) -> None:
     """Catches a crash where the study lacks the arms of the primary question."""
     context = example.context(expected_cells=())
-    path = write_report(tmp_path, [cell("real", 0.6), cell("augment", 0.7)], context)
-    assert "Augment against real" in read_page(path)[1]
     path = write_report(tmp_path, [cell("real", 0.6)], context)
-    assert "no two arms that answer the question" in read_page(path)[1]
+    assert "no arm of synthetic images" in read_page(path)[1]
+    path = write_report(tmp_path, [cell("real", 0.6), cell("generate", 0.7)], context)
+    assert "not resolvable exploratory Generate against real" in read_page(path)[1]
+
+
+def test_the_headline_is_about_synthetic_images(tmp_path: Path, example: Example) -> None:
+    """Catches "duplicate is better than real" as the answer to what synthetic images are worth."""
+    arms = {"real": 0.5, "augment": 0.6, "duplicate": 0.7}
+    records = [cell(arm, value + s / 99, s) for arm, value in arms.items() for s in range(9)]
+    path = write_report(tmp_path, records, example.context(expected_cells=()))
+    assert "No answer: the study has no arm of synthetic images" in read_page(path)[1]
+
+
+def test_provenance_is_that_of_the_records(tmp_path: Path, example: Example) -> None:
+    """Catches a page that names the commit that wrote it as the one that computed the numbers."""
+    records = [
+        replace(cell("real", 0.6, s), git_commit=commit, versions={"torch": "9.9"})
+        for s, commit in enumerate(("aaa111", "bbb222", "bbb222"))
+    ]
+    context = example.context(expected_cells=(), findings={"d": ["1 image leaks"]})
+    words = read_page(write_report(tmp_path, records, context))[1]
+    assert "computed by commit bbb222 (2 jobs); aaa111 (1 jobs)" in words
+    assert "computed with torch 9.9" in words
+    assert "report by commit 0123abc" in words
+    assert "d: 1 image leaks." in words
 
 
 def test_an_arm_whose_every_cell_failed(tmp_path: Path, example: Example) -> None:

@@ -182,15 +182,16 @@ def test_contrast_refuses_bad_scores(a: list[float], b: list[float], clusters: l
 
 
 def test_holm_by_hand() -> None:
-    """Catches a missing step-down, a missing running maximum and nan counted as a test.
+    """Catches a missing step-down, a missing running maximum, and a planned test that failed and
+    so makes the others easier to pass.
 
-    0.01 * 3 = 0.03; 0.03 * 2 = 0.06; 0.04 * 1 = 0.04, raised to 0.06.
+    0.01 * 4 = 0.04; 0.03 * 3 = 0.09; 0.04 * 2 = 0.08, raised to 0.09.
     """
     adjusted = holm([0.04, 0.01, math.nan, 0.03])
-    assert adjusted[0] == pytest.approx(0.06)
-    assert adjusted[1] == pytest.approx(0.03)
+    assert adjusted[0] == pytest.approx(0.09)
+    assert adjusted[1] == pytest.approx(0.04)
     assert math.isnan(adjusted[2])
-    assert adjusted[3] == pytest.approx(0.06)
+    assert adjusted[3] == pytest.approx(0.09)
     assert holm([]) == []
 
 
@@ -265,8 +266,60 @@ def test_a_cell_given_twice_is_refused() -> None:
         contrast_table([*rows, rows[0]], [("disturb", "duplicate")])
 
 
+def test_a_network_lost_in_every_cell_is_missed() -> None:
+    """Catches a contrast that looks complete because a whole network failed."""
+    rows = grid({"disturb": 0.8, "duplicate": 0.7}, networks="x")
+    expected = [(d, n, s) for d in "pq" for n in "xy" for s in range(2)]
+    (contrast,) = contrast_table(
+        rows, [("disturb", "duplicate")], drop_incomplete=True, expected=expected
+    )
+    assert contrast.n == 4
+    assert "4 of 8 cells dropped" in contrast.note
+
+
+def test_only_whole_datasets_speak_for_other_datasets() -> None:
+    """Catches a claim in general from many cells of few datasets.
+
+    Six datasets that agree: 2 of 2^6 patterns reach the observed sum. Five: 2 of 2^5.
+    """
+    for count, p, scope in ((6, 2 / 64, ""), (5, 2 / 32, "on these 5 datasets")):
+        clusters = [str(d) for d in range(count) for _ in range(4)]
+        contrast = paired_contrast([1.0] * len(clusters), [0.0] * len(clusters), clusters)
+        assert contrast.p_datasets == p
+        assert contrast.p < 0.001
+        assert contrast.scope.startswith(scope)
+        assert bool(contrast.scope) == bool(scope)
+    one = paired_contrast([1.0, 2.0] * 4, [0.0] * 8, ["only"] * 8)
+    assert one.p_datasets == 1.0
+    assert "a is better than b on this dataset, with the images drawn here" in sentence(one)
+
+
+def test_few_pairs_in_a_family_cannot_be_resolved_and_it_is_said() -> None:
+    """Catches silence where no outcome could have been called better: 3 * 2 / 2^6 = 0.094."""
+    alone = paired_contrast([1.0] * 6, [0.0] * 6, ["p"] * 3 + ["q"] * 3)
+    assert "cannot be below" not in alone.note
+    family = paired_contrast([1.0] * 6, [0.0] * 6, ["p"] * 3 + ["q"] * 3, family=3)
+    assert "p (Holm) cannot be below 0.0938" in family.note
+
+
 def contrast(low: float, high: float, p: float) -> Contrast:
-    return Contrast((low + high) / 2, low, high, p, 9, 1, 2, 0.5, 12, "", "disturb", "duplicate")
+    mean = (low + high) / 2
+    return Contrast(
+        mean,
+        low,
+        high,
+        p,
+        9,
+        1,
+        2,
+        0.5,
+        12,
+        "",
+        "disturb",
+        "duplicate",
+        datasets=7,
+        p_datasets=0.01,
+    )
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,16 @@ def command(study: Path, storage: Path, *options: str) -> list[str]:
     return [*base, *options]
 
 
-def run(study: Path, storage: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def run(
+    study: Path, storage: Path, *options: str, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(study, storage, *options), capture_output=True, text=True, timeout=600, check=False
+        command(study, storage, *options),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        env={**os.environ, **(env or {})},
     )
 
 
@@ -116,17 +123,17 @@ def test_the_disturb_arm_uses_the_best_trial(finished: Finished) -> None:
     assert search.setting in [t.setting for t in trials]
 
 
-def test_a_second_run_computes_nothing(finished: Finished) -> None:
+def test_a_second_run_computes_nothing(finished: Finished, tmp_path: Path) -> None:
     """Would catch a key that changes between runs, and a start of Ray for nothing."""
     store = Store(finished.storage)
     before = {p: p.stat().st_mtime_ns for p in finished.storage.glob("artifacts/*/*/done")}
     records = (finished.folder / "records.jsonl").read_text()
     started = time.monotonic()
-    second = run(finished.study, finished.storage)
+    second = run(finished.study, finished.storage, env={"RAY_TMPDIR": str(tmp_path)})
     seconds = time.monotonic() - started
     assert second.returncode == 0, second.stderr
     assert "17 known, 0 to do" in second.stdout
-    assert "ray" not in second.stderr.lower()
+    assert not list(tmp_path.iterdir()), "Ray was started"
     after = {p: p.stat().st_mtime_ns for p in finished.storage.glob("artifacts/*/*/done")}
     assert before == after
     assert len(list(store.done())) == 17
@@ -193,7 +200,7 @@ def test_report_only_rebuilds_what_was_lost(finished: Finished) -> None:
 def test_a_job_called_directly_gives_what_it_gave_through_ray(
     finished: Finished, tmp_path: Path
 ) -> None:
-    """Would catch a result that depends on Ray: two Train workers' worth of plumbing included."""
+    """Would catch a result that depends on Ray: training, sampling and a network of each kind."""
     import numpy as np
     from safetensors.numpy import load_file
 
@@ -241,6 +248,12 @@ def _record(storage: Path, plan: Plan, key: str) -> Record:
         (("--set", "datasets=[{name: mine, path: nowhere.npz}]"), "nowhere.npz"),
         (("--set", "resources.cpus_per_task=1000"), "asks for 1000 CPU"),
         (("--storage", "s3://bucket/x"), "only folders"),
+        (("--storage", __file__), "give a folder that can be written"),
+        (("--report-only",), "holds nothing of this study"),
+        (
+            ("--report-only", "--set", "datasets=[breastmnist]", "--set", "data_dir=/nowhere"),
+            "the data of breastmnist is not here",
+        ),
         (("--set", "image_size=18", "--set", "denoiser.unet.channels=[16,16,16]"), "levels"),
     ],
 )
@@ -255,6 +268,19 @@ def test_bad_input_is_refused_with_exit_2(
     assert part in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob("runs/artifacts/*"))
+
+
+def test_a_storage_in_use_is_left_alone(tmp_path: Path) -> None:
+    """Would catch two runs that delete each other's checkpoints."""
+    study, storage = tmp_path / "tiny.yaml", tmp_path / "runs"
+    study.write_text(yaml.safe_dump(TINY))
+    with Store(storage).exclusive():
+        refused = run(study, storage)
+        assert run(study, storage, "--plan").returncode == 0
+    assert refused.returncode == 1
+    assert f"is in use by process {os.getpid()}" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert [p.name for p in storage.iterdir()] == ["lock"]
 
 
 def test_a_damaged_data_file_is_refused_with_exit_2(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from mgdm_ray import engine, training
 from mgdm_ray.config import InputError, ResourcesConfig, StudyConfig
 from mgdm_ray.diffusion.train import NonFiniteLoss
 from mgdm_ray.jobs import fit
-from mgdm_ray.jobs.base import TENSORS_FILE, JobError, TrainingTask, silent
+from mgdm_ray.jobs.base import TENSORS_FILE, TrainingTask, silent
 from tests.conftest import TINY
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -81,11 +81,6 @@ def test_two_workers_train_what_one_trains(tmp_path: Path) -> None:
         np.testing.assert_allclose(weights(two)[name], value, atol=2e-4, err_msg=name)
 
 
-def test_a_batch_that_workers_cannot_share_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match="batch_size 8 cannot be split over 3 workers"):
-        training.launch(task(tmp_path), silent, ResourcesConfig(train_workers=3))
-
-
 def test_a_loss_that_is_not_finite_is_reported_not_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,13 +103,21 @@ def test_a_loss_that_is_not_finite_is_reported_not_retried(
 
 
 def test_a_job_that_asks_for_too_much_is_refused_before_the_start() -> None:
-    """Would catch a study that waits for ever for a GPU that is not there."""
+    """Would catch a study that waits for ever for a GPU that is not there, and one that is refused
+    for what it will not do."""
     from mgdm_ray.plan import make_plan
 
-    config = StudyConfig.model_validate(TINY)
-    plan = make_plan(config, {"phantom-ultrasound": "x"})
-    have = ray.cluster_resources()
-    for change in ({"train_workers": 1000}, {"gpus_per_worker": 1}, {"cpus_per_task": 999}):
-        with pytest.raises(InputError, match=r"asks for \d+ (CPU|GPU), but the cluster has"):
-            engine.require_resources(plan, ResourcesConfig.model_validate(change))
-    engine.require_resources(plan, ResourcesConfig(train_workers=int(have["CPU"])))
+    plan = make_plan(StudyConfig.model_validate(TINY), {"phantom-ultrasound": "x"})
+    jobs = list(plan.jobs.values())
+    cells = plan.cells()
+    for place, value, concerned in (
+        ("train_workers", 1000, jobs),
+        ("gpus_per_worker", 1, jobs),
+        ("cpus_per_task", 999, cells),
+        ("gpus_per_task", 1, cells),
+    ):
+        with pytest.raises(InputError, match=rf"resources\.{place}: a job asks for \d+ [CG]PU"):
+            engine.require_resources(concerned, ResourcesConfig.model_validate({place: value}))
+    engine.require_resources(cells, ResourcesConfig(train_workers=1000))
+    workers = int(ray.cluster_resources()["CPU"])
+    engine.require_resources(jobs, ResourcesConfig(train_workers=workers))

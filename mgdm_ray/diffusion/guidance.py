@@ -14,7 +14,6 @@ from mgdm_ray.config import GuidanceSetting, require_known
 from mgdm_ray.diffusion.ddim import EpsFn
 from mgdm_ray.diffusion.schedule import NoiseSchedule
 
-Direction = Literal["gradient", "random"]
 Measurement = Callable[[Tensor, Tensor, int, Tensor], Tensor]
 """M(logits float64 [N, K], x_t [N, C, H, W], t, labels int64 [N]) -> [N], one number per image.
 
@@ -123,8 +122,7 @@ def measurement_guided(
     labels: Tensor,
     setting: GuidanceSetting,
     schedule: NoiseSchedule,
-    direction: Direction = "gradient",
-    noise: Callable[[int], Tensor] | None = None,
+    noise: Tensor | None = None,
 ) -> EpsFn:
     """eps - sqrt(1 - alpha_bar_t) gamma grad M(x_t): ascends the measurement M.
 
@@ -135,16 +133,12 @@ def measurement_guided(
     gamma pi / 2, whatever their number, the schedule, the dataset or the image size (as long as
     the denoiser's v does not answer to the push; its answer comes on top).
 
-    ``direction="random"`` replaces the whole term by ``noise(t)`` `[N, C, H, W]`, rescaled image
-    by image to the norm the term would have had: the control for "any push of that size".
+    ``noise`` `[N, C, H, W]` replaces the direction of the whole term, image by image and at every
+    t, and keeps its norm: the control for "any push of that size".
     gamma 0 returns ``eps_fn`` itself.
     """
     if setting.uncertainty_scale == 0:
         return eps_fn
-    if direction not in ("gradient", "random"):
-        raise ValueError(f"unknown direction {direction!r}; known: gradient, random")
-    if direction == "random" and noise is None:
-        raise ValueError("direction 'random' needs a source of noise")
     name = require_known(setting.measurement, "measurement", MEASUREMENTS)
     measurement = MEASUREMENTS[name]
 
@@ -157,8 +151,8 @@ def measurement_guided(
             term = signal * unit(term) * math.sqrt(x_t[0].numel())
         else:
             term = sigma * term
-        if direction == "random" and noise is not None:
-            term = unit(noise(t).to(x_t)) * norm(term)
+        if noise is not None:
+            term = unit(noise) * norm(term)
         return eps - setting.uncertainty_scale * term
 
     return guided

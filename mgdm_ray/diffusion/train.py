@@ -53,6 +53,8 @@ class TrainState:
     optimizer: torch.optim.AdamW
     step: int = 0
     history: History = field(default_factory=list)
+    precision: str = "float32"
+    """Of the arithmetic: what ``precision: auto`` came to here."""
 
     @property
     def trained(self) -> nn.Module:
@@ -75,7 +77,7 @@ class TrainState:
             {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
             folder / TENSORS_FILE,
         )
-        facts = {"step": self.step, "history": self.history}
+        facts = {"step": self.step, "history": self.history, "precision": self.precision}
         (folder / STATE_FILE).write_text(json.dumps(facts), encoding="utf-8")
 
     def load(self, folder: Path) -> None:
@@ -89,11 +91,9 @@ class TrainState:
         except RuntimeError as error:
             raise ValueError(f"{folder} holds the state of another network: {error}") from error
         for name, parameter in self.model.named_parameters():
-            # AdamW keeps its step counter on the CPU, the moments beside the parameter.
+            # Fused AdamW wants its step counter beside the parameter, like the moments.
             self.optimizer.state[parameter] = {
-                key: tensors[f"optimizer.{key}.{name}"].to(
-                    "cpu" if key == "step" else parameter.device
-                )
+                key: tensors[f"optimizer.{key}.{name}"].to(parameter.device)
                 for key in MOMENTS
                 if f"optimizer.{key}.{name}" in tensors
             }
@@ -181,7 +181,9 @@ def new_state(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=1e-2, fused=True
     )
-    return TrainState(model, ema, optimizer)
+    return TrainState(
+        model, ema, optimizer, precision=resolved_precision(config.precision, torch.device(device))
+    )
 
 
 def train_step(
@@ -245,8 +247,15 @@ def update_ema(ema: nn.Module, model: nn.Module, step: int, decay: float) -> Non
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
     """bfloat16 autocast if asked for, or with ``auto`` where the hardware multiplies bfloat16."""
-    use = has_bfloat16(device) if precision == "auto" else precision == "bfloat16"
+    use = resolved_precision(precision, device) == "bfloat16"
     return torch.autocast(device.type, torch.bfloat16) if use else contextlib.nullcontext()
+
+
+def resolved_precision(precision: str, device: torch.device) -> str:
+    """``bfloat16`` or ``float32``: what ``precision`` means on ``device``."""
+    if precision == "auto":
+        return "bfloat16" if has_bfloat16(device) else "float32"
+    return precision
 
 
 def has_bfloat16(device: torch.device) -> bool:

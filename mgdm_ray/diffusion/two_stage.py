@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from mgdm_ray.config import GuidanceSetting, SamplingConfig
 from mgdm_ray.diffusion.ddim import invert, sample
 from mgdm_ray.diffusion.guidance import (
-    Direction,
     classifier_guided,
     denoiser_eps,
     measurement_guided,
@@ -26,6 +25,7 @@ from mgdm_ray.diffusion.unet import null_label
 from mgdm_ray.seeding import per_image_noise
 
 Prediction = Literal["epsilon", "v"]
+Direction = Literal["gradient", "random"]
 SeedParts = Sequence[str | int | float | bool]
 OnBatch = Callable[[int, int], None]
 """Called after each batch with (images done, images in all)."""
@@ -126,6 +126,9 @@ def decode(
 ) -> Tensor:
     """Stage 2b: images float32 `[M, C, H, W]` of ``latents``, under measurement guidance.
 
+    ``direction="random"`` is its control: the same push at every step along one random direction
+    per image.
+
     ``setting`` None or with ``uncertainty_scale`` 0 is the mirror image of ``encode`` and needs no
     guide; otherwise ValueError without one. ``indices`` and ``seed_parts`` matter only for
     ``direction="random"``. Nothing is clipped: values a little outside [-1, 1] are normal.
@@ -141,14 +144,15 @@ def decode(
 
     def one_batch(rows: slice) -> Tensor:
         y = labels[rows].to(device)
-        own = indices[rows]
         eps_fn = denoiser_eps(denoiser, y, schedule, prediction, null_label=null_label(denoiser))
-
-        def noise(t: int) -> Tensor:
-            return per_image_noise(shape, own, *seed_parts, "direction", t)
-
         if setting is not None and guide is not None:
-            eps_fn = measurement_guided(eps_fn, guide, y, setting, schedule, direction, noise)
+            # One direction for all steps, as a gradient has: new ones would cancel each other.
+            noise = (
+                per_image_noise(shape, indices[rows], *seed_parts, "direction").to(device)
+                if direction == "random"
+                else None
+            )
+            eps_fn = measurement_guided(eps_fn, guide, y, setting, schedule, noise)
         return sample(eps_fn, latents[rows].to(device), pairs, schedule)
 
     return _in_batches(one_batch, labels, indices, config.batch_size, shape, on_batch)

@@ -116,7 +116,7 @@ def run(
         return stored_record(store, job.kind, job.key)
     bad = next((need for need in needs if need.status != "done"), None)
     if bad is not None:
-        return failed(job, f"needs {bad.kind} {bad.key[:8]}, which {bad.status}: {bad.reason}")
+        return held_up(job, bad)
     started = time.monotonic()
     try:
         function = (functions or {}).get(job.kind) or function_of(job.kind)
@@ -128,6 +128,8 @@ def run(
             provenance = {"inputs": job.inputs, "needs": job.needs}
             store.commit(job.kind, job.key, folder, asdict(record), provenance)
     except Exception as error:  # noqa: BLE001 - whatever a job dies of becomes its record
+        if store.is_done(job.kind, job.key):  # another process was faster
+            return stored_record(store, job.kind, job.key)
         path = write_log(store, job, traceback.format_exc())
         log.warning("%s failed, see %s", job.label, path)
         return failed(job, reason_of(error), seconds=time.monotonic() - started)
@@ -150,6 +152,11 @@ def base_record(job: Job) -> Record:
 
 def failed(job: Job, reason: str, seconds: float = 0.0) -> Record:
     return replace(base_record(job), status="failed", reason=reason, seconds=round(seconds, 3))
+
+
+def held_up(job: Job, bad: Record) -> Record:
+    """The record of a job that cannot start because of ``bad``, one of its needs."""
+    return failed(job, f"needs {bad.kind} {bad.key[:8]}, which {bad.status}: {bad.reason}")
 
 
 def stored_record(store: Store, kind: str, key: str) -> Record:

@@ -32,14 +32,21 @@ from mgdm_ray.jobs.base import (
 from mgdm_ray.jobs.images import draw_grid
 
 if TYPE_CHECKING:
+    import torch
+
     from mgdm_ray.diffusion.train import TrainResult
     from mgdm_ray.plan import Job
+
+
+ACCURACY_TIMESTEPS = (0, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)
+ACCURACY_FILE = "accuracy_over_t.json"
 
 
 def train_model(task: TrainingTask, **options: Any) -> TrainResult:
     """Train as ``task`` says; ``options`` are those of ``diffusion.train.train``.
 
-    Every worker calls this: each loads the data itself, so no images travel.
+    Every worker calls this: each loads the data itself, so no images travel. The first one also
+    measures a guide's accuracy, into ``task.work``: it has the model, its imports and the GPU.
     """
     import torch
 
@@ -48,7 +55,7 @@ def train_model(task: TrainingTask, **options: Any) -> TrainResult:
 
     dataset = DatasetConfig.model_validate(task.dataset)
     split = load_split(dataset, "train", task.data_dir)
-    return train(
+    result = train(
         task.model,
         training_config(task),
         to_tensor(split.images),
@@ -58,6 +65,31 @@ def train_model(task: TrainingTask, **options: Any) -> TrainResult:
         schedule=make_schedule(task.schedule),
         **options,
     )
+    if task.model == "guide" and options.get("rank", 0) == 0:
+        _measure_guide(task, result.state.model, options.get("device", "cpu"))
+    return result
+
+
+def _measure_guide(task: TrainingTask, guide: torch.nn.Module, device: str) -> None:
+    """Balanced accuracy on noisy validation images over t: can guidance work at all?"""
+    import torch
+
+    from mgdm_ray.diffusion.schedule import make_schedule
+    from mgdm_ray.diffusion.train import guide_accuracy
+
+    val = load_split(DatasetConfig.model_validate(task.dataset), "val", task.data_dir)
+    accuracy = guide_accuracy(
+        guide,
+        to_tensor(val.images),
+        torch.from_numpy(val.labels),
+        make_schedule(task.schedule),
+        task.seed,
+        list(ACCURACY_TIMESTEPS),
+        device=device,
+    )
+    curve = {"t": list(accuracy), "balanced_accuracy": list(accuracy.values())}
+    Path(task.work).mkdir(parents=True, exist_ok=True)
+    save_json(Path(task.work) / ACCURACY_FILE, curve)
 
 
 def train_here(task: TrainingTask, progress: Progress) -> Path:
@@ -92,11 +124,11 @@ def _fit(job: Job, context: Context, folder: Path, model: Literal["denoiser", "g
     )
     final = (context.launch or train_here)(task, context.progress)
     shape = [info.channels, dataset.size, dataset.size]
+    state = json.loads((final / STATE_FILE).read_text(encoding="utf-8"))
     facts = {"config": config, "shape": shape, "num_classes": info.num_classes}
-    save_json(folder / "model.json", facts)
+    save_json(folder / "model.json", {**facts, "precision": state["precision"]})
     save_file(_trained_weights(final), folder / WEIGHTS)
-    history = json.loads((final / STATE_FILE).read_text(encoding="utf-8"))["history"]
-    save_json(folder / "history.json", history)
+    save_json(folder / "history.json", state["history"])
 
 
 def _trained_weights(final: Path) -> dict[str, np.ndarray]:
@@ -121,30 +153,10 @@ def fit_denoiser(job: Job, context: Context, folder: Path) -> Outcome:
     return {"metrics": _last_loss(folder)}
 
 
-ACCURACY_TIMESTEPS = (0, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)
-
-
 def fit_guide(job: Job, context: Context, folder: Path) -> Outcome:
-    """Also measures the guide's accuracy over t on validation data: can guidance work at all?"""
     _fit(job, context, folder, "guide")
-    import torch
-
-    from mgdm_ray.diffusion.schedule import make_schedule
-    from mgdm_ray.diffusion.train import guide_accuracy
-    from mgdm_ray.jobs.models import read_guide
-
-    guide = read_guide(folder, context.device)
-    val = open_split(job, context, "val")
-    accuracy = guide_accuracy(
-        guide,
-        to_tensor(val.images),
-        torch.from_numpy(val.labels),
-        make_schedule(job.inputs["schedule"]),
-        job.inputs["seed"],
-        list(ACCURACY_TIMESTEPS),
-        device=context.device,
-    )
-    curve = {"t": list(accuracy), "balanced_accuracy": list(accuracy.values())}
-    save_json(folder / "accuracy_over_t.json", curve)
-    mean = {"balanced_accuracy_over_t": float(np.mean(list(accuracy.values())))}
+    measured = context.store.work(job.kind, job.key) / ACCURACY_FILE
+    curve = json.loads(measured.read_text(encoding="utf-8"))
+    save_json(folder / ACCURACY_FILE, curve)
+    mean = {"balanced_accuracy_over_t": float(np.mean(curve["balanced_accuracy"]))}
     return {"metrics": {**_last_loss(folder), **mean}, "split": "val"}

@@ -38,14 +38,11 @@ def load_denoiser(context: Context, key: str) -> Denoiser:
 
 def load_guide(context: Context, key: str) -> torch.nn.Module:
     """The trained noisy classifier of the job ``key``, in eval mode without gradients."""
-    return read_guide(artefact(context, "fit_guide", key), context.device)
-
-
-def read_guide(folder: Path, device: str) -> torch.nn.Module:
+    folder = artefact(context, "fit_guide", key)
     facts = json.loads((folder / "model.json").read_text())
     config = GuideConfig.model_validate(facts["config"])
     model = build_guide(config.unet, facts["shape"][0], facts["num_classes"], 0)
-    return _with_weights(model, folder, device)
+    return _with_weights(model, folder, context.device)
 
 
 def _with_weights(model: torch.nn.Module, folder: Path, device: str) -> torch.nn.Module:

@@ -10,7 +10,7 @@ import torch
 
 from mgdm_ray.config import GuidanceSetting, SamplingConfig, SyntheticConfig
 from mgdm_ray.data.mix import synthetic_labels
-from mgdm_ray.diffusion.guidance import Direction
+from mgdm_ray.diffusion.two_stage import Direction
 from mgdm_ray.diffusion.two_stage import decode as decode_images
 from mgdm_ray.diffusion.two_stage import encode as encode_images
 from mgdm_ray.diffusion.two_stage import generate as generate_images

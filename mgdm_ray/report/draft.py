@@ -34,6 +34,9 @@ class ReportContext:
     """Wall time of the last run."""
     versions: Mapping[str, str] = field(default_factory=dict)
     git_commit: str | None = None
+    """Of the code that wrote the report; the records know who computed them."""
+    findings: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Per dataset what is wrong with its splits, in words."""
     storage: str = ""
     mlflow_command: str = ""
     artefact: Callable[[Record], Path | None] = lambda record: None  # noqa: ARG005
@@ -66,8 +69,8 @@ class Draft:
         self.arms = tables.in_order(cell[2] for cell in everything)
         self.seeds = sorted({cell[3] for cell in everything})
         self.info = {info["name"]: info for info in map(_as_mapping, context.datasets)}
-        self.primary = tables.contrasts(self.cells, tables.PRIMARY, self.arms)
-        self.secondary = tables.contrasts(self.cells, tables.SECONDARY, self.arms)
+        self.primary = tables.contrasts(self.cells, tables.PRIMARY, self.arms, self.expected)
+        self.secondary = tables.contrasts(self.cells, tables.SECONDARY, self.arms, self.expected)
         self.trials = tables.trials(self.records, context.artefact)
         self.problems = tables.problems(self.records, self.expected)
         self.written: set[Path] = set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -205,34 +206,40 @@ def images(draft: Draft) -> Html | None:
     if not parts:
         return None
     intro = page.paragraph(
-        "One row per class. Within the synthetic grids the same place holds the same image: "
-        "roundtrip, perturb and disturb all start from the image shown under generate."
+        "One row per class. Grids with the same stage-1 scales (guidance, classifier) hold the "
+        "same image in the same place: roundtrip, perturb and disturb start from the images that "
+        "generate drew with these scales."
     )
     return page.section("images", "Images", intro, *parts)
 
 
 def _grids(draft: Draft, dataset: str) -> list[tuple[str, str, Path]]:
-    """(arm, setting, file): per arm the artefact that the cells used, or the first one."""
-    used = {
-        record.arm: record.setting
-        for record in draft.records
-        if record.is_cell and record.dataset == dataset and record.status == "done"
-    }
+    """(arm, setting, file) for every arm of the study that has images of its own, and real.
+
+    Of several grids of an arm, that of the images which the first network was trained on.
+    """
+    used: dict[str, Record] = {}
+    for record in sorted(draft.records, key=lambda r: (r.network or "", r.seed or 0)):
+        if record.is_cell and record.dataset == dataset and record.status == "done" and record.arm:
+            used.setdefault(record.arm, record)
     found: dict[str, tuple[str, Path]] = {}
     for record in draft.records:
         if record.dataset != dataset or record.kind not in ("fit_denoiser", "generate", "decode"):
             continue
-        folder = draft.context.artefact(record)
-        path = (
-            folder / ("real.png" if record.kind == "fit_denoiser" else "grid.png")
-            if folder
-            else None
-        )
-        if path is None or not path.is_file():
-            continue
         arm = "real" if record.kind == "fit_denoiser" else record.arm or record.kind
-        if arm not in found or record.setting == used.get(arm):
-            found[arm] = (setting_text(record.setting), path)
+        name = "real.png" if record.kind == "fit_denoiser" else "grid.png"
+        folder = draft.context.artefact(record)
+        if folder is None or not (folder / name).is_file():
+            continue
+        if arm != "real" and arm not in draft.arms:
+            continue  # stage 1 of a study without the arm generate
+        cell = used.get(arm)
+        same_network = cell is None or record.network in (None, cell.network)
+        fits = cell is None or (same_network and record.setting == cell.setting)
+        if arm in found and not fits:
+            continue
+        found_for = f", found for {record.network}" if record.network else ""
+        found[arm] = (setting_text(record.setting) + found_for, folder / name)
     return [(arm, *found[arm]) for arm in tables.in_order(found)]
 
 
@@ -292,26 +299,53 @@ def costs(draft: Draft) -> Html:
 
 def provenance(draft: Draft) -> Html:
     context = draft.context
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(context.versions.items()))
+    commits = Counter(r.git_commit or "unknown" for r in draft.records if r.kind != "trial")
+    packages = Counter(_versions(r.versions) for r in draft.records if r.kind != "trial")
     return page.section(
         "provenance",
         "Provenance",
         page.facts(
             [
                 ("command", context.command),
-                ("started", context.started),
-                ("wall time", duration(context.seconds)),
+                ("last run", f"{context.started}, {duration(context.seconds)}"),
                 ("seeds", ", ".join(map(str, draft.seeds))),
                 ("storage", context.storage),
-                ("git commit", context.git_commit or "unknown"),
-                ("versions", versions),
+                ("computed by commit", _tally(commits)),
+                ("computed with", _tally(packages)),
+                ("report by commit", context.git_commit or "unknown"),
+                ("report with", _versions(context.versions)),
                 ("MLflow", context.mlflow_command),
                 ("files", "tables/*.csv and figures/*.png beside this page; records.jsonl"),
             ]
         ),
         _dataset_table(draft.info.values()),
+        _findings(context.findings),
         page.fold("Resolved configuration", page.tag("pre", text(context.config_yaml))),
     )
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+
+
+def _tally(names: Counter[str]) -> str:
+    """All of them, with the number of jobs where there are several."""
+    if len(names) == 1:
+        return next(iter(names))
+    return "; ".join(f"{name} ({count} jobs)" for name, count in names.most_common())
+
+
+def _findings(findings: Mapping[str, Sequence[str]]) -> Html | None:
+    """Leaks between splits and the like: reported, never repaired."""
+    items = [
+        page.tag("li", text(f"{dataset}: {message}."))
+        for dataset, messages in findings.items()
+        for message in messages
+    ]
+    if not items:
+        return None
+    title = page.tag("h3", text("What is wrong with the data"))
+    return page.join([title, page.tag("ul", page.join(items), class_="note")])
 
 
 def _dataset_table(infos: Iterable[Mapping[str, Any]]) -> Html | None:

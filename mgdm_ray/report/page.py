@@ -40,10 +40,10 @@ def paragraph(words: str, class_: str = "") -> Html:
     return tag("p", text(words), class_=class_)
 
 
-def cell(value: str, class_: str = "", style: str = "", small: str = "", title: str = "") -> Html:
+def cell(value: str, class_: str = "", style: str = "", small: str = "") -> Html:
     """A table cell with an optional second, fainter line."""
     second = tag("small", text(small)) if small else None
-    return tag("td", text(value), second, class_=class_, style=style, title=title)
+    return tag("td", text(value), second, class_=class_, style=style)
 
 
 def table(
@@ -158,7 +158,6 @@ thead th { color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--
 tbody th { font-weight: 500; white-space: nowrap; } td.best { font-weight: 700; }
 td:not(.words) { white-space: nowrap; }
 td small { display: block; color: var(--soft); font-size: .8em; font-weight: 400; }
-tr.total > * { border-top: 2px solid var(--line); font-weight: 600; }
 figure { margin: 1.1rem 0 1.4rem; } figure img { display: block; max-width: 100%; height: auto; }
 figure.plot img { width: 100%; background: #fff; border-radius: 8px; }
 figure.plot { margin-top: .8rem; } figcaption { margin-top: .4rem; max-width: 84ch; }

@@ -34,12 +34,13 @@ def head(draft: Draft) -> Html:
 
 def _answer(draft: Draft) -> Html:
     """The first thing to read: what the primary contrasts say."""
-    family = draft.primary or draft.secondary
+    exploratory = [t for t in draft.secondary if t.contrast.arm_a in tables.SYNTHETIC]
+    family = draft.primary or exploratory
     if not draft.cells or not family:
         reason = (
             "no cell has been evaluated yet."
             if not draft.cells
-            else "the study has no two arms that answer the question."
+            else "the study has no arm of synthetic images with another to compare it to."
         )
         lead = page.tag("p", text(f"No answer: {reason}"), class_="lead")
         return page.tag("div", lead, class_="answer")
@@ -47,13 +48,15 @@ def _answer(draft: Draft) -> Html:
     lead = page.tag("p", text(_says(first)), class_="lead")
     more = page.tag("ul", page.join(page.tag("li", text(_says(t))) for t in others))
     note = first.contrast.note
+    which = None if draft.primary else page.tag("span", text(" exploratory"), class_="note")
     return page.tag(
         "div",
         _badge(first.verdict),
+        which,
         lead,
         more if others else None,
         page.paragraph(f"Reservation: {note}.", "note") if note else None,
-        class_=f"answer {first.verdict}",
+        class_=f"answer {first.verdict.split()[0]}",
     )
 
 
@@ -99,8 +102,9 @@ def _forest(draft: Draft) -> Html:
         "contrasts",
         figures.forest([t.contrast for t in family], differences, len(draft.primary)),
         "Mean paired differences between arms with intervals",
-        "Mean paired difference (diamond) and 95 % bootstrap interval clustered by dataset "
-        "(bar). Dots are the cells: same dataset, network and seed under both arms.",
+        "Mean paired difference (diamond) and 95 % bootstrap interval "
+        + ("over cells (bar). " if len(draft.datasets) == 1 else "clustered by dataset (bar). ")
+        + "Dots are the cells: same dataset, network and seed under both arms.",
     )
 
 
@@ -116,9 +120,12 @@ def asked(draft: Draft) -> Html:
         "What was asked",
         page.paragraph(
             "A cell is one network, trained on one dataset under one arm with one seed, and "
-            "scored once on the test split. All arms of a cell start from the same weights, see "
-            "their batches in the same order of drawing and take the same number of optimiser "
-            "steps. Guidance settings were chosen on validation data only."
+            "scored once on the test split. All arms of a cell start from the same weights, take "
+            "the same number of optimiser steps and draw their batches from the same seed. "
+            "Guidance settings were chosen on validation data only, and for disturb: the other "
+            "synthetic arms use the stage-1 samples that were chosen with it. Diffusion models and "
+            "synthetic images were made once per dataset: seeds and networks repeat what comes "
+            "after them."
         ),
         arms,
         page.paragraph(f"Planned jobs: {counts}.", "note") if counts else None,
@@ -215,12 +222,12 @@ def contrasts(draft: Draft) -> Html:
     family = [("primary", t) for t in draft.primary] + [("secondary", t) for t in draft.secondary]
     draft.table_file(
         "contrasts",
-        ["family", "arm_a", "arm_b", "difference", "low", "high", "p", "p_holm", "wins",
-         "ties", "losses", "dz", "n", "note"],
+        ["family", "arm_a", "arm_b", "difference", "low", "high", "p", "p_holm", "p_datasets",
+         "wins", "ties", "losses", "dz", "n", "note"],
         [
             [name, t.contrast.arm_a, t.contrast.arm_b, t.contrast.difference, t.contrast.low,
-             t.contrast.high, t.contrast.p, t.p_adjusted, t.contrast.wins, t.contrast.ties,
-             t.contrast.losses, t.contrast.dz, t.contrast.n, t.contrast.note]
+             t.contrast.high, t.contrast.p, t.p_adjusted, t.contrast.p_datasets, t.contrast.wins,
+             t.contrast.ties, t.contrast.losses, t.contrast.dz, t.contrast.n, t.contrast.note]
             for name, t in family
         ],
     )  # fmt: skip
@@ -233,9 +240,12 @@ def contrasts(draft: Draft) -> Html:
         "Contrasts between arms",
         page.paragraph(
             "Differences in balanced accuracy over paired cells. Interval: 95 % bootstrap that "
-            "draws datasets, then cells within them. p: sign-flip permutation; p (Holm) is "
-            "adjusted within its table. dz: mean difference over its standard deviation. An arm "
-            "is called better or worse only if the interval excludes 0 and p (Holm) ≤ 0.05.",
+            "draws datasets, then cells within them (cells only, where there is one dataset). p: "
+            "sign-flip permutation of cells; p (Holm) is adjusted within its table. dz: mean "
+            "difference over its standard deviation. An arm is called better or worse only if the "
+            "interval excludes 0 and p (Holm) ≤ 0.05. 'Here' says of what: of these datasets and "
+            "these synthetic images. Whether it holds for other datasets is told by p (datasets), "
+            "which flips whole datasets and cannot be below 0.05 with fewer than six.",
             "note",
         ),
         _contrast_table("The question of the study", draft.primary),
@@ -245,7 +255,8 @@ def contrasts(draft: Draft) -> Html:
 
 
 def _contrast_table(caption: str, family: Sequence[Tested]) -> Html | None:
-    numbers = ["difference", "95 % interval", "p", "p (Holm)", "dz", "wins, ties, losses"]
+    numbers = ["difference", "95 % interval", "p", "p (Holm)", "p (datasets)", "dz"]
+    numbers.append("wins, ties, losses")
     header = ["contrast", *numbers, "verdict"]
     rows: list[list[str | Html]] = []
     for t in family:
@@ -253,13 +264,13 @@ def _contrast_table(caption: str, family: Sequence[Tested]) -> Html | None:
         badge = page.tag("td", _badge(t.verdict))
         name = f"{c.arm_a} {MINUS} {c.arm_b}"
         if c.n == 0:
-            rows.append([name, *[DASH] * 6, badge])
+            rows.append([name, *[DASH] * 7, badge])
             continue
         interval = DASH if math.isnan(c.low) else f"{c.low:+.3f} to {c.high:+.3f}"
         size = DASH if math.isnan(c.dz) else f"{c.dz:+.2f}"
         record = f"{c.wins}, {c.ties}, {c.losses}"
-        numbers = [f"{c.difference:+.3f}", interval, _p(c.p), _p(t.p_adjusted), size, record]
-        rows.append([name, *numbers, badge])
+        ps = [_p(c.p), _p(t.p_adjusted), _p(c.p_datasets)]
+        rows.append([name, f"{c.difference:+.3f}", interval, *ps, size, record, badge])
     return page.table(header, rows, caption=caption) if rows else None
 
 

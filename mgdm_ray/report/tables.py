@@ -25,10 +25,11 @@ ARM_MEANING = {
     "duplicate": "copies of real images, as many per class as the synthetic arms add",
     "generate": "images drawn by the diffusion model (stage 1)",
     "roundtrip": f"the same images, encoded to noise and decoded without guidance ({GAMMA} = 0)",
-    "perturb": "the same, decoded along random directions as strong as the guidance",
+    "perturb": "the same, each decoded along one random direction, as strong as the guidance",
     "disturb": "the same, decoded under measurement guidance",
 }
 """What each arm adds to the real training set; the order is that of all tables."""
+SYNTHETIC = ("generate", "roundtrip", "perturb", "disturb")
 PRIMARY = (("disturb", "duplicate"), ("disturb", "generate"), ("disturb", "roundtrip"))
 SECONDARY = (
     ("disturb", "perturb"),
@@ -55,12 +56,16 @@ class Tested:
 
     @property
     def verdict(self) -> str:
-        """``better``, ``worse``, ``not resolvable`` or ``no data``, by the rule of ``sentence``."""
+        """``better``, ``worse``, ``not resolvable`` or ``no data``, by the rule of ``sentence``.
+
+        ``better here`` and ``worse here`` speak of these datasets and images only.
+        """
         if self.contrast.n == 0:
             return "no data"
         if self.contrast.spans_zero or not self.p_adjusted <= ALPHA:
             return "not resolvable"
-        return "better" if self.contrast.difference > 0 else "worse"
+        verdict = "better" if self.contrast.difference > 0 else "worse"
+        return f"{verdict} here" if self.contrast.scope else verdict
 
 
 @dataclass(frozen=True)
@@ -131,11 +136,15 @@ def paired_gains(
 
 
 def contrasts(
-    cells: Mapping[CellId, float], pairs: Sequence[tuple[str, str]], arms: Sequence[str]
+    cells: Mapping[CellId, float],
+    pairs: Sequence[tuple[str, str]],
+    arms: Sequence[str],
+    expected: Iterable[CellId] = (),
 ) -> list[Tested]:
     """The contrasts of those pairs whose arms the study has, as one Holm family.
 
-    Cells that one arm of a pair lacks are left out of that pair; its note says which.
+    Of the ``expected`` cells, those that one arm of a pair lacks are left out of that pair; its
+    note says which.
     """
     rows = [
         {"dataset": d, "network": n, "arm": a, "seed": s, "value": v}
@@ -144,7 +153,8 @@ def contrasts(
     wanted = [pair for pair in pairs if set(pair) <= set(arms)]
     if not wanted:
         return []
-    found = contrast_table(rows, wanted, drop_incomplete=True)
+    planned = [(d, n, s) for d, n, _, s in expected]
+    found = contrast_table(rows, wanted, drop_incomplete=True, expected=planned)
     adjusted = holm([contrast.p for contrast in found])
     return [Tested(contrast, p) for contrast, p in zip(found, adjusted, strict=True)]
 

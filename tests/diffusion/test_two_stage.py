@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from mgdm_ray.config import GuidanceSetting, SamplingConfig, UNetConfig
-from mgdm_ray.diffusion.schedule import make_schedule
+from mgdm_ray.diffusion.schedule import make_schedule, timestep_pairs
 from mgdm_ray.diffusion.two_stage import NonFiniteSample, decode, encode, generate
 from mgdm_ray.diffusion.unet import build_denoiser, build_guide
 
@@ -190,3 +193,35 @@ def test_what_cannot_work_is_refused(networks):
     latents[1, 0, 0, 0] = float("nan")
     with pytest.raises(NonFiniteSample, match="the first is 11"):
         decode(denoiser, None, latents, LABELS[:2], [10, 11], None, CONFIG, **COMMON)
+
+
+@pytest.mark.parametrize("steps", [8, 40])
+def test_the_control_pushes_as_far_as_guidance_can(networks, steps):
+    """Catches a direction drawn anew at every step: such pushes cancel, and the more the more
+    steps there are. An untrained denoiser predicts v = 0: then the way of a push is known."""
+    denoiser = build_denoiser(UNetConfig(channels=(16, 16), attention=(False, False)), 1, 2, 0)
+    latents = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+    config = SamplingConfig(num_inference_steps=steps)
+
+    def run(gamma):
+        return decode(
+            denoiser,
+            networks[1],
+            latents,
+            torch.zeros(3).long(),
+            range(3),
+            GuidanceSetting(uncertainty_scale=gamma),
+            config,
+            direction="random",
+            prediction="v",
+            schedule=SCHEDULE,
+        )
+
+    moved = (run(0.2) - run(0.0)).square().mean(dim=(1, 2, 3)).sqrt()
+    angles = [
+        math.acos(math.sqrt(SCHEDULE.alpha_bar(t))) for t, _ in timestep_pairs(1000, steps)
+    ] + [0.0]
+    expected = 0.0
+    for a, b in itertools.pairwise(angles):
+        expected = expected * math.cos(a - b) + 0.2 * math.sin(a - b)
+    torch.testing.assert_close(moved, torch.full((3,), expected), rtol=1e-3, atol=0)
