@@ -56,7 +56,7 @@ MEDMNIST = (
     "tissuemnist",
 )
 PHANTOMS = ("phantom-ultrasound", "phantom-fundus", "phantom-xray", "phantom-dermatoscopy")
-MEASUREMENTS = ["entropy", "margin", "least_confidence"]
+MEASUREMENTS = ["entropy", "margin", "least_confidence", "energy"]
 """What a setting may name; ``diffusion.guidance.register_measurement`` adds to it."""
 Task = Literal["binary", "multiclass", "ordinal"]
 
@@ -222,8 +222,8 @@ class DenoiserConfig(TrainConfig):
     """Noise schedule over 1000 training timesteps."""
     prediction: Literal["epsilon", "v"] = "v"
     """What the network predicts."""
-    loss_weight: Literal["uniform", "mgdm"] = "uniform"
-    """``mgdm``: w_t = sqrt(1 - alphas_cumprod)."""
+    loss_weight: Literal["uniform", "mgdm", "min_snr"] = "uniform"
+    """``mgdm``: w_t = sqrt(1 - alphas_cumprod); ``min_snr``: that of Hang et al. with gamma 5."""
     label_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of samples trained without label, drawn per sample: for classifier-free guidance."""
     ema_decay: float = Field(0.995, ge=0, lt=1)
@@ -252,7 +252,16 @@ class SamplingConfig(Frozen):
     """Stage 1 (generate) and the DDIM grids of all stages."""
 
     num_inference_steps: int = Field(25, ge=2, le=1000)
-    """DDIM steps of generate, encode and decode."""
+    """Steps of generate, encode and decode."""
+    solver: Literal["ddim", "second_order"] = "ddim"
+    """Of stage 1. ``second_order`` needs fewer steps for the same error; encode and decode are
+    always DDIM, so that they mirror each other."""
+    inversion_iterations: int = Field(0, ge=0, le=20)
+    """More forwards per step of encode, so that decoding without guidance gives the image back.
+    Needs ``denoiser.prediction: v``."""
+    strength: float = Field(1.0, gt=0, le=1)
+    """How far into the noise encode goes, as a share of the timesteps: less keeps more of the
+    image."""
     guidance_scale: float = Field(1.5, ge=0, le=50)
     """Classifier-free guidance of stage 1; 1 is off."""
     classifier_scale: float = Field(0.0, ge=0, le=1000)
@@ -272,16 +281,35 @@ class SyntheticConfig(Frozen):
     """Classes of the added images: as in the training set, or equally many of each."""
 
 
-class GuidanceSetting(Frozen):
+class GuidanceControls(Frozen):
+    """How a measurement is ascended, whatever it is and however strong."""
+
+    gradient: Literal["normalised", "raw"] = "normalised"
+    """``normalised``: gamma is how far an image may be moved, as root mean square over its pixels
+    in [-1, 1] (times pi / 2): the same for every dataset; ``raw``: the published formula."""
+    label_scale: float = Field(0.0, ge=0, le=1000)
+    """Weight of log p(y | x_t) beside the measurement: keeps images in their class; 0 is off."""
+    interval: tuple[Annotated[int, Field(ge=0, le=999)], Annotated[int, Field(ge=0, le=999)]] = (
+        0,
+        999,
+    )
+    """First and last timestep (0 is clean, 999 is noise) at which guidance acts."""
+
+    @field_validator("interval")
+    @classmethod
+    def _ordered(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if value[0] > value[1]:
+            raise ValueError(f"the first timestep is after the last one: {list(value)}")
+        return value
+
+
+class GuidanceSetting(GuidanceControls):
     """Measurement guidance of stage 2."""
 
     measurement: MeasurementName = "entropy"
     """What is ascended: a registered measurement."""
     uncertainty_scale: float = Field(0.1, ge=0, le=1e6)
     """Strength (gamma); 0 is off."""
-    gradient: Literal["normalised", "raw"] = "normalised"
-    """``normalised``: gamma is how far an image may be moved, as root mean square over its pixels
-    in [-1, 1] (times pi / 2): the same for every dataset; ``raw``: the published formula."""
 
 
 class ScaleRange(Frozen):
@@ -299,8 +327,11 @@ class ScaleRange(Frozen):
         return self
 
 
-class SearchSpace(Frozen):
-    """What the search may choose. Lists are categorical: their samples and latents are reused."""
+class SearchSpace(GuidanceControls):
+    """What the search may choose. Lists are categorical: their samples and latents are reused.
+
+    The controls are the same for all trials.
+    """
 
     guidance_scale: tuple[Annotated[float, Field(ge=0, le=50)], ...] | None = Field(
         None, min_length=1
@@ -314,8 +345,6 @@ class SearchSpace(Frozen):
     """Stage-2 measurements. Of the two that are equal for two classes, one is dropped there."""
     uncertainty_scale: ScaleRange = ScaleRange(low=0.02, high=0.5)
     """Stage-2 strength."""
-    gradient: Literal["normalised", "raw"] = "normalised"
-    """As in ``setting``."""
 
     @field_validator("measurement")
     @classmethod
@@ -485,6 +514,15 @@ class StudyConfig(Frozen):
     def _datasets(cls, value: tuple[DatasetConfig, ...]) -> tuple[DatasetConfig, ...]:
         unique(tuple(d.name for d in value), "dataset")
         return value
+
+    @model_validator(mode="after")
+    def _inversion(self) -> Self:
+        if self.sampling.inversion_iterations and self.denoiser.prediction != "v":
+            raise ValueError(
+                "sampling.inversion_iterations needs denoiser.prediction 'v': with "
+                f"{self.denoiser.prediction!r} the iteration diverges near pure noise"
+            )
+        return self
 
     @model_validator(mode="after")
     def _batches(self) -> Self:

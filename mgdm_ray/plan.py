@@ -148,6 +148,7 @@ class _DatasetPlan:
             "guidance_scale": guidance_scale,
             "classifier_scale": classifier_scale,
             "num_inference_steps": sampling.num_inference_steps,
+            "solver": sampling.solver,
             "clip": sampling.clip,
             "synthetic": self.config.synthetic.model_dump(mode="json"),
             "seed": self.config.seed,
@@ -161,9 +162,14 @@ class _DatasetPlan:
             "denoiser": self.denoiser(),
             "images": self.generate(guidance_scale, classifier_scale),
         }
-        steps = self.config.sampling.num_inference_steps
+        iterations = self.config.sampling.inversion_iterations
+        inputs = {**self.grid(), "inversion_iterations": iterations}
         detail = self.jobs[needs["images"]].detail
-        return self.add("encode", {"num_inference_steps": steps}, needs, detail=detail)
+        return self.add("encode", inputs, needs, detail=detail)
+
+    def grid(self) -> dict[str, Any]:
+        """The noise levels that encode and decode must share."""
+        return self.config.sampling.model_dump(include={"num_inference_steps", "strength"})
 
     def search(self, network: str) -> str | None:
         search = self.config.search
@@ -180,13 +186,13 @@ class _DatasetPlan:
             "images": search.images,
             "stage_one": [list(c) for c in self.stage_one()],
             "space": search.space.model_dump(
-                mode="json", include={"measurement", "uncertainty_scale", "gradient"}
+                mode="json", exclude={"guidance_scale", "classifier_scale"}
             ),
             "downstream": {
                 **self.config.downstream.model_dump(mode="json"),
                 "steps": search.steps or self.config.downstream.steps,
             },
-            "num_inference_steps": self.config.sampling.num_inference_steps,
+            **self.grid(),
             "seed": self.config.seed,
             # A trial does what these jobs do.
             "versions": [VERSIONS["decode"], VERSIONS["fit_downstream"]],
@@ -213,7 +219,7 @@ class _DatasetPlan:
         }
         inputs: dict[str, Any] = {
             "arm": arm,
-            "num_inference_steps": self.config.sampling.num_inference_steps,
+            **self.grid(),
             "seed": self.config.seed,
         }
         if guided:

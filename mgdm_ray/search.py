@@ -20,7 +20,7 @@ from ray import tune
 from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 
-from mgdm_ray.config import ResourcesConfig
+from mgdm_ray.config import GuidanceControls, ResourcesConfig
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.jobs.base import Context, JobError, Outcome, silent
 from mgdm_ray.seeding import derive_seed
@@ -36,14 +36,14 @@ def space(job: Job, num_classes: int) -> dict[str, BaseDistribution]:
 
     For two classes all built-in measurements are functions of |p1 - p2| that fall with it, so
     their gradients have one direction, and ``normalised`` keeps nothing but the direction: only
-    the first one is tried. ``raw`` keeps lengths; there ``margin`` repeats ``least_confidence``
-    at twice the scale (p1 - p2 = 2 max p - 1).
+    the first one is tried. ``raw`` keeps lengths, and so does the sum with ``label_scale``; there
+    only ``margin`` and ``least_confidence`` are one, at half the scale (p1 - p2 = 2 max p - 1).
     """
     inputs = job.inputs
     measurements = list(inputs["space"]["measurement"])
     if num_classes == 2:
         alike = [m for m in measurements if m in ("entropy", "margin", "least_confidence")]
-        if inputs["space"]["gradient"] == "raw":
+        if inputs["space"]["gradient"] == "raw" or inputs["space"]["label_scale"]:
             alike = [m for m in alike if m != "entropy"]
             alike.sort(key="least_confidence".__ne__)
         measurements = [m for m in measurements if m not in alike[1:]]
@@ -63,7 +63,7 @@ def setting_of(job: Job, chosen: Mapping[str, Any]) -> dict[str, Any]:
         "classifier_scale": classifier_scale,
         "measurement": chosen["measurement"],
         "uncertainty_scale": chosen["uncertainty_scale"],
-        "gradient": job.inputs["space"]["gradient"],
+        **{name: job.inputs["space"][name] for name in GuidanceControls.model_fields},
     }
 
 

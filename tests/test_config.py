@@ -44,6 +44,15 @@ def refusal(write_study: Any, study: dict[str, Any], *overrides: str) -> str:
             {"resources": {"train_workers": 3}},
             ["denoiser.batch_size 8 cannot be split over 3 workers"],
         ),
+        (
+            {"setting": {"interval": [600, 100]}},
+            ["setting.interval", "the first timestep is after the last one"],
+        ),
+        (
+            {"sampling": {"inversion_iterations": 2}, "denoiser": {"recipe": "paper"}},
+            ["inversion_iterations needs denoiser.prediction 'v'"],
+        ),
+        ({"sampling": {"strength": 0}}, ["sampling.strength", "greater than 0"]),
         ({"tracking": {"uri": "nonsense"}}, ["tracking.uri", "begins with http", "'nonsense'"]),
         ({"name": "../evil"}, ["name", "got '../evil'"]),
         (

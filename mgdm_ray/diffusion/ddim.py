@@ -1,4 +1,4 @@
-"""The deterministic DDIM sampler and its mirror image. Guidance is in the eps function."""
+"""Deterministic samplers and the mirror image of DDIM. Guidance is in the eps function."""
 
 from __future__ import annotations
 
@@ -47,15 +47,68 @@ def sample(
 
 
 @torch.no_grad()
-def invert(eps_fn: EpsFn, x_0: Tensor, pairs: Sequence[Pair], schedule: NoiseSchedule) -> Tensor:
+def sample_second_order(
+    eps_fn: EpsFn, x_T: Tensor, pairs: Sequence[Pair], schedule: NoiseSchedule, clip: bool = False
+) -> Tensor:
+    """As ``sample``, with an error of second order in the step at the same number of forwards.
+
+    With alpha_bar = cos^2(phi) the probability flow is dx/dphi = v, and a DDIM step turns (x, v)
+    as if pred_x0 and pred_eps stayed as they are. This is the two-step Adams-Bashforth method
+    for what that leaves out: v is extrapolated to the middle of the step from its deviation from
+    the last step's prediction. It is even in phi, where DPM-Solver++(2M), even in log(signal /
+    sigma), needs a grid of its own. ``clip`` as in ``ddim_step``.
+    """
+    x, last = x_T, None
+    for t, t_prev in pairs:
+        phi, to = _angle(schedule.alpha_bar(t)), _angle(schedule.alpha_bar(t_prev))
+        v = (eps_fn(x, t) - math.sin(phi) * x) / math.cos(phi)
+        if clip:
+            pred_x0 = (math.cos(phi) * x - math.sin(phi) * v).clamp(-1, 1)
+            v = (math.cos(phi) * x - pred_x0) / math.sin(phi)
+        step, ahead = phi - to, v
+        if last is not None and t_prev >= 0:  # the last step ends at pred_x0, which may be clipped
+            last_x, last_v, last_step = last
+            predicted = math.cos(last_step) * last_v + math.sin(last_step) * last_x
+            ahead = v + step / (2 * last_step) * (v - predicted)
+        last = (x, v, step)
+        x = math.cos(step) * x - math.sin(step) * ahead
+    return x
+
+
+def _angle(alpha_bar: float) -> float:
+    """phi in [0, pi/2] with cos(phi) = sqrt(alpha_bar), exact near 0 as acos is not."""
+    return math.atan2(math.sqrt(1 - alpha_bar), math.sqrt(alpha_bar))
+
+
+@torch.no_grad()
+def invert(
+    eps_fn: EpsFn,
+    x_0: Tensor,
+    pairs: Sequence[Pair],
+    schedule: NoiseSchedule,
+    iterations: int = 0,
+) -> Tensor:
     """x_0 -> x_T through the same levels as ``sample``, backwards (DDIM, section 4.3).
 
     eps is evaluated where the step starts; the clean image has no timestep of its own and uses
     t = 0. Steps and levels mirror ``sample`` exactly: what is lost in a round trip is only that
     eps is evaluated at the other end of each step, an error that falls with the step size.
+
+    ``iterations`` > 0 evaluates it that many times more at the end of the step, each time where
+    the last guess of x_t is: a fixed-point iteration for the x_t from which ``sample`` steps to
+    x_(t_prev) exactly (Pan et al. 2023, AIDI; at 1 + ``iterations`` forwards a step). It runs in
+    v, not in eps: there each iteration shrinks the error by tan(angle of the step) |dv/dx| at
+    every level, while d eps/dx goes to 1 near pure noise. A network that predicts eps determines v
+    badly there (1 / cos), and the iteration may diverge.
     """
     x = x_0
     for t, t_prev in reversed(pairs):
-        eps = eps_fn(x, max(t_prev, 0))
-        x = ddim_step(x, eps, schedule.alpha_bar(t_prev), schedule.alpha_bar(t))
+        low, high = schedule.alpha_bar(t_prev), schedule.alpha_bar(t)
+        guess = ddim_step(x, eps_fn(x, max(t_prev, 0)), low, high)
+        phi, step = _angle(high), _angle(high) - _angle(low)
+        for _ in range(iterations):
+            v = (eps_fn(guess, t) - math.sin(phi) * guess) / math.cos(phi)
+            # x_(t_prev) = cos(step) x_t - sin(step) v, solved for x_t
+            guess = (x + math.sin(step) * v) / math.cos(step)
+        x = guess
     return x

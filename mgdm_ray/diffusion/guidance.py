@@ -60,6 +60,12 @@ def least_confidence(logits: Tensor, x_t: Tensor, t: int, labels: Tensor) -> Ten
     return -logits.log_softmax(dim=1).amax(dim=1).exp()
 
 
+@register_measurement("energy")
+def energy(logits: Tensor, x_t: Tensor, t: int, labels: Tensor) -> Tensor:  # noqa: ARG001
+    """-log sum exp(logits): high where the guide has seen little (Liu et al. 2020). Unbounded."""
+    return -logits.logsumexp(dim=1)
+
+
 def denoiser_eps(
     model: Callable[..., Tensor],
     labels: Tensor,
@@ -104,9 +110,6 @@ def classifier_guided(
     if scale == 0:
         return eps_fn
 
-    def log_likelihood(logits: Tensor, x_t: Tensor, t: int, y: Tensor) -> Tensor:  # noqa: ARG001
-        return logits.log_softmax(dim=1).gather(1, y[:, None])[:, 0]
-
     def guided(x_t: Tensor, t: int) -> Tensor:
         _, sigma = schedule.coefficients(t, x_t)
         gradient = measurement_gradient(log_likelihood, guide, x_t, t, labels)
@@ -114,6 +117,11 @@ def classifier_guided(
         return eps_fn(x_t, t) - sigma * scale * gradient
 
     return guided
+
+
+def log_likelihood(logits: Tensor, x_t: Tensor, t: int, labels: Tensor) -> Tensor:  # noqa: ARG001
+    """log p(y | x_t) of each image's own label."""
+    return logits.log_softmax(dim=1).gather(1, labels[:, None])[:, 0]
 
 
 def measurement_guided(
@@ -135,17 +143,29 @@ def measurement_guided(
 
     ``noise`` `[N, C, H, W]` replaces the direction of the whole term, image by image and at every
     t, and keeps its norm: the control for "any push of that size".
-    gamma 0 returns ``eps_fn`` itself.
+    ``setting.label_scale`` beta > 0 ascends M + beta log p(y | x_t) instead of M, in the same
+    forward and backward pass of the guide: uncertain, but still of its class. ``setting.interval``
+    holds the timesteps at which guidance acts; at others ``eps_fn`` alone is asked. gamma 0
+    returns ``eps_fn`` itself.
     """
     if setting.uncertainty_scale == 0:
         return eps_fn
+    first, last = setting.interval
     name = require_known(setting.measurement, "measurement", MEASUREMENTS)
     measurement = MEASUREMENTS[name]
 
+    def target(logits: Tensor, x_t: Tensor, t: int, y: Tensor) -> Tensor:
+        value = measurement(logits, x_t, t, y)
+        if setting.label_scale:
+            value = value + setting.label_scale * log_likelihood(logits, x_t, t, y)
+        return value
+
     def guided(x_t: Tensor, t: int) -> Tensor:
         eps = eps_fn(x_t, t)
+        if not first <= t <= last:
+            return eps
         signal, sigma = schedule.coefficients(t, x_t)
-        term = measurement_gradient(measurement, guide, x_t, t, labels)
+        term = measurement_gradient(target, guide, x_t, t, labels)
         if setting.gradient == "normalised":
             # pred_x0 = (x_t - sigma eps) / signal: this eps term moves it by gamma sigma rms 1
             term = signal * unit(term) * math.sqrt(x_t[0].numel())

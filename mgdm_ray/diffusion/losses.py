@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from mgdm_ray.config import DenoiserConfig
 from mgdm_ray.diffusion.schedule import NoiseSchedule
 
+MIN_SNR_GAMMA = 5.0
+
 
 def denoiser_loss(
     model: nn.Module,
@@ -36,12 +38,20 @@ def denoiser_loss(
 
 
 def loss_weight(t: Tensor, schedule: NoiseSchedule, config: DenoiserConfig) -> Tensor:
-    """w_t float32 `[N]`: 1, or for ``mgdm`` 1 / sqrt(1 + snr_t)."""
+    """w_t float32 `[N]`: 1; for ``mgdm`` 1 / sqrt(1 + snr_t); or ``min_snr`` with gamma = 5.
+
+    Hang et al. 2023 (arXiv 2303.09556), section 3.4: min(snr, 5) on the error of x_0, hence
+    min(snr, 5) / snr on that of eps and min(snr, 5) / (snr + 1) on that of v.
+    """
     if config.loss_weight == "uniform":
         return torch.ones(t.shape, device=t.device)
-    # snr_t = alpha_bar_t / (1 - alpha_bar_t), hence 1 / sqrt(1 + snr_t) = sqrt(1 - alpha_bar_t)
-    _, sigma = schedule.coefficients(t, torch.empty(len(t), device=t.device))
-    return sigma
+    signal, sigma = schedule.coefficients(t, torch.empty(len(t), device=t.device))
+    if config.loss_weight == "mgdm":
+        # snr = alpha_bar / (1 - alpha_bar), hence 1 / sqrt(1 + snr) = sqrt(1 - alpha_bar)
+        return sigma
+    snr = (signal / sigma).square()
+    limited = snr.clamp(max=MIN_SNR_GAMMA)
+    return limited / snr if config.prediction == "epsilon" else limited / (snr + 1)
 
 
 def guide_loss(

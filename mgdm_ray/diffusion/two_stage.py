@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from mgdm_ray.config import GuidanceSetting, SamplingConfig
-from mgdm_ray.diffusion.ddim import invert, sample
+from mgdm_ray.diffusion.ddim import invert, sample, sample_second_order
 from mgdm_ray.diffusion.guidance import (
     classifier_guided,
     denoiser_eps,
     measurement_guided,
 )
-from mgdm_ray.diffusion.schedule import NoiseSchedule, timestep_pairs
+from mgdm_ray.diffusion.schedule import NoiseSchedule, Pair, timestep_pairs
 from mgdm_ray.diffusion.unet import null_label
 from mgdm_ray.seeding import per_image_noise
 
@@ -61,6 +61,7 @@ def generate(
         freeze(guide, device)
     freeze(denoiser, device)
     pairs = timestep_pairs(schedule.num_train_timesteps, config.num_inference_steps)
+    solve = {"ddim": sample, "second_order": sample_second_order}[config.solver]
 
     def one_batch(rows: slice) -> Tensor:
         y = labels[rows].to(device)
@@ -75,7 +76,7 @@ def generate(
         if guide is not None:
             eps_fn = classifier_guided(eps_fn, guide, y, config.classifier_scale, schedule)
         x_T = per_image_noise(shape, indices[rows], *seed_parts, "x_T").to(device)
-        return sample(eps_fn, x_T, pairs, schedule, clip=config.clip)
+        return solve(eps_fn, x_T, pairs, schedule, clip=config.clip)
 
     return _in_batches(one_batch, labels, indices, config.batch_size, shape, on_batch)
 
@@ -93,16 +94,19 @@ def encode(
 ) -> Tensor:
     """Stage 2a: the latents x_T float32 `[M, C, H, W]` of ``images`` `[M, C, H, W]`.
 
+    With ``config.strength`` below 1 they are x_t of the highest level up to there.
+
     Conditional on the label, without any guidance and without clipping, deterministic: latents do
     not depend on what they will be decoded with.
     """
     freeze(denoiser, device)
-    pairs = timestep_pairs(schedule.num_train_timesteps, config.num_inference_steps)
+    pairs = _depth(config, schedule)
 
     def one_batch(rows: slice) -> Tensor:
         y = labels[rows].to(device)
         eps_fn = denoiser_eps(denoiser, y, schedule, prediction, null_label=null_label(denoiser))
-        return invert(eps_fn, images[rows].to(device), pairs, schedule)
+        x_0 = images[rows].to(device)
+        return invert(eps_fn, x_0, pairs, schedule, config.inversion_iterations)
 
     shape = tuple(images.shape[1:])
     return _in_batches(one_batch, labels, range(len(images)), config.batch_size, shape, on_batch)
@@ -139,7 +143,7 @@ def decode(
     if guide is not None:
         freeze(guide, device)
     freeze(denoiser, device)
-    pairs = timestep_pairs(schedule.num_train_timesteps, config.num_inference_steps)
+    pairs = _depth(config, schedule)
     shape = tuple(latents.shape[1:])
 
     def one_batch(rows: slice) -> Tensor:
@@ -156,6 +160,13 @@ def decode(
         return sample(eps_fn, latents[rows].to(device), pairs, schedule)
 
     return _in_batches(one_batch, labels, indices, config.batch_size, shape, on_batch)
+
+
+def _depth(config: SamplingConfig, schedule: NoiseSchedule) -> list[Pair]:
+    """The part of the grid that encode climbs and decode descends: up to ``strength`` T."""
+    highest = config.strength * (schedule.num_train_timesteps - 1)
+    pairs = timestep_pairs(schedule.num_train_timesteps, config.num_inference_steps)
+    return [(t, t_prev) for t, t_prev in pairs if t <= highest]
 
 
 def freeze(model: nn.Module, device: str | torch.device) -> None:

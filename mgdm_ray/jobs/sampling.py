@@ -99,7 +99,7 @@ def decode(job: Job, context: Context, folder: Path) -> Outcome:
     source, _ = load_images(context, "generate", _source(context, latents_key))
     change = float((images - source).pow(2).mean().sqrt())
     return {
-        "setting": {**stage_one, **(setting.model_dump() if setting else {})},
+        "setting": {**stage_one, **(setting.model_dump(mode="json") if setting else {})},
         "metrics": {"rms_change": change, "images": float(len(labels))},
     }
 

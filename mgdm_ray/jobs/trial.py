@@ -34,10 +34,8 @@ class TrialScorer:
     def decode(self, setting: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         candidates = [tuple(c) for c in self.job.inputs["stage_one"]]
         index = candidates.index((setting["guidance_scale"], setting["classifier_scale"]))
-        guidance = GuidanceSetting(
-            measurement=setting["measurement"],
-            uncertainty_scale=setting["uncertainty_scale"],
-            gradient=setting["gradient"],
+        guidance = GuidanceSetting.model_validate(
+            {name: setting[name] for name in GuidanceSetting.model_fields}
         )
         images, labels = decode_latents(
             self.job,

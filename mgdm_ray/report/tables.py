@@ -327,6 +327,11 @@ def setting_text(setting: Mapping[str, Any]) -> str:
         ]
     if setting.get("gradient") == "raw":
         words.append("raw gradient")
+    if setting.get("label_scale"):
+        words.append(f"label {setting['label_scale']:g}")
+    first, last = setting.get("interval") or (0, 999)
+    if (first, last) != (0, 999):
+        words.append(f"t {first} to {last}")
     if setting.get("guidance_scale") is not None:
         words.append(f"guidance {setting['guidance_scale']:g}")
     if setting.get("classifier_scale"):

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
-from mgdm_ray.diffusion.ddim import ddim_step, invert, sample
+from mgdm_ray.diffusion.ddim import ddim_step, invert, sample, sample_second_order
 from mgdm_ray.diffusion.schedule import make_schedule, timestep_pairs
 
 NAMES = ("linear", "cosine")
@@ -108,3 +108,76 @@ def test_which_levels_are_asked():
     asked.clear()
     invert(eps_fn, torch.zeros(1, 1, 1, 1), pairs, schedule)
     assert asked == [0, 0, 333, 666]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_second_order_solver_is_of_second_order(gaussian, name):
+    """Catches a solver that costs more thought than DDIM and gives no more."""
+    schedule = make_schedule(name)
+    x_T = torch.randn(8, 1, 1, 3, generator=torch.Generator().manual_seed(1)).double()
+
+    def eps_fn(x_t, t):
+        return gaussian.eps(schedule, x_t, t)
+
+    exact = sample_second_order(eps_fn, x_T, timestep_pairs(1000, 1000), schedule)
+
+    def error(solve, count):
+        out = solve(eps_fn, x_T, timestep_pairs(1000, count), schedule)
+        return float((out - exact).square().mean().sqrt())
+
+    second = [error(sample_second_order, count) for count in (20, 40, 80)]
+    assert all(3 < a / b < 5 for a, b in pairwise(second)), second
+    assert error(sample, 40) > 5 * second[1]
+    assert error(sample, 1000) < 2e-3  # both go the same way
+
+
+def test_second_order_solver_goes_where_diffusers_goes():
+    """Catches a solver that is precise about another equation: with an eps far from linear, ours
+    and diffusers' DPM-Solver++ must meet, each on 1000 levels."""
+    schedule = make_schedule("linear")
+    theirs = DPMSolverMultistepScheduler(1000, 1e-4, 0.02, "linear", final_sigmas_type="zero")
+    theirs.set_timesteps(999)
+    x_T = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+
+    def eps_fn(x, t):
+        return torch.tanh(x * (1 + t / 500)) + 0.1 * x.roll(1, dims=3)
+
+    expected = x_T
+    for t in theirs.timesteps:
+        expected = theirs.step(eps_fn(expected, int(t)), t, expected).prev_sample
+    ours = sample_second_order(eps_fn, x_T, timestep_pairs(1000, 1000), schedule)
+    spread = float(expected.std())
+    assert float((ours - expected).abs().max()) < 0.01 * spread
+    coarse = sample_second_order(eps_fn, x_T, timestep_pairs(1000, 50), schedule)
+    assert float((coarse - ours).abs().max()) < 0.05 * spread
+
+
+def test_second_order_solver_is_exact_for_constant_eps_and_clips():
+    """Catches an extrapolation of what does not change, and images outside [-1, 1]."""
+    schedule, pairs = make_schedule("cosine"), timestep_pairs(1000, 7)
+    x_0, eps = torch.randn(2, 2, 1, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    x_T = schedule.q_sample(x_0, 999, eps)
+    back = sample_second_order(lambda _x, _t: eps, x_T, pairs, schedule)
+    torch.testing.assert_close(back, x_0, rtol=0, atol=1e-9)
+    clipped = sample_second_order(lambda _x, _t: eps, x_T, pairs, schedule, clip=True)
+    torch.testing.assert_close(clipped, x_0.clamp(-1, 1), rtol=0, atol=0.5)
+    assert float(clipped.abs().max()) <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fixed_point_iterations_undo_the_inversion_error(gaussian, name):
+    """Catches iterations that are evaluated at the wrong level: each must gain accuracy."""
+    schedule, pairs = make_schedule(name), timestep_pairs(1000, 20)
+    x_0 = torch.randn(8, 1, 1, 3, generator=torch.Generator().manual_seed(1)).double() * 0.5
+
+    def eps_fn(x_t, t):  # errs in v, as a network that predicts v does
+        signal = schedule.alpha_bar(t) ** 0.5
+        return gaussian.eps(schedule, x_t, t) + 0.1 * signal * torch.sin(3 * x_t)
+
+    def error(iterations):
+        latents = invert(eps_fn, x_0, pairs, schedule, iterations)
+        return float((sample(eps_fn, latents, pairs, schedule) - x_0).square().mean().sqrt())
+
+    errors = [error(iterations) for iterations in (0, 1, 2, 4, 20)]
+    assert all(a > 2 * b for a, b in pairwise(errors)), errors
+    assert errors[-1] < 1e-6

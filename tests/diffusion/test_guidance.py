@@ -26,7 +26,8 @@ from mgdm_ray.diffusion.schedule import make_schedule, timestep_pairs
 from mgdm_ray.diffusion.unet import build_guide
 
 SCHEDULE = make_schedule("linear")
-NAMES = ("entropy", "margin", "least_confidence")
+BOUNDED = ("entropy", "margin", "least_confidence")
+NAMES = (*BOUNDED, "energy")
 
 
 class LinearGuide(nn.Module):
@@ -76,7 +77,7 @@ def setting(name: str, scale: float, gradient: str = "raw") -> GuidanceSetting:
 # --- measurements ---------------------------------------------------------------------------
 
 
-@given(logits=st.lists(st.floats(-60, 60), min_size=2, max_size=7), name=st.sampled_from(NAMES))
+@given(logits=st.lists(st.floats(-60, 60), min_size=2, max_size=7), name=st.sampled_from(BOUNDED))
 def test_measurements_stay_in_range(logits, name):
     """Catches NaN from 0 log 0, a missing 1 / log K and wrong signs."""
     value = float(MEASUREMENTS[name](torch.tensor([logits]).double(), *[torch.empty(0)] * 3))
@@ -96,6 +97,8 @@ def test_measurements_by_hand():
     assert MEASUREMENTS["entropy"](logits, *rest).tolist() == pytest.approx([by_hand, 1.0])
     assert MEASUREMENTS["margin"](logits, *rest).tolist() == pytest.approx([-0.2, 0.0])
     assert MEASUREMENTS["least_confidence"](logits, *rest).tolist() == pytest.approx([-0.5, -1 / 3])
+    # log sum exp of log-probabilities is log 1; of logits 2 higher it is 2
+    assert MEASUREMENTS["energy"](logits + 2, *rest).tolist() == pytest.approx([-2.0, -2.0])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -115,7 +118,7 @@ def test_gradients_equal_finite_differences(name, classes):
         torch.testing.assert_close(gradient.flatten(1)[:, pixel], expected, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BOUNDED)
 def test_a_confident_guide_still_has_a_gradient(name):
     """Catches a float32 softmax, exactly 0 and 1 at 18 logits apart: guidance would just stop."""
     guide = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
@@ -275,6 +278,42 @@ def test_random_direction_has_the_norm_of_the_guidance(gradient):
     )
 
 
+def test_label_scale_adds_the_label_in_one_pass():
+    """Catches a label term of the wrong sign or weight, and a second pass of the guide for it."""
+    calls = []
+    linear, x, labels = LinearGuide(3), images(4), torch.tensor([0, 1, 2, 1])
+
+    def guide(x_t, t):
+        calls.append(1)
+        return linear(x_t, t)
+
+    chosen = setting("entropy", 0.7).model_copy(update={"label_scale": 2.0})
+    eps = measurement_guided(lambda x, _t: x, guide, labels, chosen, SCHEDULE)(x, 300)
+    assert len(calls) == 1
+    parts = measurement_gradient(MEASUREMENTS["entropy"], linear, x, 300, labels)
+    parts += 2.0 * measurement_gradient(guidance.log_likelihood, linear, x, 300, labels)
+    expected = x - math.sqrt(1 - SCHEDULE.alpha_bar(300)) * 0.7 * parts
+    torch.testing.assert_close(eps, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_guidance_acts_within_its_interval_only():
+    """Catches an interval that is off by one, and a guide that is asked for nothing."""
+    calls = []
+
+    def guide(x_t, t):
+        calls.append(int(t[0]))
+        return LinearGuide(3)(x_t, t)
+
+    chosen = setting("entropy", 0.7).model_copy(update={"interval": (100, 300)})
+    x = images(2)
+    guided = measurement_guided(lambda x, _t: x, guide, torch.zeros(2).long(), chosen, SCHEDULE)
+    for t in (0, 99, 301, 999):
+        assert guided(x, t) is x
+    for t in (100, 200, 300):
+        assert not torch.equal(guided(x, t), x)
+    assert calls == [100, 200, 300]
+
+
 def test_batch_mates_do_not_matter():
     """Catches any coupling of images: the real guide, each image alone and in company."""
     guide = build_guide(UNetConfig(channels=(16, 16), attention=(False, True)), 1, 3, "test").eval()
@@ -368,7 +407,7 @@ def test_measurement_guidance_samples_the_tilted_density(monkeypatch):
         torch.testing.assert_close(by_measurement(x, t), by_classifier(x, t))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BOUNDED)
 @pytest.mark.parametrize("gradient", ["raw", "normalised"])
 def test_guided_samples_are_less_certain(name, gradient):
     """Catches descent instead of ascent: a boundary at 0 must attract, the more the stronger."""

@@ -32,7 +32,7 @@ class Oracle(nn.Module):
         return self.answer + self.error
 
 
-@pytest.mark.parametrize("weight", ["uniform", "mgdm"])
+@pytest.mark.parametrize("weight", ["uniform", "mgdm", "min_snr"])
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
 def test_denoiser_loss(prediction, weight):
     """Catches a wrong target (eps for v), a wrong weight, and a sum in place of a mean."""
@@ -49,6 +49,11 @@ def test_denoiser_loss(prediction, weight):
     if weight == "mgdm":
         a = SCHEDULE.alphas_cumprod[T]
         mean_weight = float((1 / torch.sqrt(1 + a / (1 - a))).mean())  # 1 / sqrt(1 + snr)
+    if weight == "min_snr":
+        a = SCHEDULE.alphas_cumprod[T]
+        snr = a / (1 - a)
+        below = snr if prediction == "epsilon" else snr + 1
+        mean_weight = float((snr.clamp(max=5) / below).mean())
     assert loss(0.5) == pytest.approx(0.25 * mean_weight, rel=1e-4)
 
 
@@ -85,3 +90,16 @@ def test_guide_loss(smoothing):
     target[torch.arange(6), LABELS] += 1 - smoothing
     torch.testing.assert_close(ours, -(target * log_p).sum(dim=1).mean())
     assert torch.equal(seen[0][1], T)
+
+
+def test_min_snr_weighs_the_same_error_of_x_0_alike():
+    """Catches the weight of eps used for v: an error e of x_0 is an error e sqrt(snr) of eps and
+    e sqrt(snr + 1) of v, so that weight times error squared must agree."""
+    t = torch.arange(1000)
+    snr = SCHEDULE.alphas_cumprod / (1 - SCHEDULE.alphas_cumprod)
+    weights = [
+        loss_weight(t, SCHEDULE, DenoiserConfig(loss_weight="min_snr", prediction=p)).double()
+        for p in ("epsilon", "v")
+    ]
+    torch.testing.assert_close(weights[0] * snr, weights[1] * (snr + 1), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(weights[0] * snr, snr.clamp(max=5), rtol=1e-4, atol=1e-6)

@@ -225,3 +225,35 @@ def test_the_control_pushes_as_far_as_guidance_can(networks, steps):
     for a, b in itertools.pairwise(angles):
         expected = expected * math.cos(a - b) + 0.2 * math.sin(a - b)
     torch.testing.assert_close(moved, torch.full((3,), expected), rtol=1e-3, atol=0)
+
+
+def test_less_strength_keeps_more_of_the_image(networks):
+    """Catches an encode and a decode that go to different depths, and a depth that is ignored."""
+    images = make(networks, LABELS, range(7))
+    change, spread = [], []
+    for strength in (0.2, 0.6, 1.0):
+        config = CONFIG.model_copy(update={"strength": strength, "num_inference_steps": 40})
+        latents = encode(networks[0], images, LABELS, config, **COMMON)
+        chosen = GuidanceSetting(uncertainty_scale=0.3)
+        moved = decode(*networks, latents, LABELS, range(7), chosen, config, **COMMON)
+        plain = decode(*networks, latents, LABELS, range(7), None, config, **COMMON)
+        torch.testing.assert_close(plain, images, rtol=0, atol=0.5)  # first-order inversion
+        change.append(float((moved - plain).square().mean()))
+        spread.append(float((latents - images).square().mean()))
+    assert change[0] < change[1] < change[2]
+    assert spread[0] < spread[1] < spread[2]
+
+
+def test_solver_and_iterations_are_used(networks):
+    """Catches options that are accepted and then ignored."""
+    images = make(networks, LABELS, range(7))
+    second = CONFIG.model_copy(update={"solver": "second_order"})
+    assert float((make(networks, LABELS, range(7), second) - images).abs().max()) > 1e-3
+
+    def error(iterations):
+        config = CONFIG.model_copy(update={"inversion_iterations": iterations})
+        latents = encode(networks[0], images, LABELS, config, **COMMON)
+        back = decode(networks[0], None, latents, LABELS, range(7), None, config, **COMMON)
+        return float((back - images).square().mean().sqrt())
+
+    assert error(6) < 0.3 * error(0)
