@@ -17,7 +17,7 @@ from mgdm_ray.seeding import content_key
 # Raise a kind's version when its code changes results: its artefacts are then computed anew.
 VERSIONS = {
     "fit_denoiser": 1,
-    "fit_guide": 1,
+    "fit_guide": 2,
     "generate": 1,
     "encode": 1,
     "search": 2,

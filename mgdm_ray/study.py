@@ -447,6 +447,14 @@ class Study:
 
         print("\nbalanced accuracy on the test split, mean and sd over networks and seeds\n")
         print(result_table(records))
+        for record in records:
+            share = record.metrics.get("share_of_t_at_chance", 0.0)
+            if record.kind == "fit_guide" and share > 0.5:
+                print(
+                    f"\nwarning: the guide of {record.dataset} is no better than chance at "
+                    f"{share:.0%} of the noise levels: guidance hardly knows the classes there; "
+                    "train it longer (guide.steps), or on more images"
+                )
         print(f"\nreport:  {report}")
         print(f"compare: {self.tracker.ui_command()}")
         bad = [r for r in records if r.status == "failed" and r.kind != "trial"]

@@ -350,6 +350,9 @@ def _curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
         table = json.loads(over_t.read_text(encoding="utf-8"))
         pairs = zip(table["t"], table["balanced_accuracy"], strict=True)
         curves["guide_balanced_accuracy"] = [(int(t), float(value)) for t, value in pairs]
+        if "ece" in table:
+            pairs = zip(table["t"], table["ece"], strict=True)
+            curves["guide_ece"] = [(int(t), float(value)) for t, value in pairs]
     out = {}
     for name, points in curves.items():
         finite = [(step, value) for step, value in points if math.isfinite(value)]

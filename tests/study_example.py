@@ -131,7 +131,12 @@ def _add_models(example: Example, dataset: str, rng: np.random.Generator) -> Non
         example,
         Record(key=f"gui-{dataset}", kind="fit_guide", seconds=41.0, split="val", **common),  # type: ignore[arg-type]
         history_json=loss_history(300, 1.4, rng),
-        accuracy_over_t_json={"t": over_t, "balanced_accuracy": accuracy},
+        accuracy_over_t_json={
+            "t": over_t,
+            "balanced_accuracy": accuracy,
+            "ece": [0.05 + t / 5000 for t in over_t],
+            "chance_below": 1 / classes + 0.02,
+        },
     )
     stage_one = {"guidance_scale": 1.5, "classifier_scale": 0.0}
     for kind, arm, setting in (

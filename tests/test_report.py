@@ -100,6 +100,13 @@ def test_every_section_and_file_is_there(written: Path) -> None:
         assert expected in words
 
 
+def test_a_guide_at_chance_is_named_with_its_noise_levels(written: Path) -> None:
+    """Catches guidance by a guide that knows nothing, unsaid."""
+    _, words = read_page(written)
+    assert "No better than guessing: " in words
+    assert "phantom-fundus at t = 700, 800, 900, 999" in words
+
+
 def test_texts_from_outside_are_escaped(written: Path) -> None:
     """Catches markup in a failure's reason or the configuration that gets into the page."""
     text = written.read_text()

@@ -117,6 +117,7 @@ def test_jobs_bring_images_curves_and_dataset(store: Path, example: Example) -> 
     assert artifacts(store, runs["fit_guide"], "figures") == {
         "figures/loss.png",
         "figures/guide_balanced_accuracy.png",
+        "figures/guide_ece.png",
     }
     assert "best_score" in runs["search"].data.metrics
     dataset = runs["fit_guide"].inputs.dataset_inputs[0].dataset

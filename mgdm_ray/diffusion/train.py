@@ -270,34 +270,27 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 @torch.no_grad()
-def guide_accuracy(
+def guide_probabilities(
     guide: nn.Module,
     images: Tensor,
-    labels: Tensor,
     schedule: NoiseSchedule,
     seed: int,
-    timesteps: list[int],
+    t: int,
     *,
     batch_size: int = 256,
     device: str | torch.device = "cpu",
-) -> dict[int, float]:
-    """Balanced accuracy of the noisy classifier at each timestep: {t: value in [0, 1]}.
+) -> Tensor:
+    """p(y | x_t, t) of ``images`` `[N, C, H, W]` noised to ``t``: float64 `[N, K]` on the CPU.
 
-    Mean recall over the classes that occur in ``labels`` `[N]`. Where it is at chance, guidance
-    by this guide is noise. Sets the guide to eval mode.
+    Each image's noise is a function of seed, t and its index. Sets the guide to eval mode.
     """
     guide.to(device).eval()
-    result: dict[int, float] = {}
-    for t in timesteps:
-        hits = []
-        for start in range(0, len(images), batch_size):
-            x_0 = images[start : start + batch_size]
-            index = range(start, start + len(x_0))
-            noise = per_image_noise(tuple(x_0.shape[1:]), index, "guide_accuracy", seed, t)
-            x_t = schedule.q_sample(x_0, t, noise).to(device)
-            chosen = guide(x_t, torch.full((len(x_t),), t, device=device)).argmax(dim=1).cpu()
-            hits.append(chosen == labels[start : start + batch_size])
-        hit = torch.cat(hits).double()
-        recalls = [float(hit[labels == k].mean()) for k in sorted(set(labels.tolist()))]
-        result[t] = sum(recalls) / len(recalls)
-    return result
+    rows = []
+    for start in range(0, len(images), batch_size):
+        x_0 = images[start : start + batch_size]
+        index = range(start, start + len(x_0))
+        noise = per_image_noise(tuple(x_0.shape[1:]), index, "guide_accuracy", seed, t)
+        x_t = schedule.q_sample(x_0, t, noise).to(device)
+        logits = guide(x_t, torch.full((len(x_t),), t, device=device))
+        rows.append(logits.double().softmax(dim=1).cpu())
+    return torch.cat(rows)

@@ -71,25 +71,41 @@ def train_model(task: TrainingTask, **options: Any) -> TrainResult:
 
 
 def _measure_guide(task: TrainingTask, guide: torch.nn.Module, device: str) -> None:
-    """Balanced accuracy on noisy validation images over t: can guidance work at all?"""
-    import torch
-
+    """Accuracy and calibration on noisy validation images over t: can guidance work at all?"""
     from mgdm_ray.diffusion.schedule import make_schedule
-    from mgdm_ray.diffusion.train import guide_accuracy
+    from mgdm_ray.diffusion.train import guide_probabilities
+    from mgdm_ray.downstream.metrics import score
 
-    val = load_split(DatasetConfig.model_validate(task.dataset), "val", task.data_dir)
-    accuracy = guide_accuracy(
-        guide,
-        to_tensor(val.images),
-        torch.from_numpy(val.labels),
-        make_schedule(task.schedule),
-        task.seed,
-        list(ACCURACY_TIMESTEPS),
-        device=device,
-    )
-    curve = {"t": list(accuracy), "balanced_accuracy": list(accuracy.values())}
+    dataset = DatasetConfig.model_validate(task.dataset)
+    val = load_split(dataset, "val", task.data_dir)
+    info, images = dataset_info(dataset, task.data_dir), to_tensor(val.images)
+    schedule = make_schedule(task.schedule)
+    scores = [
+        score(
+            guide_probabilities(guide, images, schedule, task.seed, t, device=device).numpy(),
+            val.labels,
+            info.task,
+        )
+        for t in ACCURACY_TIMESTEPS
+    ]
+    curve = {
+        "t": list(ACCURACY_TIMESTEPS),
+        **{name: [row[name] for row in scores] for name in ("balanced_accuracy", "ece")},
+        "chance_below": chance_limit(val.labels),
+    }
     Path(task.work).mkdir(parents=True, exist_ok=True)
     save_json(Path(task.work) / ACCURACY_FILE, curve)
+
+
+def chance_limit(labels: np.ndarray) -> float:
+    """The balanced accuracy that guessing passes in one of twenty cases.
+
+    Guesses hit class k of n_k images with standard error sqrt(q (1 - q) / n_k), q = 1 / K.
+    """
+    counts = np.bincount(labels)
+    counts = counts[counts > 0]
+    q = 1 / len(counts)
+    return float(q + 1.645 * np.sqrt((q * (1 - q) / counts).sum()) / len(counts))
 
 
 def train_here(task: TrainingTask, progress: Progress) -> Path:
@@ -158,5 +174,11 @@ def fit_guide(job: Job, context: Context, folder: Path) -> Outcome:
     measured = context.store.work(job.kind, job.key) / ACCURACY_FILE
     curve = json.loads(measured.read_text(encoding="utf-8"))
     save_json(folder / ACCURACY_FILE, curve)
-    mean = {"balanced_accuracy_over_t": float(np.mean(curve["balanced_accuracy"]))}
-    return {"metrics": {**_last_loss(folder), **mean}, "split": "val"}
+    accuracy = np.array(curve["balanced_accuracy"])
+    metrics = {
+        **_last_loss(folder),
+        "balanced_accuracy_over_t": float(accuracy.mean()),
+        "ece_over_t": float(np.mean(curve["ece"])),
+        "share_of_t_at_chance": float((accuracy <= curve["chance_below"]).mean()),
+    }
+    return {"metrics": metrics, "split": "val"}

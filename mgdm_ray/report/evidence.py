@@ -114,6 +114,8 @@ def models(draft: Draft) -> Html | None:
 
 def _guide_plot(draft: Draft) -> Html | None:
     curves: dict[str, list[tuple[float, float]]] = {}
+    errors: dict[str, list[tuple[float, float]]] = {}
+    at_chance = []
     for record in draft.records:
         table = (
             _read_json(draft, record, "accuracy_over_t.json")
@@ -122,7 +124,14 @@ def _guide_plot(draft: Draft) -> Html | None:
         )
         if table and table["t"]:
             pairs = zip(table["t"], table["balanced_accuracy"], strict=True)
-            curves[record.dataset or "?"] = sorted((float(t), float(v)) for t, v in pairs)
+            name = record.dataset or "?"
+            curves[name] = sorted((float(t), float(v)) for t, v in pairs)
+            if table.get("ece"):
+                pairs = zip(table["t"], table["ece"], strict=True)
+                errors[name] = sorted((float(t), float(v)) for t, v in pairs)
+            lost = [t for t, v in curves[name] if v <= table.get("chance_below", 0.0)]
+            if lost:
+                at_chance.append(f"{name} at t = {', '.join(f'{t:g}' for t in lost)}")
     if not curves:
         return None
     chance = {
@@ -130,10 +139,11 @@ def _guide_plot(draft: Draft) -> Html | None:
     }
     return draft.plot(
         "guide",
-        figures.guide_over_t(curves, chance),
+        figures.guide_over_t(curves, chance, errors),
         "Balanced accuracy of the noisy classifier over the noise level",
         "Can guidance work at all? Balanced accuracy of the noisy classifier on validation images, "
-        "noised to t. Where it is at chance, its gradient holds no information about the class.",
+        "noised to t. Where it is at chance, its gradient holds no information about the class. "
+        + (f"No better than guessing: {'; '.join(at_chance)}." if at_chance else ""),
     )
 
 

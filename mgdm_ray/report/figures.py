@@ -211,10 +211,17 @@ def search_scatter(trials: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
 
 
 @styled
-def guide_over_t(curves: Mapping[str, Curve], chance: Mapping[str, float]) -> Figure:
-    """The noisy classifier's balanced accuracy from clean (t = 0) to noise, with chance levels."""
+def guide_over_t(
+    curves: Mapping[str, Curve], chance: Mapping[str, float], errors: Mapping[str, Curve]
+) -> Figure:
+    """The noisy classifier's balanced accuracy from clean (t = 0) to noise, with chance levels, and
+    where it is known its calibration error."""
     palette = colours(list(curves))
-    figure, (axes,) = _panels(1, 3.0)
+    figure, (axes, *more) = _panels(2 if errors else 1, 3.0, sharey=False)
+    for name, curve in errors.items():
+        more[0].plot(*zip(*curve, strict=True), "o-", ms=4, color=palette[name])
+        more[0].set(xlabel="training timestep t", ylabel="expected calibration error")
+        more[0].set_ylim(bottom=0)
     for name, curve in curves.items():
         axes.plot(*zip(*curve, strict=True), "o-", ms=4, color=palette[name], label=name)
         if name in chance:

@@ -16,7 +16,7 @@ from mgdm_ray.diffusion.losses import denoiser_loss
 from mgdm_ray.diffusion.schedule import make_schedule
 from mgdm_ray.diffusion.train import (
     NonFiniteLoss,
-    guide_accuracy,
+    guide_probabilities,
     has_bfloat16,
     learning_rate,
     new_state,
@@ -284,19 +284,23 @@ def test_bfloat16_is_used_where_asked_for():
     assert isinstance(has_bfloat16(torch.device("cpu")), bool)
 
 
-def test_guide_accuracy_by_hand():
-    """Catches plain accuracy in place of the balanced one, and noise that ignores the seed."""
+def test_guide_probabilities_are_those_of_noisy_images():
+    """Catches clean images at every t, noise that ignores the seed or follows the batches."""
 
     class Bright(nn.Module):
         def forward(self, x, _t):
             mean = x.mean(dim=(1, 2, 3))
             return torch.stack([-mean, mean], dim=1)
 
-    images, labels = toy_images(), LABELS.clone()
-    labels[1] = 1  # one dark image of class 1: recalls 1 and 6 / 7
-    found = guide_accuracy(Bright(), images, labels, SCHEDULE, 0, [0, 999], batch_size=7)
-    assert found[0] == pytest.approx((1 + 6 / 7) / 2)
-    assert 0.2 < found[999] < 0.8
+    def ask(t, seed=0, batch_size=7):
+        return guide_probabilities(Bright(), toy_images(), SCHEDULE, seed, t, batch_size=batch_size)
+
+    assert ask(0).dtype == torch.float64
+    torch.testing.assert_close(ask(0).sum(dim=1), torch.ones(30).double())
+    assert torch.equal(ask(0).argmax(dim=1), LABELS)
+    assert 0.2 < float((ask(999).argmax(dim=1) == LABELS).double().mean()) < 0.8
+    assert not torch.equal(ask(500), ask(500, seed=1))
+    assert torch.equal(ask(500), ask(500, batch_size=30))
 
 
 def test_the_whole_method_on_a_toy():
@@ -314,7 +318,12 @@ def test_the_whole_method_on_a_toy():
     assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
     guide_config = GuideConfig(steps=60, **options)
     guide = train("guide", guide_config, images, labels, 2, 0, schedule=SCHEDULE).state.trained
-    accuracy = guide_accuracy(guide, images, labels, SCHEDULE, 0, [0, 300, 999])
+    accuracy = {
+        t: float(
+            (guide_probabilities(guide, images, SCHEDULE, 0, t).argmax(1) == labels).sum() / 40
+        )
+        for t in (0, 999)
+    }
     assert accuracy[0] > 0.95
     assert accuracy[999] < 0.8
     denoiser, common = trained.state.trained, {"prediction": "v", "schedule": SCHEDULE}
