@@ -251,7 +251,13 @@ def _record(storage: Path, plan: Plan, key: str) -> Record:
         (("--storage", __file__), "give a folder that can be written"),
         (("--report-only",), "holds nothing of this study"),
         (
-            ("--report-only", "--set", "datasets=[breastmnist]", "--set", "data_dir=/nowhere"),
+            (
+                "--report-only",
+                "--set",
+                "datasets=[{name: breastmnist, size: 28}]",
+                "--set",
+                "data_dir=/nowhere",
+            ),
             "the data of breastmnist is not here",
         ),
         (("--set", "image_size=18", "--set", "denoiser.unet.channels=[16,16,16]"), "levels"),
