@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayError
 
 from mgdm_ray.config import InputError, ResourcesConfig
-from mgdm_ray.environment import QUIET, StartError, cores
+from mgdm_ray.environment import QUIET, StartError, cores, plugins
 from mgdm_ray.jobs import base
 from mgdm_ray.jobs.base import Context, Outcome, Progress, TrainingTask
 from mgdm_ray.plan import Job
@@ -60,7 +60,7 @@ def cluster(address: str | None) -> Iterator[None]:
         options["num_cpus"] = cores()
     else:
         # A local cluster's workers inherit this environment; those of another must be told.
-        options |= {"address": address, "runtime_env": {"env_vars": QUIET}}
+        options |= {"address": address, "runtime_env": {"env_vars": {**QUIET, **plugins()}}}
     try:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:

@@ -29,6 +29,11 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def plugins() -> dict[str, str]:
+    """What workers elsewhere must be told, so that they know the same measurements."""
+    return {k: v for k, v in os.environ.items() if k == "MGDM_PLUGINS"}
+
+
 class StartError(Exception):
     """Ray could not be started here; nothing is lost, and nothing was computed."""
 

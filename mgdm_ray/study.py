@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import json
+import os
 import shlex
 import signal
 import sys
@@ -64,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _interrupted.clear()
     _catch_signals()
     try:
+        _import_plugins()
         return Study(arguments).start()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -75,6 +78,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nStopped. What is finished is kept; the same command resumes:", file=sys.stderr)
         print(f"  {_command_line(argv)}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _import_plugins() -> None:
+    """Measurements of users must be known before the study file is read."""
+    if not os.environ.get("MGDM_PLUGINS"):
+        return  # guidance imports torch, which planning need not
+    try:
+        importlib.import_module("mgdm_ray.diffusion.guidance")
+    except Exception as error:
+        name = os.environ["MGDM_PLUGINS"]
+        raise InputError(f"MGDM_PLUGINS={name}: {type(error).__name__}: {error}") from error
 
 
 _interrupted = threading.Event()

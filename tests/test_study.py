@@ -301,6 +301,37 @@ def test_a_damaged_data_file_is_refused_with_exit_2(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+PLUGIN = """
+from mgdm_ray.diffusion.guidance import register_measurement
+
+
+@register_measurement("second_choice")
+def second_choice(logits, x_t, t, labels):
+    return logits.softmax(dim=1).topk(2, dim=1).values[:, 1]
+"""
+
+
+@pytest.mark.slow
+def test_a_measurement_of_the_user_guides_a_study(tmp_path: Path) -> None:
+    """Would catch a registered measurement that the command line or Ray's workers do not know."""
+    (tmp_path / "my_measurements.py").write_text(PLUGIN)
+    env = {"PYTHONPATH": str(tmp_path), "MGDM_PLUGINS": "my_measurements"}
+    study, storage = tmp_path / "tiny.yaml", tmp_path / "runs"
+    small = {**TINY, "search": None, "networks": ["squeezenet1_1"], "arms": ["disturb"]}
+    small["setting"] = {"measurement": "second_choice", "label_scale": 0.5, "interval": [0, 800]}
+    study.write_text(yaml.safe_dump(small))
+    unknown = run(study, storage, "--plan")
+    assert unknown.returncode == 2
+    assert "unknown measurement 'second_choice'" in unknown.stderr
+    broken = run(study, storage, "--plan", env={**env, "MGDM_PLUGINS": "nowhere_to_be_found"})
+    assert broken.returncode == 2
+    assert "MGDM_PLUGINS=nowhere_to_be_found: ModuleNotFoundError" in broken.stderr
+    done = run(study, storage, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [cell] = [r for r in read_records(storage / "studies" / "tiny" / "records.jsonl") if r.is_cell]
+    assert cell.setting["measurement"] == "second_choice"
+
+
 @pytest.mark.slow
 def test_a_failure_costs_only_what_needs_it(tmp_path: Path) -> None:
     """Latents that lost their file: the decode and its cells fail with the reason, the rest goes
