@@ -230,7 +230,13 @@ def guide_over_t(
         xlabel="training timestep t   (0: clean image, 999: noise)", ylabel="balanced accuracy"
     )
     axes.set_ylim(0, 1.02)
-    axes.legend(loc="upper right", title="dashed: chance", title_fontsize=8.5, ncols=2)
+    figure.legend(
+        *axes.get_legend_handles_labels(),
+        loc="outside lower center",
+        title="dashed: chance",
+        title_fontsize=8.5,
+        ncols=6,
+    )
     return figure
 
 
