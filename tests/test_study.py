@@ -397,6 +397,46 @@ def test_a_worker_that_dies_is_one_failed_cell(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_search_killed_midway_tries_the_rest_and_nothing_twice(tmp_path: Path) -> None:
+    """Would catch a search that starts over, loses its trials or repeats them after a power cut."""
+    import optuna
+
+    from mgdm_ray.search import optuna_storage
+
+    study, storage = tmp_path / "tiny.yaml", tmp_path / "runs"
+    small = {**TINY, "arms": ["disturb"], "networks": ["squeezenet1_1"]}
+    small["search"] = {**TINY["search"], "trials": 5, "max_concurrent": 1, "steps": 60}
+    study.write_text(yaml.safe_dump(small))
+    folder = storage / "studies" / "tiny"
+
+    def finished_trials() -> int:
+        journal = folder / "optuna.journal"
+        if not journal.exists():
+            return 0
+        stored = optuna_storage(folder)
+        names = optuna.get_all_study_names(stored)
+        trials = [t for n in names for t in optuna.load_study(study_name=n, storage=stored).trials]
+        return sum(t.state == optuna.trial.TrialState.COMPLETE for t in trials)
+
+    process = subprocess.Popen(command(study, storage), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and finished_trials() < 1:
+        time.sleep(0.3)
+    process.kill()
+    process.wait()
+    before = finished_trials()
+    assert 1 <= before < 5
+    time.sleep(5)  # Ray's processes see that their driver is gone
+    again = run(study, storage)
+    assert again.returncode == 0, again.stdout + again.stderr
+    records = read_records(folder / "records.jsonl")
+    assert len([r for r in records if r.kind == "trial" and r.status == "done"]) == 5
+    scales = [r.setting["uncertainty_scale"] for r in records if r.kind == "trial"]
+    assert len(set(scales)) == 5
+    assert 5 <= finished_trials() <= 6  # one that ran when the power failed may be told again
+
+
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on_and_a_rerun_finishes(tmp_path: Path) -> None:
     """Would catch an interrupted study that loses work, hangs or leaves Ray running."""
     study, storage = tmp_path / "tiny.yaml", tmp_path / "runs"
