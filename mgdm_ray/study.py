@@ -221,18 +221,17 @@ class Study:
             print("\nnothing left to do")
         elif unknown:
             print(
-                f"\nestimated time: unknown (no {', '.join(unknown)} has run in this storage yet)"
+                f"\nestimated time: unknown (no {', '.join(unknown)} of this study has run yet)"
                 + (f"; the rest about {work / here / 60:.0f} min on {here} cores" if work else "")
             )
         else:
             print(f"\nestimated time: about {work / here / 60:.1f} min on {here} cores")
 
     def seconds_per_kind(self) -> dict[str, float]:
-        """Mean seconds of the finished jobs of each kind in this storage, this study's first."""
+        """Mean seconds of this plan's finished jobs per kind; other studies' say nothing."""
         own = {(job.kind, job.key) for job in self.plan.jobs.values()}
         rows: dict[str, list[float]] = {}
-        every = list(self.store.done())
-        for kind, key in [k for k in every if k in own] or every:
+        for kind, key in own & set(self.store.done()):
             rows.setdefault(kind, []).append(
                 float(self.store.manifest(kind, key)["record"]["seconds"])
             )

@@ -147,6 +147,15 @@ def test_plan_shows_all_done(finished: Finished) -> None:
     assert "nothing left to do" in shown.stdout
 
 
+def test_the_seconds_of_another_study_are_no_estimate(finished: Finished) -> None:
+    """Would catch days of work that are announced as minutes, because a toy ran here before."""
+    options = ("--set", "seed=7", "--set", "image_size=32", "--plan")
+    shown = run(finished.study, finished.storage, *options)
+    assert "estimated time: unknown (no fit_denoiser, " in shown.stdout
+    more = run(finished.study, finished.storage, "--set", "seeds=2", "--plan")
+    assert "estimated time: about" in more.stdout
+
+
 def test_only_gamma_computes_only_stage_two(finished: Finished) -> None:
     """The plan on a real store: what a new weight costs is a decode and its cells."""
     options = ("--set", "search=null", "--set", "setting.uncertainty_scale=0.3", "--plan")
