@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from optuna.distributions import CategoricalDistribution
 
 from mgdm_ray import engine, search
 from mgdm_ray.config import ARMS, ResourcesConfig, StudyConfig
@@ -115,7 +116,9 @@ def test_measurements_that_repeat_each_other_are_tried_once(bench: Bench) -> Non
     def tried(measurements: list[str], gradient: str, classes: int) -> list[str]:
         space = {**job.inputs["space"], "measurement": measurements, "gradient": gradient}
         changed = replace(job, inputs={**job.inputs, "space": space})
-        return list(search.space(changed, classes)["measurement"].choices)  # type: ignore[attr-defined]
+        choice = search.space(changed, classes)["measurement"]
+        assert isinstance(choice, CategoricalDistribution)
+        return [str(name) for name in choice.choices]
 
     every = ["margin", "entropy", "least_confidence"]
     assert tried(every, "normalised", 2) == ["margin"]
