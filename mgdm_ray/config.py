@@ -268,8 +268,10 @@ class SamplingConfig(Frozen):
     """Classifier guidance of stage 1; 0 is off."""
     clip: bool = True
     """Clip pred_x0 to [-1, 1] while generating. Encode and decode never clip: they are inverse."""
-    batch_size: Positive = 64
-    """Images per forward pass; does not change the result."""
+    batch_size: Positive | Literal["auto"] = "auto"
+    """Images per forward pass; ``auto``: as many as memory allows. Does not change the result."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """``auto``: bfloat16 autocast where the processor has it in hardware."""
 
 
 class SyntheticConfig(Frozen):
@@ -402,6 +404,10 @@ class ResourcesConfig(Frozen):
     cpus_per_task: float = Field(1, gt=0)
     """Sampling, trials and downstream networks."""
     gpus_per_task: float = Field(0, ge=0)
+    sampling_workers: Positive = 1
+    """Tasks that share the images of one sampling job, each with ``..._per_task``."""
+    compile: Literal["auto", "never", "always"] = "auto"
+    """torch.compile while sampling; ``auto``: where enough work is ahead to pay for it."""
     max_retries: int = Field(1, ge=0, le=100)
     """How often a job whose worker died is started again."""
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,9 +13,11 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mgdm_ray.config import DenoiserConfig, GuideConfig, TrainConfig
 from mgdm_ray.diffusion.batches import BatchSource, Draw
+from mgdm_ray.diffusion.execution import autocast, in_layout, resolved_precision
 from mgdm_ray.diffusion.losses import denoiser_loss, guide_loss
 from mgdm_ray.diffusion.schedule import NoiseSchedule
 from mgdm_ray.diffusion.unet import build_denoiser, build_guide, null_label
@@ -91,13 +92,20 @@ class TrainState:
         except RuntimeError as error:
             raise ValueError(f"{folder} holds the state of another network: {error}") from error
         for name, parameter in self.model.named_parameters():
-            # Fused AdamW wants its step counter beside the parameter, like the moments.
+            # Fused AdamW wants its step counter beside the parameter, and the moments in its
+            # layout: it goes through memory and asks for no strides.
             self.optimizer.state[parameter] = {
-                key: tensors[f"optimizer.{key}.{name}"].to(parameter.device)
+                key: _beside(parameter, tensors[f"optimizer.{key}.{name}"])
                 for key in MOMENTS
                 if f"optimizer.{key}.{name}" in tensors
             }
         self.step, self.history = int(facts["step"]), list(facts["history"])
+
+
+def _beside(parameter: Tensor, value: Tensor) -> Tensor:
+    if value.shape != parameter.shape:  # the step counter
+        return value.to(parameter.device)
+    return torch.empty_like(parameter).copy_(value)
 
 
 def _without_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -176,7 +184,7 @@ def new_state(
     if isinstance(config, DenoiserConfig) != (kind == "denoiser"):
         raise ValueError(f"kind {kind!r} does not go with a {type(config).__name__}")
     build = build_denoiser if kind == "denoiser" else build_guide
-    model = build(config.unet, channels, num_classes, kind, seed).to(device)
+    model = in_layout(build(config.unet, channels, num_classes, kind, seed).to(device), device)
     ema = copy.deepcopy(model).eval().requires_grad_(False) if kind == "denoiser" else None
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=1e-2, fused=True
@@ -241,32 +249,8 @@ def update_ema(ema: nn.Module, model: nn.Module, step: int, decay: float) -> Non
     The warm-up keeps the first, random weights from lasting in the average.
     """
     d = min(decay, (1 + step) / (10 + step))
-    for average, parameter in zip(ema.parameters(), model.parameters(), strict=True):
-        average.lerp_(parameter, 1 - d)
-
-
-def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """bfloat16 autocast if asked for, or with ``auto`` where the hardware multiplies bfloat16."""
-    use = resolved_precision(precision, device) == "bfloat16"
-    return torch.autocast(device.type, torch.bfloat16) if use else contextlib.nullcontext()
-
-
-def resolved_precision(precision: str, device: torch.device) -> str:
-    """``bfloat16`` or ``float32``: what ``precision`` means on ``device``."""
-    if precision == "auto":
-        return "bfloat16" if has_bfloat16(device) else "float32"
-    return precision
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware has bfloat16 matrix products; emulation is slower than float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        # Absent from older releases of torch, which then train in float32.
-        able: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-    return False
+    average = get_ema_multi_avg_fn(d)  # type: ignore[no-untyped-call] # all parameters at once
+    average(list(ema.parameters()), list(model.parameters()), None)
 
 
 @torch.no_grad()

@@ -2,12 +2,14 @@
 
 Every image has an index of its own; its noise is a function of ``seed_parts`` and that index, so
 that neither batch size nor order nor the number of workers changes it (beyond float round-off of
-the networks' batched arithmetic). Models are set to eval mode and their parameters frozen.
+the networks' batched arithmetic). Models are set to eval mode and their parameters frozen;
+one that is not ``Prepared`` yet runs in ``config.precision``, uncompiled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from mgdm_ray.config import GuidanceSetting, SamplingConfig
 from mgdm_ray.diffusion.ddim import invert, sample, sample_second_order
+from mgdm_ray.diffusion.execution import Execution, Prepared, activation_bytes, fitting_batch_size
 from mgdm_ray.diffusion.guidance import (
     classifier_guided,
     denoiser_eps,
@@ -23,6 +26,8 @@ from mgdm_ray.diffusion.guidance import (
 from mgdm_ray.diffusion.schedule import NoiseSchedule, Pair, timestep_pairs
 from mgdm_ray.diffusion.unet import null_label
 from mgdm_ray.seeding import per_image_noise
+
+log = logging.getLogger(__name__)
 
 Prediction = Literal["epsilon", "v"]
 Direction = Literal["gradient", "random"]
@@ -46,7 +51,7 @@ def generate(
     schedule: NoiseSchedule,
     shape: tuple[int, int, int],
     seed_parts: SeedParts,
-    device: str | torch.device = "cpu",
+    device: str = "cpu",
     on_batch: OnBatch | None = None,
 ) -> Tensor:
     """Stage 1: images float32 `[M, *shape]` on the CPU, of ``labels`` int64 `[M]`.
@@ -57,9 +62,11 @@ def generate(
     """
     if config.classifier_scale != 0 and guide is None:
         raise ValueError("classifier_scale is not 0, but there is no guide")
-    if guide is not None:
-        freeze(guide, device)
-    freeze(denoiser, device)
+    denoiser, guide = (
+        _prepared(denoiser, config, device),
+        guide and _prepared(guide, config, device),
+    )
+    size = batch_size_for(config, shape, denoiser, guide, Execution(device=device))
     pairs = timestep_pairs(schedule.num_train_timesteps, config.num_inference_steps)
     solve = {"ddim": sample, "second_order": sample_second_order}[config.solver]
 
@@ -78,7 +85,7 @@ def generate(
         x_T = per_image_noise(shape, indices[rows], *seed_parts, "x_T").to(device)
         return solve(eps_fn, x_T, pairs, schedule, clip=config.clip)
 
-    return _in_batches(one_batch, labels, indices, config.batch_size, shape, on_batch)
+    return _in_batches(one_batch, labels, indices, size, shape, on_batch)
 
 
 def encode(
@@ -89,7 +96,7 @@ def encode(
     *,
     prediction: Prediction,
     schedule: NoiseSchedule,
-    device: str | torch.device = "cpu",
+    device: str = "cpu",
     on_batch: OnBatch | None = None,
 ) -> Tensor:
     """Stage 2a: the latents x_T float32 `[M, C, H, W]` of ``images`` `[M, C, H, W]`.
@@ -99,7 +106,8 @@ def encode(
     Conditional on the label, without any guidance and without clipping, deterministic: latents do
     not depend on what they will be decoded with.
     """
-    freeze(denoiser, device)
+    denoiser, shape = _prepared(denoiser, config, device), tuple(images.shape[1:])
+    size = batch_size_for(config, shape, denoiser, None, Execution(device=device))
     pairs = _depth(config, schedule)
 
     def one_batch(rows: slice) -> Tensor:
@@ -108,8 +116,7 @@ def encode(
         x_0 = images[rows].to(device)
         return invert(eps_fn, x_0, pairs, schedule, config.inversion_iterations)
 
-    shape = tuple(images.shape[1:])
-    return _in_batches(one_batch, labels, range(len(images)), config.batch_size, shape, on_batch)
+    return _in_batches(one_batch, labels, range(len(images)), size, shape, on_batch)
 
 
 def decode(
@@ -125,7 +132,7 @@ def decode(
     schedule: NoiseSchedule,
     direction: Direction = "gradient",
     seed_parts: SeedParts = ("decode",),
-    device: str | torch.device = "cpu",
+    device: str = "cpu",
     on_batch: OnBatch | None = None,
 ) -> Tensor:
     """Stage 2b: images float32 `[M, C, H, W]` of ``latents``, under measurement guidance.
@@ -140,11 +147,13 @@ def decode(
     guided = setting is not None and setting.uncertainty_scale != 0
     if guided and guide is None:
         raise ValueError("uncertainty_scale is not 0, but there is no guide")
-    if guide is not None:
-        freeze(guide, device)
-    freeze(denoiser, device)
-    pairs = _depth(config, schedule)
+    denoiser, guide = (
+        _prepared(denoiser, config, device),
+        guide and _prepared(guide, config, device),
+    )
     shape = tuple(latents.shape[1:])
+    size = batch_size_for(config, shape, denoiser, guide, Execution(device=device))
+    pairs = _depth(config, schedule)
 
     def one_batch(rows: slice) -> Tensor:
         y = labels[rows].to(device)
@@ -159,7 +168,7 @@ def decode(
             eps_fn = measurement_guided(eps_fn, guide, y, setting, schedule, noise)
         return sample(eps_fn, latents[rows].to(device), pairs, schedule)
 
-    return _in_batches(one_batch, labels, indices, config.batch_size, shape, on_batch)
+    return _in_batches(one_batch, labels, indices, size, shape, on_batch)
 
 
 def _depth(config: SamplingConfig, schedule: NoiseSchedule) -> list[Pair]:
@@ -169,9 +178,10 @@ def _depth(config: SamplingConfig, schedule: NoiseSchedule) -> list[Pair]:
     return [(t, t_prev) for t, t_prev in pairs if t <= highest]
 
 
-def freeze(model: nn.Module, device: str | torch.device) -> None:
-    """Eval mode, no gradients for parameters (the backward pass is cheaper), on ``device``."""
-    model.to(device).eval().requires_grad_(False)
+def _prepared(model: nn.Module, config: SamplingConfig, device: str) -> Prepared:
+    if isinstance(model, Prepared):
+        return model
+    return Prepared(model, Execution(device, config.precision, "never"))
 
 
 def _in_batches(
@@ -182,23 +192,55 @@ def _in_batches(
     shape: tuple[int, ...],
     on_batch: OnBatch | None,
 ) -> Tensor:
-    """The batches' results joined on the CPU; ValueError on unequal lengths."""
+    """The batches' results joined on the CPU; ValueError on unequal lengths.
+
+    A batch that does not fit into a GPU's memory is tried again at half the size, and so are the
+    later ones.
+    """
     total = len(labels)
     if len(indices) != total:
         raise ValueError(f"{total} labels, but {len(indices)} images or indices")
-    parts: list[Tensor] = []
-    for rows in _slices(total, batch_size):
-        part = one_batch(rows).cpu()
+    result = torch.empty(total, *shape)
+    start = 0
+    while start < total:
+        rows = slice(start, min(start + batch_size, total))
+        try:
+            part = one_batch(rows).cpu()
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+            batch_size //= 2
+            log.warning("out of memory: going on with batches of %d images", batch_size)
+            torch.cuda.empty_cache()
+            continue
         bad = ~torch.isfinite(part).flatten(1).all(dim=1)
         if bool(bad.any()):
-            index = indices[rows.start + int(bad.nonzero()[0])]
+            index = indices[start + int(bad.nonzero()[0])]
             raise NonFiniteSample(f"{int(bad.sum())} images are not finite, the first is {index}")
-        parts.append(part)
+        result[rows], start = part, rows.stop
         if on_batch is not None:
-            on_batch(rows.stop, total)
-    return torch.cat(parts) if parts else torch.empty(0, *shape)
+            on_batch(start, total)
+    return result
 
 
-def _slices(total: int, size: int) -> Iterator[slice]:
-    for start in range(0, total, size):
-        yield slice(start, min(start + size, total))
+def batch_size_for(
+    config: SamplingConfig,
+    shape: tuple[int, ...],
+    denoiser: nn.Module,
+    guide: nn.Module | None,
+    execution: Execution,
+) -> int:
+    """``config.batch_size``, or with ``auto`` as many images `[C, H, W]` as memory allows.
+
+    The networks must be on ``execution.device``.
+    """
+    if config.batch_size != "auto":
+        return config.batch_size
+    x_t = torch.zeros(1, *shape, device=execution.device)
+    label = torch.zeros(1, dtype=torch.int64, device=execution.device)
+    needed = activation_bytes(denoiser, x_t, label, graph=False)
+    if config.guidance_scale not in (0, 1):
+        needed *= 2  # conditional and unconditional at once
+    if guide is not None:
+        needed = max(needed, activation_bytes(guide, x_t, None, graph=True))
+    return fitting_batch_size(needed, execution.device, execution.memory_share)

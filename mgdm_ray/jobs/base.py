@@ -64,7 +64,7 @@ class Context:
     """Where this study's own files go: the search journal."""
     datasets: dict[str, DatasetConfig]
     data_dir: str | None = None
-    sampling_batch: int = 64
+    sampling_batch: int | Literal["auto"] = "auto"
     checkpoint_every: dict[str, int] = field(default_factory=dict)
     device: str = "cpu"
     launch: Launcher | None = None

@@ -28,7 +28,7 @@ def _sampling(job: Job, context: Context, denoiser: Denoiser, what: str) -> dict
     fields = SamplingConfig.model_fields
     given = {name: value for name, value in job.inputs.items() if name in fields}
     return {
-        "config": SamplingConfig(batch_size=context.sampling_batch, **given),
+        "config": SamplingConfig(**{"batch_size": context.sampling_batch, **given}),
         "prediction": denoiser.config.prediction,
         "schedule": denoiser.schedule,
         "device": context.device,

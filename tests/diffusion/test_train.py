@@ -11,13 +11,13 @@ from torch import nn
 
 from mgdm_ray.config import DenoiserConfig, GuidanceSetting, GuideConfig, SamplingConfig, UNetConfig
 from mgdm_ray.diffusion.batches import BatchSource
+from mgdm_ray.diffusion.execution import has_bfloat16
 from mgdm_ray.diffusion.guidance import MEASUREMENTS
 from mgdm_ray.diffusion.losses import denoiser_loss
 from mgdm_ray.diffusion.schedule import make_schedule
 from mgdm_ray.diffusion.train import (
     NonFiniteLoss,
     guide_probabilities,
-    has_bfloat16,
     learning_rate,
     new_state,
     train,
@@ -166,9 +166,12 @@ def weights(module: nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["denoiser", "guide"])
-def test_resume_is_bit_exact(kind, tmp_path):
-    """Catches anything a checkpoint forgets: moments, EMA, position in the data, history."""
-    config, images = CONFIGS[kind], toy_images()
+@pytest.mark.parametrize("width", [16, 64])
+def test_resume_is_bit_exact(kind, width, tmp_path):
+    """Catches anything a checkpoint forgets: moments, EMA, position in the data, history, and (the
+    wide network is channels_last) moments in another layout than their parameter's."""
+    unet = SMALL.model_copy(update={"channels": (width, width)})
+    config, images = CONFIGS[kind].model_copy(update={"unet": unet}), toy_images()
 
     def checkpoint(state, history):
         assert history is state.history

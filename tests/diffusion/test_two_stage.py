@@ -18,7 +18,9 @@ SCHEDULE = make_schedule("cosine")
 SMALL = UNetConfig(channels=(16, 16), attention=(False, True))
 SHAPE = (1, 8, 8)
 COMMON = {"prediction": "v", "schedule": SCHEDULE}
-CONFIG = SamplingConfig(num_inference_steps=6, batch_size=64, classifier_scale=0.5)
+CONFIG = SamplingConfig(
+    num_inference_steps=6, batch_size=64, classifier_scale=0.5, precision="float32"
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,190 @@
+"""How a network runs: layout, precision, compilation, and how many images fit into memory.
+
+None of it changes what is computed, only its round-off and its speed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+Compile = Literal["auto", "never", "always"]
+
+COMPILE_PAYS_AFTER = 900.0
+"""Seconds of uncompiled work ahead from which ``auto`` compiles. Compiling a UNet of 5 M
+parameters took 90 s on two cores and made its forward 1.2 times faster (benchmarks/sampler.py):
+even after 550 s."""
+NHWC_FROM_CHANNELS = 64
+"""First-level width from which channels_last is faster on a CPU: narrower networks lose more in
+group norm than they gain in convolutions (see DECISIONS.md)."""
+LARGEST_BATCH = {"cpu": 64, "cuda": 512}
+"""More images at once gain nothing: a CPU's cores, or a GPU's, are busy with these."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how a network runs."""
+
+    device: str = "cpu"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: Compile = "auto"
+    memory_share: float = 1.0
+    """Share of the free memory that is ours: other tasks on this machine have the rest."""
+
+
+class Prepared(nn.Module):
+    """A network in eval mode without gradients for its parameters, in its fastest form.
+
+    Called as the network is; gives float32 whatever the precision inside. ``calls`` is how many
+    forwards are to come: ``compile="auto"`` compiles once the first ones show that it pays. A
+    compiled network serves one shape of batch; all others run as they are. Where compiling does
+    not work, one line in the log says why, and nothing else changes.
+    """
+
+    def __init__(self, model: nn.Module, execution: Execution, calls: int = 0) -> None:
+        super().__init__()
+        self.model = freeze(model, execution.device)
+        self.execution, self.calls = execution, calls
+        self.num_class_embeds = getattr(model, "num_class_embeds", None)
+        self.compiled: Any = None
+        self.shape: torch.Size | None = None
+        self.seen: list[float] = []
+
+    def forward(self, x_t: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        conditions = {} if class_labels is None else {"class_labels": class_labels}
+        with autocast(self.execution.precision, x_t.device):
+            if self.compiled is None and self._pays():
+                return self._first_compiled(x_t, t, conditions)
+            if self.compiled is not None and x_t.shape == self.shape:
+                return _float(self.compiled(x_t, t, **conditions))
+            started = time.perf_counter()
+            output = _float(self.model(x_t, t, **conditions))
+        if self.execution.compile == "auto" and self.compiled is None:
+            if x_t.is_cuda:
+                torch.cuda.synchronize(x_t.device)
+            self.seen.append(time.perf_counter() - started)
+        self.calls -= 1
+        return output
+
+    def _pays(self) -> bool:
+        if self.execution.compile != "auto":
+            return self.execution.compile == "always"
+        if len(self.seen) < 3:  # the first is slower than the rest
+            return False
+        return self.calls * min(self.seen[1:]) > COMPILE_PAYS_AFTER
+
+    def _first_compiled(self, x_t: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+        log.info("compiling a network for batches of %s: takes minutes", tuple(x_t.shape))
+        try:
+            compiled = torch.compile(self.model, dynamic=False)
+            output = _float(compiled(x_t, t, **conditions))
+            self.compiled, self.shape = compiled, x_t.shape
+            return output
+        except Exception as error:  # noqa: BLE001 - a compiler fails in many ways, none of them ours
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            log.warning("torch.compile does not work here (%s); running without", lines[0][:200])
+            self.execution = replace(self.execution, compile="never")
+            return _float(self.model(x_t, t, **conditions))
+
+
+def _float(output: Tensor) -> Tensor:
+    return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
+
+
+def freeze(model: nn.Module, device: str | torch.device) -> nn.Module:
+    """``model`` itself: eval mode, parameters without gradients, its fastest layout, ``device``."""
+    model.to(device).eval().requires_grad_(False)
+    return in_layout(model, device)
+
+
+def in_layout(model: nn.Module, device: str | torch.device) -> nn.Module:
+    """``model`` itself, in channels_last where that is faster. Images may come in any layout."""
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    width = convolutions[0].out_channels if convolutions else 0
+    if torch.device(device).type == "cuda" or width >= NHWC_FROM_CHANNELS:
+        return model.to(memory_format=torch.channels_last)
+    return model
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """bfloat16 autocast if asked for, or with ``auto`` where the hardware multiplies bfloat16."""
+    use = resolved_precision(precision, device) == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16) if use else contextlib.nullcontext()
+
+
+def resolved_precision(precision: str, device: torch.device) -> str:
+    """``bfloat16`` or ``float32``: what ``precision`` means on ``device``."""
+    if precision == "auto":
+        return "bfloat16" if has_bfloat16(device) else "float32"
+    return precision
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware has bfloat16 matrix products; emulation is slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        # Absent from older releases of torch, which then run in float32.
+        able: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return False
+
+
+def fitting_batch_size(bytes_per_image: int, device: str | torch.device, share: float) -> int:
+    """The largest power of two of images that half the free memory holds, within LARGEST_BATCH.
+
+    Half: the estimate is rough, and others use the machine too. At least 1.
+    """
+    kind = torch.device(device).type
+    free = share * memory_at_hand(device) / 2
+    most = min(LARGEST_BATCH.get(kind, 64), int(free // max(1, bytes_per_image)))
+    return 1 << (max(1, most).bit_length() - 1)
+
+
+def memory_at_hand(device: str | torch.device) -> int:
+    """Free bytes: of the GPU, or of this machine within the limit of our container."""
+    if torch.device(device).type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return free
+    return free if limit == "max" else min(free, max(0, int(limit) - used))
+
+
+def activation_bytes(model: nn.Module, x_t: Tensor, labels: Tensor | None, *, graph: bool) -> int:
+    """Bytes that a forward of one image `[1, C, H, W]` makes: the outputs of all its layers.
+
+    More than is alive at once without a graph, and about what a graph keeps; with one (``graph``)
+    twice that, for the gradients. Counted, so that no memory has to run out to know it.
+    """
+    total = 0
+
+    def count(module: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG001
+        nonlocal total
+        if isinstance(output, Tensor):
+            total += output.numel() * output.element_size()
+
+    leaves = [m for m in model.modules() if not list(m.children())]
+    handles = [leaf.register_forward_hook(count) for leaf in leaves]
+    conditions = {} if labels is None else {"class_labels": labels}
+    try:
+        with torch.no_grad():
+            model(x_t, torch.zeros(1, dtype=torch.int64, device=x_t.device), **conditions)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return total * (2 if graph else 1)
