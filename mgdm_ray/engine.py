@@ -6,13 +6,13 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from mgdm_ray.config import InputError, ResourcesConfig
 from mgdm_ray.environment import QUIET, StartError, cores, plugins
@@ -35,6 +35,7 @@ class Live:
 
 
 FITS = ("fit_denoiser", "fit_guide")
+SAMPLINGS = ("generate", "encode", "decode")
 
 OnRecord = Callable[[Job, Record], None]
 OnLive = Callable[[Mapping[str, Live]], None]
@@ -117,8 +118,7 @@ class Limits:
 
 def _run_job(job: Job, context: Context, limits: Limits, board: Any, *needs: Record) -> Record:
     """The body of a Ray task: a plain job with Ray's launchers put in."""
-    # Ray gives each process one OpenMP thread unless it is told otherwise.
-    os.environ["OMP_NUM_THREADS"] = str(max(1, int(limits.resources.cpus_per_task)))
+    _set_threads(limits.resources)
     reporter = _Reporter(board, job)
     reporter(0, 0, "started")
 
@@ -138,14 +138,78 @@ def _run_job(job: Job, context: Context, limits: Limits, board: Any, *needs: Rec
             max_concurrent=limits.max_concurrent,
         )
 
-    device = "cuda" if ray.get_gpu_ids() else "cpu"
-    context = replace(context, progress=reporter, launch=launch, device=device)
+    def spread(job: Job, context: Context, parts: Sequence[Sequence[range]]) -> None:
+        _spread(job, context, parts, limits, board)
+
+    share = limits.resources.gpus_per_task or limits.resources.cpus_per_task / cores()
+    context = replace(
+        context,
+        progress=reporter,
+        launch=launch,
+        device=_device(),
+        memory_share=min(1.0, share),
+    )
+    if limits.resources.sampling_workers > 1:
+        context = replace(context, spread=spread)
     return base.run(job, needs, context, {"search": run_search})
 
 
+def _set_threads(resources: ResourcesConfig) -> None:
+    # Ray gives each process one OpenMP thread unless it is told otherwise.
+    os.environ["OMP_NUM_THREADS"] = str(max(1, int(resources.cpus_per_task)))
+
+
+def _device() -> str:
+    return "cuda" if ray.get_gpu_ids() else "cpu"
+
+
+def _spread(
+    job: Job, context: Context, parts: Sequence[Sequence[range]], limits: Limits, board: Any
+) -> None:
+    """Each part of a sampling job in a task of its own. Raises what the first failed one raised.
+
+    A part whose worker died starts again, and goes on after the shards that are there.
+    """
+    resources = limits.resources
+    task = ray.remote(_sample_part).options(
+        num_cpus=resources.cpus_per_task,
+        num_gpus=resources.gpus_per_task,
+        max_retries=resources.max_retries,
+    )
+    plain = replace(context, progress=base.silent, launch=None, spread=None)
+    names = [f"part {i} of {len(parts)}" for i in range(1, len(parts) + 1)]
+    refs = [
+        task.options(name=f"{job.label} {name}").remote(job, plain, part, name, limits, board)
+        for name, part in zip(names, parts, strict=True)
+    ]
+    try:
+        ray.get(refs)
+    except RayTaskError as error:
+        raise error.cause if isinstance(error.cause, Exception) else error from None
+    finally:
+        for ref in refs:
+            ray.cancel(ref)  # of finished ones nothing is left to cancel
+        for name in names:
+            board.clear.remote(f"{job.key} {name}")
+
+
+def _sample_part(
+    job: Job, context: Context, shards: Sequence[range], name: str, limits: Limits, board: Any
+) -> None:
+    """The body of a Ray task: some shards of a sampling job."""
+    _set_threads(limits.resources)
+    from mgdm_ray.jobs.sampling import sample_shards
+
+    reporter = _Reporter(
+        board, replace(job, key=f"{job.key} {name}", detail=f"{job.detail} {name}".strip())
+    )
+    sample_shards(job, replace(context, progress=reporter, device=_device()), shards)
+
+
 def _task_options(job: Job, resources: ResourcesConfig) -> dict[str, Any]:
-    """Fits and searches only wait for workers of their own, so they ask for nothing themselves."""
-    if job.kind == "search" or job.kind in FITS:
+    """Jobs that only wait for workers of their own ask for nothing themselves."""
+    waits = job.kind == "search" or job.kind in FITS
+    if waits or (job.kind in SAMPLINGS and resources.sampling_workers > 1):
         return {"num_cpus": 0, "num_gpus": 0}
     return {"num_cpus": resources.cpus_per_task, "num_gpus": resources.gpus_per_task}
 

@@ -150,6 +150,7 @@ class _DatasetPlan:
             "num_inference_steps": sampling.num_inference_steps,
             "solver": sampling.solver,
             "clip": sampling.clip,
+            "precision": sampling.precision,
             "synthetic": self.config.synthetic.model_dump(mode="json"),
             "seed": self.config.seed,
         }
@@ -168,8 +169,9 @@ class _DatasetPlan:
         return self.add("encode", inputs, needs, detail=detail)
 
     def grid(self) -> dict[str, Any]:
-        """The noise levels that encode and decode must share."""
-        return self.config.sampling.model_dump(include={"num_inference_steps", "strength"})
+        """The noise levels that encode and decode must share, and their arithmetic."""
+        shared = {"num_inference_steps", "strength", "precision"}
+        return self.config.sampling.model_dump(include=shared)
 
     def search(self, network: str) -> str | None:
         search = self.config.search

@@ -352,6 +352,8 @@ class Study:
             datasets={d.name: d for d in self.config.datasets},
             data_dir=str(resolve_data_dir(self.config.data_dir)),
             sampling_batch=self.config.sampling.batch_size,
+            sampling_workers=self.config.resources.sampling_workers,
+            compile=self.config.resources.compile,
             checkpoint_every={
                 "denoiser": self.config.denoiser.checkpoint_every,
                 "guide": self.config.guide.checkpoint_every,

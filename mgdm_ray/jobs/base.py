@@ -53,6 +53,8 @@ WEIGHTS = "weights.safetensors"
 TENSORS_FILE, STATE_FILE = "state.safetensors", "state.json"
 
 Launcher = Callable[[TrainingTask, Progress], Path]
+Spread = Callable[["Job", "Context", Sequence[Sequence[range]]], None]
+"""Computes the parts of a sampling job, each a list of shards, side by side."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,14 @@ class Context:
     datasets: dict[str, DatasetConfig]
     data_dir: str | None = None
     sampling_batch: int | Literal["auto"] = "auto"
+    sampling_workers: int = 1
+    compile: Literal["auto", "never", "always"] = "auto"
+    memory_share: float = 1.0
+    """Share of this machine's free memory that one job may count on."""
     checkpoint_every: dict[str, int] = field(default_factory=dict)
     device: str = "cpu"
     launch: Launcher | None = None
+    spread: Spread | None = None
     progress: Progress = silent
 
     @property

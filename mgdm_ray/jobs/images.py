@@ -1,29 +1,86 @@
-"""Images as artefacts: safetensors, and a grid to look at."""
+"""Images as artefacts: shards of safetensors, and a grid to look at."""
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.numpy import load_file, save_file
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from mgdm_ray.data.load import to_uint8
-from mgdm_ray.jobs.base import Context, artefact
+from mgdm_ray.jobs.base import Context, JobError, artefact
+
+SHARD_IMAGES = 512
+"""Images per file: what is in memory at a time, and what a kill can cost at most."""
+_SHARD = re.compile(r"^images-(\d{8})-(\d{8})\.safetensors$")
 
 
-def save_images(folder: Path, images: torch.Tensor, labels: np.ndarray) -> None:
+def shard_ranges(total: int, workers: int) -> list[range]:
+    """Rows 0 .. total - 1 cut into files, so that every worker has one if there are enough."""
+    size = max(1, min(SHARD_IMAGES, -(-total // workers)))
+    return [range(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def shard_path(folder: Path, rows: range) -> Path:
+    return folder / f"images-{rows.start:08d}-{rows.stop:08d}.safetensors"
+
+
+def save_shard(folder: Path, rows: range, images: torch.Tensor, labels: np.ndarray) -> None:
+    """Write the file of ``rows``; it appears whole or not at all."""
+    path = shard_path(folder, rows)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     save_file(
         {"images": np.ascontiguousarray(images.numpy()), "labels": labels.astype(np.int64)},
-        folder / "images.safetensors",
+        temporary,
     )
+    temporary.rename(path)
 
 
-def load_images(context: Context, kind: str, key: str) -> tuple[torch.Tensor, np.ndarray]:
-    """(images or latents `[M, C, H, W]` float32, labels `[M]` int64)."""
-    loaded = load_file(artefact(context, kind, key) / "images.safetensors")
-    return torch.from_numpy(loaded["images"]), loaded["labels"]
+def load_images(
+    context: Context, kind: str, key: str, rows: range | None = None
+) -> tuple[torch.Tensor, np.ndarray]:
+    """(images or latents `[M, C, H, W]` float32, labels `[M]` int64) of ``rows``, or of all."""
+    return read_rows(artefact(context, kind, key), rows)
+
+
+def read_rows(folder: Path, rows: range | None = None) -> tuple[torch.Tensor, np.ndarray]:
+    """As ``load_images``, of a folder of shards; reads no more than these rows.
+
+    JobError where the folder does not hold them.
+    """
+    images, labels, expected = [], [], 0
+    for start, stop, path in shards_in(folder):
+        if start != expected:
+            raise JobError(f"{folder}: image {expected} is missing")
+        expected = stop
+        first = max(start, rows.start if rows else 0) - start
+        last = min(stop, rows.stop if rows else stop) - start
+        if first < last:
+            with safe_open(path, framework="np") as file:
+                images.append(file.get_slice("images")[first:last])
+                labels.append(file.get_slice("labels")[first:last])
+    if not images or (rows is not None and rows.stop > expected):
+        raise JobError(f"{folder}: has {expected} images, wanted {rows or 'all'}")
+    return torch.from_numpy(np.concatenate(images)), np.concatenate(labels)
+
+
+def count_images(context: Context, kind: str, key: str) -> int:
+    shards = shards_in(artefact(context, kind, key))
+    if not shards:
+        raise JobError(f"{context.store.folder(kind, key)} has no images")
+    return shards[-1][1]
+
+
+def shards_in(folder: Path) -> Sequence[tuple[int, int, Path]]:
+    """(first row, row after the last, file) in order."""
+    found = [(match, path) for path in folder.iterdir() if (match := _SHARD.match(path.name))]
+    return sorted((int(match[1]), int(match[2]), path) for match, path in found)
 
 
 def draw_grid(path: Path, images: torch.Tensor, labels: np.ndarray, num_classes: int) -> None:

@@ -1,7 +1,16 @@
-"""Jobs ``generate``, ``encode`` and ``decode``: the two stages of guided sampling."""
+"""Jobs ``generate``, ``encode`` and ``decode``: the two stages of guided sampling.
+
+Their images are cut into shards. One process after the other, or several side by side, computes
+them; a shard that is there is not computed again, so that a kill costs one at most, and no process
+ever holds more than one in memory.
+"""
 
 from __future__ import annotations
 
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,128 +19,252 @@ import torch
 
 from mgdm_ray.config import GuidanceSetting, SamplingConfig, SyntheticConfig
 from mgdm_ray.data.mix import synthetic_labels
-from mgdm_ray.diffusion.two_stage import Direction
+from mgdm_ray.diffusion.execution import Execution, Prepared
+from mgdm_ray.diffusion.two_stage import Direction, batch_size_for
 from mgdm_ray.diffusion.two_stage import decode as decode_images
 from mgdm_ray.diffusion.two_stage import encode as encode_images
 from mgdm_ray.diffusion.two_stage import generate as generate_images
 from mgdm_ray.jobs.base import Context, Outcome, info_of, open_split, stored_record
 from mgdm_ray.jobs.choice import best_setting, chosen_stage_one
-from mgdm_ray.jobs.images import draw_grid, load_images, save_images
-from mgdm_ray.jobs.models import Denoiser, load_denoiser, load_guide
+from mgdm_ray.jobs.images import (
+    count_images,
+    draw_grid,
+    load_images,
+    read_rows,
+    save_shard,
+    shard_path,
+    shard_ranges,
+    shards_in,
+)
+from mgdm_ray.jobs.models import load_denoiser, load_guide
 
 if TYPE_CHECKING:
     from mgdm_ray.plan import Job
 
+RowSampler = Callable[[range], tuple[torch.Tensor, np.ndarray]]
+"""Rows -> (images `[M, C, H, W]` float32, their labels `[M]`)."""
 
-def _sampling(job: Job, context: Context, denoiser: Denoiser, what: str) -> dict[str, Any]:
-    """The arguments that all three stages share."""
-    fields = SamplingConfig.model_fields
-    given = {name: value for name, value in job.inputs.items() if name in fields}
-    return {
-        "config": SamplingConfig(**{"batch_size": context.sampling_batch, **given}),
-        "prediction": denoiser.config.prediction,
-        "schedule": denoiser.schedule,
-        "device": context.device,
-        "on_batch": lambda done, total: context.progress(done, total, what),
-    }
+
+class _Networks:
+    """The networks of a job, ready to make ``images`` images, and the arguments stages share."""
+
+    def __init__(self, job: Job, context: Context, images: int, *, guided: bool) -> None:
+        facts = load_denoiser(context, job.needs["denoiser"])
+        fields = SamplingConfig.model_fields
+        given = {name: value for name, value in job.inputs.items() if name in fields}
+        config = SamplingConfig.model_validate({"batch_size": context.sampling_batch, **given})
+        execution = Execution(
+            context.device, config.precision, context.compile, context.memory_share
+        )
+        self.denoiser = Prepared(facts.model, execution)
+        self.guide = (
+            Prepared(load_guide(context, job.needs["guide"]), execution) if guided else None
+        )
+        size = batch_size_for(config, facts.shape, self.denoiser, self.guide, execution)
+        steps = math.ceil(images / size) * config.num_inference_steps
+        self.denoiser.calls = steps * (1 + config.inversion_iterations)
+        if self.guide is not None:
+            self.guide.calls = steps
+        self.shape, self.num_classes = facts.shape, facts.num_classes
+        self.done, self.images, self.progress = 0, images, context.progress
+        self.common: dict[str, Any] = {
+            "config": config.model_copy(update={"batch_size": size}),
+            "prediction": facts.config.prediction,
+            "schedule": facts.schedule,
+            "device": context.device,
+            "on_batch": lambda done, _: self.progress(self.done + done, self.images, "images"),
+        }
+
+
+def _generator(job: Job, context: Context, images: int) -> RowSampler:
+    """Stage 1: labelled images from noise."""
+    networks = _Networks(job, context, images, guided="guide" in job.needs)
+    labels = _labels_to_make(job, context)
+
+    def sample(rows: range) -> tuple[torch.Tensor, np.ndarray]:
+        made = generate_images(
+            networks.denoiser,
+            networks.guide,
+            torch.from_numpy(labels[rows.start : rows.stop]),
+            rows,
+            shape=networks.shape,
+            seed_parts=("generate", job.inputs["seed"]),
+            **networks.common,
+        )
+        networks.done += len(rows)
+        return made, labels[rows.start : rows.stop]
+
+    return sample
+
+
+def _labels_to_make(job: Job, context: Context) -> np.ndarray:
+    wanted = SyntheticConfig.model_validate(job.inputs["synthetic"])
+    train_labels = open_split(job, context, "train").labels
+    classes = info_of(job, context).num_classes
+    return synthetic_labels(train_labels, classes, wanted.ratio, wanted.balance)
+
+
+def _encoder(job: Job, context: Context, images: int) -> RowSampler:
+    """Stage 1 images to latents x_T, unguided."""
+    networks = _Networks(job, context, images, guided=False)
+
+    def sample(rows: range) -> tuple[torch.Tensor, np.ndarray]:
+        sources, labels = load_images(context, "generate", job.needs["images"], rows)
+        made = encode_images(
+            networks.denoiser, sources, torch.from_numpy(labels), **networks.common
+        )
+        networks.done += len(rows)
+        return made, labels
+
+    return sample
+
+
+def decoder(
+    job: Job,
+    context: Context,
+    images: int,
+    latents_key: str,
+    setting: GuidanceSetting | None,
+    direction: Direction = "gradient",
+) -> RowSampler:
+    """Stage 2: latents back to images, under measurement guidance or one of its controls."""
+    networks = _Networks(job, context, images, guided=setting is not None)
+
+    def sample(rows: range) -> tuple[torch.Tensor, np.ndarray]:
+        latents, labels = load_images(context, "encode", latents_key, rows)
+        made = decode_images(
+            networks.denoiser,
+            networks.guide,
+            latents,
+            torch.from_numpy(labels),
+            rows,
+            setting,
+            direction=direction,
+            seed_parts=("decode", job.inputs["seed"]),
+            **networks.common,
+        )
+        networks.done += len(rows)
+        return made, labels
+
+    return sample
+
+
+def _chosen(job: Job, context: Context) -> tuple[str, GuidanceSetting | None]:
+    """The latents that a decode job starts from, and how it guides."""
+    best = best_setting(job, context)
+    latents_key = chosen_stage_one(job, context, "latents", best)
+    if job.arm == "roundtrip":
+        return latents_key, None
+    chosen = best or job.inputs["setting"]
+    fields = GuidanceSetting.model_fields
+    return latents_key, GuidanceSetting.model_validate(
+        {k: v for k, v in chosen.items() if k in fields}
+    )
+
+
+def _decoder_of_arm(job: Job, context: Context, images: int) -> RowSampler:
+    direction: Direction = "random" if job.arm == "perturb" else "gradient"
+    return decoder(job, context, images, *_chosen(job, context), direction)
+
+
+SAMPLERS: dict[str, Callable[[Job, Context, int], RowSampler]] = {
+    "generate": _generator,
+    "encode": _encoder,
+    "decode": _decoder_of_arm,
+}
+
+
+def sample_shards(job: Job, context: Context, shards: Sequence[range]) -> None:
+    """Compute those of ``shards`` that are not there yet, into the job's scratch folder."""
+    work = context.store.work(job.kind, job.key)
+    work.mkdir(parents=True, exist_ok=True)
+    todo = [rows for rows in shards if not shard_path(work, rows).exists()]
+    if not todo:
+        return
+    sampler = SAMPLERS[job.kind](job, context, sum(len(rows) for rows in todo))
+    for rows in todo:
+        save_shard(work, rows, *sampler(rows))
+
+
+def _sample(job: Job, context: Context, folder: Path, total: int) -> None:
+    """All shards of a job, by the context's workers or here, into ``folder``."""
+    shards = shard_ranges(total, context.sampling_workers)
+    if context.spread is None:
+        sample_shards(job, context, shards)
+    else:
+        parts = [shards[i :: context.sampling_workers] for i in range(context.sampling_workers)]
+        context.spread(job, context, [part for part in parts if part])
+    for rows in shards:
+        # Linked, not moved: until the artefact is there, a kill must not cost finished shards.
+        path = shard_path(context.store.work(job.kind, job.key), rows)
+        try:
+            os.link(path, folder / path.name)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, folder / path.name)
 
 
 def generate(job: Job, context: Context, folder: Path) -> Outcome:
     """Stage 1: labelled images from noise."""
-    denoiser = load_denoiser(context, job.needs["denoiser"])
-    guide = load_guide(context, job.needs["guide"]) if "guide" in job.needs else None
-    wanted = SyntheticConfig.model_validate(job.inputs["synthetic"])
-    train_labels = open_split(job, context, "train").labels
-    labels = synthetic_labels(train_labels, denoiser.num_classes, wanted.ratio, wanted.balance)
-    images = generate_images(
-        denoiser.model,
-        guide,
-        torch.from_numpy(labels),
-        range(len(labels)),
-        shape=denoiser.shape,
-        seed_parts=("generate", job.inputs["seed"]),
-        **_sampling(job, context, denoiser, "images"),
-    )
-    save_images(folder, images, labels)
-    draw_grid(folder / "grid.png", images, labels, denoiser.num_classes)
+    total = len(_labels_to_make(job, context))
+    _sample(job, context, folder, total)
+    _draw_beginning(job, context, folder)
     scales = {k: job.inputs[k] for k in ("guidance_scale", "classifier_scale")}
-    return {"setting": scales, "metrics": {"images": float(len(labels))}}
+    return {"setting": scales, "metrics": {"images": float(total)}}
 
 
 def encode(job: Job, context: Context, folder: Path) -> Outcome:
     """Stage 1 images to latents x_T, unguided."""
-    denoiser = load_denoiser(context, job.needs["denoiser"])
-    images, labels = load_images(context, "generate", job.needs["images"])
-    latents = encode_images(
-        denoiser.model,
-        images,
-        torch.from_numpy(labels),
-        **_sampling(job, context, denoiser, "latents"),
-    )
-    save_images(folder, latents, labels)
+    total = count_images(context, "generate", job.needs["images"])
+    _sample(job, context, folder, total)
     source = stored_record(context.store, "generate", job.needs["images"])
-    spread = float(latents.std())
+    moments = _Mean(), _Mean()
+    for start, stop, _ in shards_in(folder):
+        latents, _labels = read_rows(folder, range(start, stop))
+        moments[0].add(latents)
+        moments[1].add(latents.square())
+    spread = math.sqrt(max(0.0, moments[1].value - moments[0].value ** 2))
     return {
         "setting": source.setting,
-        "metrics": {"latent_std": spread, "images": float(len(labels))},
+        "metrics": {"latent_std": spread, "images": float(total)},
     }
 
 
 def decode(job: Job, context: Context, folder: Path) -> Outcome:
     """Stage 2: latents back to images, under measurement guidance or one of its controls."""
-    best = best_setting(job, context)
-    latents_key = chosen_stage_one(job, context, "latents", best)
-    setting = None
-    if job.arm != "roundtrip":
-        chosen = best or job.inputs["setting"]
-        fields = GuidanceSetting.model_fields
-        setting = GuidanceSetting.model_validate({k: v for k, v in chosen.items() if k in fields})
-    images, labels = decode_latents(
-        job,
-        context,
-        latents_key,
-        setting,
-        direction="random" if job.arm == "perturb" else "gradient",
-    )
-    save_images(folder, images, labels)
+    latents_key, setting = _chosen(job, context)
+    total = count_images(context, "encode", latents_key)
+    _sample(job, context, folder, total)
+    _draw_beginning(job, context, folder)
+    source = str(context.store.manifest("encode", latents_key)["needs"]["images"])
+    change = _Mean()
+    for start, stop, _ in shards_in(folder):
+        images, _labels = read_rows(folder, range(start, stop))
+        sources, _labels = load_images(context, "generate", source, range(start, stop))
+        change.add((images - sources).square())
     stage_one = stored_record(context.store, "encode", latents_key).setting
-    draw_grid(folder / "grid.png", images, labels, info_of(job, context).num_classes)
-    source, _ = load_images(context, "generate", _source(context, latents_key))
-    change = float((images - source).pow(2).mean().sqrt())
     return {
         "setting": {**stage_one, **(setting.model_dump(mode="json") if setting else {})},
-        "metrics": {"rms_change": change, "images": float(len(labels))},
+        "metrics": {"rms_change": math.sqrt(change.value), "images": float(total)},
     }
 
 
-def _source(context: Context, latents_key: str) -> str:
-    """The generate job whose images were encoded into these latents."""
-    return str(context.store.manifest("encode", latents_key)["needs"]["images"])
+class _Mean:
+    """The mean over all that was added, which never was in memory at once."""
+
+    def __init__(self) -> None:
+        self.total, self.count = 0.0, 0
+
+    def add(self, values: torch.Tensor) -> None:
+        self.total += float(values.sum(dtype=torch.float64))
+        self.count += values.numel()
+
+    @property
+    def value(self) -> float:
+        return self.total / self.count
 
 
-def decode_latents(
-    job: Job,
-    context: Context,
-    latents_key: str,
-    setting: GuidanceSetting | None,
-    *,
-    direction: Direction = "gradient",
-    count: int | None = None,
-) -> tuple[torch.Tensor, np.ndarray]:
-    """(images, labels) of the first ``count`` latents, decoded under ``setting``."""
-    denoiser = load_denoiser(context, job.needs["denoiser"])
-    guide = load_guide(context, job.needs["guide"]) if setting else None
-    latents, labels = load_images(context, "encode", latents_key)
-    labels = labels[:count]  # classes are evenly mixed: a beginning has the shares of the whole
-    images = decode_images(
-        denoiser.model,
-        guide,
-        latents[:count],
-        torch.from_numpy(labels),
-        range(len(labels)),
-        setting,
-        direction=direction,
-        seed_parts=("decode", job.inputs["seed"]),
-        **_sampling(job, context, denoiser, "images"),
-    )
-    return images, labels
+def _draw_beginning(job: Job, context: Context, folder: Path) -> None:
+    """``grid.png`` of the first shard: classes are evenly mixed, it has some of each."""
+    start, stop, _ = shards_in(folder)[0]
+    images, labels = read_rows(folder, range(start, stop))
+    draw_grid(folder / "grid.png", images, labels, info_of(job, context).num_classes)

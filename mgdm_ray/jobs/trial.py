@@ -15,7 +15,8 @@ from mgdm_ray.downstream.metrics import score
 from mgdm_ray.downstream.zoo import build_network
 from mgdm_ray.jobs.base import Context, info_of, open_split
 from mgdm_ray.jobs.downstream import class_weights
-from mgdm_ray.jobs.sampling import decode_latents
+from mgdm_ray.jobs.images import count_images
+from mgdm_ray.jobs.sampling import decoder
 
 if TYPE_CHECKING:
     from mgdm_ray.plan import Job
@@ -37,13 +38,11 @@ class TrialScorer:
         guidance = GuidanceSetting.model_validate(
             {name: setting[name] for name in GuidanceSetting.model_fields}
         )
-        images, labels = decode_latents(
-            self.job,
-            self.context,
-            self.job.needs[f"latents/{index}"],
-            guidance,
-            count=self.job.inputs["images"],
-        )
+        key = self.job.needs[f"latents/{index}"]
+        count = count_images(self.context, "encode", key)
+        # Classes are evenly mixed: a beginning has the shares of the whole.
+        count = min(count, self.job.inputs["images"] or count)
+        images, labels = decoder(self.job, self.context, count, key, guidance)(range(count))
         return images, torch.from_numpy(labels)
 
     def score(self, network: str, added: tuple[torch.Tensor, torch.Tensor]) -> float:
