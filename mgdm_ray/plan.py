@@ -19,7 +19,7 @@ VERSIONS = {
     "fit_denoiser": 1,
     "fit_guide": 2,
     "generate": 1,
-    "encode": 1,
+    "encode": 2,
     "search": 2,
     "decode": 2,
     "fit_downstream": 1,
