@@ -306,3 +306,13 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path, example: Example) 
 def test_plain_strings_never_become_markup() -> None:
     """Catches a table cell that is taken for markup because of how it begins."""
     assert "<td>&lt;td onclick=x" in page.table(["a", "b"], [["r", "<td onclick=x"]])
+
+
+def test_a_setting_names_what_is_not_the_default() -> None:
+    """Would catch two settings that differ and read the same."""
+    plain = GuidanceSetting(uncertainty_scale=0.12).model_dump(mode="json")
+    assert setting_text(plain) == "entropy, γ 0.12"
+    rich = {**plain, "gradient": "relative", "over_t": "noise", "decode_guidance_scale": 2.0}
+    assert setting_text(rich) == (
+        "entropy, γ 0.12, relative gradient, times noise, guidance while decoding 2"
+    )
