@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mgdm_ray.config import GuidanceSetting
 from mgdm_ray.records import Record
 from mgdm_ray.report import page, result_rows, result_table, tables, write_report
 from tests.study_example import ARMS, SETTING, Example, make_example
@@ -311,8 +312,8 @@ def test_plain_strings_never_become_markup() -> None:
 def test_a_setting_names_what_is_not_the_default() -> None:
     """Would catch two settings that differ and read the same."""
     plain = GuidanceSetting(uncertainty_scale=0.12).model_dump(mode="json")
-    assert setting_text(plain) == "entropy, γ 0.12"
+    assert tables.setting_text(plain) == f"entropy, {tables.GAMMA} 0.12"
     rich = {**plain, "gradient": "relative", "over_t": "noise", "decode_guidance_scale": 2.0}
-    assert setting_text(rich) == (
-        "entropy, γ 0.12, relative gradient, times noise, guidance while decoding 2"
+    assert tables.setting_text(rich) == (
+        f"entropy, {tables.GAMMA} 0.12, relative gradient, times noise, guidance while decoding 2"
     )
