@@ -56,8 +56,10 @@ MEDMNIST = (
     "tissuemnist",
 )
 PHANTOMS = ("phantom-ultrasound", "phantom-fundus", "phantom-xray", "phantom-dermatoscopy")
-MEASUREMENTS = ["entropy", "margin", "least_confidence", "energy"]
+MEASUREMENTS = ["entropy", "margin", "least_confidence", "energy", "mutual_information"]
 """What a setting may name; ``diffusion.guidance.register_measurement`` adds to it."""
+MEMBER_MEASUREMENTS = ["mutual_information"]
+"""Those that compare the guide's answers under dropout masks: they need ``guide.dropout``."""
 Task = Literal["binary", "multiclass", "ordinal"]
 
 T = TypeVar("T")
@@ -246,6 +248,8 @@ class GuideConfig(TrainConfig):
     """Optimiser steps."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Label smoothing of the cross-entropy."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the head's features left out while training; ``mutual_information`` needs some."""
 
 
 class SamplingConfig(Frozen):
@@ -286,9 +290,17 @@ class SyntheticConfig(Frozen):
 class GuidanceControls(Frozen):
     """How a measurement is ascended, whatever it is and however strong."""
 
-    gradient: Literal["normalised", "raw"] = "normalised"
+    gradient: Literal["normalised", "relative", "raw"] = "normalised"
     """``normalised``: gamma is how far an image may be moved, as root mean square over its pixels
-    in [-1, 1] (times pi / 2): the same for every dataset; ``raw``: the published formula."""
+    in [-1, 1] (times pi / 2): the same for every dataset; ``relative``: the term is gamma times as
+    long as eps, image by image, and near pure noise moves pred_x0 by about
+    gamma / sqrt(alpha_bar), up to 160 gamma; ``raw``: the published formula."""
+    over_t: Literal["constant", "signal", "noise"] = "constant"
+    """Gamma over the timesteps: times 1, sqrt(alpha_bar_t) (less where there is noise) or
+    sqrt(1 - alpha_bar_t) (less near the clean image)."""
+    decode_guidance_scale: float = Field(1.0, ge=0, le=50)
+    """Classifier-free guidance of stage 2; 1 is off. Encode never has it, nor has ``roundtrip``:
+    with another value decoding changes images even where nothing is ascended."""
     label_scale: float = Field(0.0, ge=0, le=1000)
     """Weight of log p(y | x_t) beside the measurement: keeps images in their class; 0 is off."""
     interval: tuple[Annotated[int, Field(ge=0, le=999)], Annotated[int, Field(ge=0, le=999)]] = (
@@ -528,6 +540,17 @@ class StudyConfig(Frozen):
                 "sampling.inversion_iterations needs denoiser.prediction 'v': with "
                 f"{self.denoiser.prediction!r} the iteration diverges near pure noise"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _members(self) -> Self:
+        searched = () if self.search is None else self.search.space.measurement
+        for name in (self.setting.measurement, *searched):
+            if name in MEMBER_MEASUREMENTS and not self.guide.dropout:
+                raise ValueError(
+                    f"measurement {name!r} compares a guide's answers under dropout, and "
+                    "guide.dropout is 0; set guide.dropout, e.g. to 0.2"
+                )
         return self
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mgdm_ray.config import Arm, DatasetConfig, StudyConfig, TrainConfig
+from mgdm_ray.config import Arm, DatasetConfig, GuideConfig, StudyConfig, TrainConfig
 from mgdm_ray.seeding import content_key
 
 # Raise a kind's version when its code changes results: its artefacts are then computed anew.
@@ -19,7 +19,7 @@ VERSIONS = {
     "fit_denoiser": 1,
     "fit_guide": 2,
     "generate": 1,
-    "encode": 1,
+    "encode": 2,
     "search": 2,
     "decode": 2,
     "fit_downstream": 1,
@@ -125,8 +125,11 @@ class _DatasetPlan:
     def training_inputs(self, train: TrainConfig) -> dict[str, Any]:
         # Neither of the excluded changes the result: checkpoints resume exactly, and the recipe is
         # resolved into the other fields.
+        excluded = {"checkpoint_every", "recipe"}
+        if isinstance(train, GuideConfig) and not train.dropout:
+            excluded.add("dropout")  # guides keep the keys they had before there was any
         return {
-            "train": train.model_dump(mode="json", exclude={"checkpoint_every", "recipe"}),
+            "train": train.model_dump(mode="json", exclude=excluded),
             "schedule": self.config.denoiser.schedule,
             "seed": self.config.seed,
         }

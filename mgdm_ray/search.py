@@ -34,9 +34,10 @@ METRIC = "score"
 def space(job: Job, num_classes: int) -> dict[str, BaseDistribution]:
     """What this search may choose.
 
-    For two classes all built-in measurements are functions of |p1 - p2| that fall with it, so
-    their gradients have one direction, and ``normalised`` keeps nothing but the direction: only
-    the first one is tried. ``raw`` keeps lengths, and so does the sum with ``label_scale``; there
+    For two classes entropy, margin and least confidence are functions of |p1 - p2| that fall with
+    it, so their gradients have one direction, and ``normalised`` and ``relative`` keep nothing
+    but the direction: only the first one is tried. Energy and mutual information are no such
+    functions and stay. ``raw`` keeps lengths, and so does the sum with ``label_scale``; there
     only ``margin`` and ``least_confidence`` are one, at half the scale (p1 - p2 = 2 max p - 1).
     """
     inputs = job.inputs

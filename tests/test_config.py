@@ -53,6 +53,18 @@ def refusal(write_study: Any, study: dict[str, Any], *overrides: str) -> str:
             ["inversion_iterations needs denoiser.prediction 'v'"],
         ),
         ({"sampling": {"strength": 0}}, ["sampling.strength", "greater than 0"]),
+        (
+            {"setting": {"measurement": "mutual_information"}},
+            ["'mutual_information' compares", "guide.dropout is 0; set guide.dropout"],
+        ),
+        (
+            {"search": {"space": {"measurement": ["entropy", "mutual_information"]}}},
+            ["'mutual_information' compares", "guide.dropout is 0; set guide.dropout"],
+        ),
+        (
+            {"setting": {"gradient": "relativ"}},
+            ["unknown value 'relativ' in setting.gradient", "did you mean 'relative'"],
+        ),
         ({"tracking": {"uri": "nonsense"}}, ["tracking.uri", "begins with http", "'nonsense'"]),
         ({"name": "../evil"}, ["name", "got '../evil'"]),
         (

@@ -97,6 +97,7 @@ def test_what_cannot_change_results_does_not_change_keys(path: str, value: Any) 
         ("denoiser.schedule", "linear", "fit_guide"),
         ("guide.steps", 7, "fit_guide"),
         ("guide.label_smoothing", 0.1, "fit_guide"),
+        ("guide.dropout", 0.1, "fit_guide"),
         ("seed", 1, "fit_denoiser"),
         ("image_size", 32, "fit_denoiser"),
         ("datasets.0.phantom.difficulty", 0.1, "fit_denoiser"),
@@ -108,6 +109,9 @@ def test_what_cannot_change_results_does_not_change_keys(path: str, value: Any) 
         ("search.trials", 5, "search"),
         ("search.space.uncertainty_scale", {"low": 0.1, "high": 1}, "search"),
         ("search.images", 4, "search"),
+        ("search.space.gradient", "relative", "search"),
+        ("search.space.over_t", "signal", "search"),
+        ("search.space.decode_guidance_scale", 2, "search"),
     ],
 )
 def test_what_changes_results_changes_keys_from_there_on(path: str, value: Any, first: str) -> None:
@@ -159,6 +163,14 @@ def test_needs_come_first_and_exist() -> None:
         for key, job in plan_of(study).jobs.items():
             assert set(job.needs.values()) <= seen
             seen.add(key)
+
+
+def test_a_guide_without_dropout_keeps_its_key() -> None:
+    """Would catch guides of older studies being trained again for an option they do not use."""
+    plan = plan_of(changed("guide.dropout", 0.0))
+    assert keys(plan) == keys(BASE)
+    [guide] = [job for job in plan.jobs.values() if job.kind == "fit_guide"]
+    assert "dropout" not in guide.inputs["train"]
 
 
 def test_counts_of_the_tiny_study() -> None:

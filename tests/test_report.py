@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mgdm_ray.config import GuidanceSetting
 from mgdm_ray.records import Record
 from mgdm_ray.report import page, result_rows, result_table, tables, write_report
 from tests.study_example import ARMS, SETTING, Example, make_example
@@ -306,3 +307,13 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path, example: Example) 
 def test_plain_strings_never_become_markup() -> None:
     """Catches a table cell that is taken for markup because of how it begins."""
     assert "<td>&lt;td onclick=x" in page.table(["a", "b"], [["r", "<td onclick=x"]])
+
+
+def test_a_setting_names_what_is_not_the_default() -> None:
+    """Would catch two settings that differ and read the same."""
+    plain = GuidanceSetting(uncertainty_scale=0.12).model_dump(mode="json")
+    assert tables.setting_text(plain) == f"entropy, {tables.GAMMA} 0.12"
+    rich = {**plain, "gradient": "relative", "over_t": "noise", "decode_guidance_scale": 2.0}
+    assert tables.setting_text(rich) == (
+        f"entropy, {tables.GAMMA} 0.12, relative gradient, times noise, guidance while decoding 2"
+    )

@@ -125,6 +125,7 @@ def test_measurements_that_repeat_each_other_are_tried_once(bench: Bench) -> Non
     assert tried(every, "raw", 2) == ["entropy", "least_confidence"]
     assert tried(["margin", "entropy"], "raw", 2) == ["margin", "entropy"]
     assert tried(every, "normalised", 3) == every
+    assert tried([*every, "mutual_information"], "relative", 2) == ["margin", "mutual_information"]
 
 
 def test_what_needs_a_dead_worker_names_the_root(bench: Bench) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mgdm_ray.diffusion.unet import dropout_masks
 from mgdm_ray.seeding import generator, per_image_noise
 
 
@@ -26,6 +27,8 @@ class Draw:
     """bool: trained without label."""
     noise: Tensor
     """float32 `[n, C, H, W]`."""
+    feature_masks: Tensor | None = None
+    """float32 `[n, F]`: dropout on a guide's features; None without."""
 
 
 class BatchSource:
@@ -50,6 +53,8 @@ class BatchSource:
         kind: str,
         rank: int,
         world_size: int,
+        features: int = 0,
+        feature_dropout: float = 0.0,
     ) -> None:
         if batch_size % world_size:
             raise ValueError(
@@ -63,6 +68,7 @@ class BatchSource:
         self.mine = slice(rank * share, (rank + 1) * share)
         self.shape, self.batch_size, self.label_dropout = shape, batch_size, label_dropout
         self.num_train_timesteps = num_train_timesteps
+        self.features, self.feature_dropout = features, feature_dropout
         self.parts = (kind, "batch", seed)
         # Images sorted by group (class, or all in one group): group k occupies
         # starts[k] .. starts[k] + counts[k] - 1 of order.
@@ -85,4 +91,9 @@ class BatchSource:
         drop_mask = torch.rand(size, generator=numbers) < self.label_dropout
         # One seed per image of the batch: a worker does not draw the noise of the others.
         noise = per_image_noise(self.shape, range(size)[self.mine], *self.parts, "noise", step)
-        return Draw(rows[self.mine], t[self.mine], drop_mask[self.mine], noise)
+        masks = None
+        if self.feature_dropout:
+            wanted = (size, self.features)
+            parts = (*self.parts, "features", step)
+            masks = dropout_masks(wanted, self.feature_dropout, *parts)[self.mine]
+        return Draw(rows[self.mine], t[self.mine], drop_mask[self.mine], noise, masks)

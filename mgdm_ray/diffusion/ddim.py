@@ -97,18 +97,63 @@ def invert(
     ``iterations`` > 0 evaluates it that many times more at the end of the step, each time where
     the last guess of x_t is: a fixed-point iteration for the x_t from which ``sample`` steps to
     x_(t_prev) exactly (Pan et al. 2023, AIDI; at 1 + ``iterations`` forwards a step). It runs in
-    v, not in eps: there each iteration shrinks the error by tan(angle of the step) |dv/dx| at
-    every level, while d eps/dx goes to 1 near pure noise. A network that predicts eps determines v
-    badly there (1 / cos), and the iteration may diverge.
+    v, not in eps: there each iteration multiplies the error by tan(angle of the step) dv/dx at
+    every level, while d eps/dx goes to 1 near pure noise. A network that predicts eps determines
+    v badly there (1 / cos). Where that factor is beyond 1, in either direction, the iteration
+    would diverge; ``_solve`` then takes other steps for the images concerned.
     """
     x = x_0
-    for t, t_prev in reversed(pairs):
-        low, high = schedule.alpha_bar(t_prev), schedule.alpha_bar(t)
-        guess = ddim_step(x, eps_fn(x, max(t_prev, 0)), low, high)
-        phi, step = _angle(high), _angle(high) - _angle(low)
-        for _ in range(iterations):
-            v = (eps_fn(guess, t) - math.sin(phi) * guess) / math.cos(phi)
-            # x_(t_prev) = cos(step) x_t - sin(step) v, solved for x_t
-            guess = (x + math.sin(step) * v) / math.cos(step)
-        x = guess
+    for pair in reversed(pairs):
+        x = _invert_step(eps_fn, x, pair, schedule, iterations)
     return x
+
+
+def _invert_step(
+    eps_fn: EpsFn, x: Tensor, pair: Pair, schedule: NoiseSchedule, iterations: int
+) -> Tensor:
+    """From x at t_prev to the x_t that ``ddim_step`` brings back to it."""
+    t, t_prev = pair
+    low, high = schedule.alpha_bar(t_prev), schedule.alpha_bar(t)
+    phi, step = _angle(high), _angle(high) - _angle(low)
+
+    def origin(x_t: Tensor) -> Tensor:
+        v = (eps_fn(x_t, t) - math.sin(phi) * x_t) / math.cos(phi)
+        # x_(t_prev) = cos(step) x_t - sin(step) v, solved for x_t
+        return (x + math.sin(step) * v) / math.cos(step)
+
+    return _solve(origin, ddim_step(x, eps_fn(x, max(t_prev, 0)), low, high), iterations)
+
+
+def _solve(mapping: Callable[[Tensor], Tensor], start: Tensor, iterations: int) -> Tensor:
+    """x with mapping(x) = x, of images `[N, ...]`, after ``iterations`` calls of ``mapping``.
+
+    An image whose residual ||mapping(x) - x|| falls at every call goes x <- mapping(x). Once it
+    has not fallen, the image returns to the best point it has been at, and from there on takes the
+    share of mapping(x) - x that its last two residuals suggest: the spectral residual method (La
+    Cruz, Martinez & Raydan 2006), with at most half the last share after a failure. The share may
+    be negative: where mapping is steeper than 1 the solution lies in the other direction. An image
+    that finds nothing better keeps its start.
+    """
+    guess, best, target = start, start, start
+    least = torch.full(start.shape[:1], math.inf, dtype=start.dtype, device=start.device)
+    share = torch.ones_like(least)
+    tame = torch.ones_like(least, dtype=torch.bool)
+    for _ in range(iterations):
+        image = mapping(guess)
+        change, last = (image - guess).flatten(1), (target - best).flatten(1)
+        residual = torch.linalg.vector_norm(change, dim=1)
+        # Not a number has not fallen; but if the first one is none, the result must show it.
+        fallen = (residual < least) | torch.isinf(least)
+        tame &= fallen
+        # eq. 5 there: the share for which a residual that is linear along the last step vanishes
+        slope = change - last
+        spectral = -share * (last * slope).sum(dim=1) / slope.square().sum(dim=1)
+        limit = torch.where(fallen, 1.0, share.abs() / 2)
+        spectral = torch.nan_to_num(spectral, nan=0.0).clamp(-limit, limit)
+        share = torch.where(tame, share, spectral)
+        here = fallen.reshape(-1, *[1] * (start.ndim - 1))
+        least = torch.where(fallen, residual, least)
+        best, target = torch.where(here, guess, best), torch.where(here, image, target)
+        # A weight of exactly 1 gives exactly the target.
+        guess = torch.lerp(best, target, share.reshape(here.shape))
+    return guess

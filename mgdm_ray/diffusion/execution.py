@@ -61,8 +61,22 @@ class Prepared(nn.Module):
         self.shape: torch.Size | None = None
         self.seen: list[float] = []
 
-    def forward(self, x_t: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        conditions = {} if class_labels is None else {"class_labels": class_labels}
+    @property
+    def member_masks(self) -> Tensor | None:
+        """The guide's, if this is one that has them."""
+        masks: Tensor | None = getattr(self.model, "member_masks", None)
+        return masks
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        masks: Tensor | None = None,
+        *,
+        class_labels: Tensor | None = None,
+    ) -> Tensor:
+        given = {"masks": masks, "class_labels": class_labels}
+        conditions = {name: value for name, value in given.items() if value is not None}
         with autocast(self.execution.precision, x_t.device):
             if self.compiled is None and self._pays():
                 return self._first_compiled(x_t, t, conditions)

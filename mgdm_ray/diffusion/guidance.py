@@ -5,30 +5,36 @@ from __future__ import annotations
 import importlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from mgdm_ray.config import MEASUREMENTS as KNOWN_NAMES
-from mgdm_ray.config import GuidanceSetting, require_known
+from mgdm_ray.config import MEMBER_MEASUREMENTS, GuidanceSetting, require_known
 from mgdm_ray.diffusion.ddim import EpsFn
 from mgdm_ray.diffusion.schedule import NoiseSchedule
 
 Measurement = Callable[[Tensor, Tensor, int, Tensor], Tensor]
 """M(logits float64 [N, K], x_t [N, C, H, W], t, labels int64 [N]) -> [N], one number per image.
 
-Differentiable in logits and x_t; the value of an image must not depend on its batch mates.
+One that was registered with ``members`` gets logits [S, N, K]: what the guide says under each of
+S dropout masks. Differentiable in logits and x_t; the value of an image must not depend on its
+batch mates.
 """
 
 MEASUREMENTS: dict[str, Measurement] = {}
 
 
-def register_measurement(name: str) -> Callable[[Measurement], Measurement]:
+def register_measurement(
+    name: str, *, members: bool = False
+) -> Callable[[Measurement], Measurement]:
     """Decorator: makes a measurement known under ``name``; ValueError if the name is taken.
 
-    A GuidanceSetting made afterwards may name it.
+    A GuidanceSetting made afterwards may name it. ``members`` asks for the logits under each of
+    the guide's dropout masks; a study that names such a measurement needs ``guide.dropout``.
     """
 
     def register(measurement: Measurement) -> Measurement:
@@ -37,6 +43,8 @@ def register_measurement(name: str) -> Callable[[Measurement], Measurement]:
         MEASUREMENTS[name] = measurement
         if name not in KNOWN_NAMES:
             KNOWN_NAMES.append(name)
+        if members and name not in MEMBER_MEASUREMENTS:
+            MEMBER_MEASUREMENTS.append(name)
         return measurement
 
     return register
@@ -66,6 +74,19 @@ def least_confidence(logits: Tensor, x_t: Tensor, t: int, labels: Tensor) -> Ten
 def energy(logits: Tensor, x_t: Tensor, t: int, labels: Tensor) -> Tensor:  # noqa: ARG001
     """-log sum exp(logits): high where the guide has seen little (Liu et al. 2020). Unbounded."""
     return -logits.logsumexp(dim=1)
+
+
+@register_measurement("mutual_information", members=True)
+def mutual_information(logits: Tensor, x_t: Tensor, t: int, labels: Tensor) -> Tensor:  # noqa: ARG001
+    """(H(mean p) - mean H(p)) / log K over the members, in [0, 1]: where they contradict each
+    other, not where all are undecided (BALD: Houlsby et al. 2011; by Monte Carlo dropout: Gal,
+    Islam & Ghahramani 2017, section 3). logits `[S, N, K]`.
+    """
+    log_p = logits.log_softmax(dim=2)
+    log_mean = log_p.logsumexp(dim=0) - math.log(len(log_p))
+    # The same number as a mean divergence, mean KL(p_s || mean p): no difference of near equals.
+    divergence = (log_p.exp() * (log_p - log_mean)).sum(dim=2)
+    return divergence.mean(dim=0) / math.log(logits.shape[2])
 
 
 def denoiser_eps(
@@ -102,28 +123,113 @@ def denoiser_eps(
     return eps_fn
 
 
-def classifier_guided(
-    eps_fn: EpsFn, guide: nn.Module, labels: Tensor, scale: float, schedule: NoiseSchedule
+def guided(
+    eps_fn: EpsFn,
+    guide: nn.Module,
+    labels: Tensor,
+    schedule: NoiseSchedule,
+    *,
+    classifier_scale: float = 0.0,
+    setting: GuidanceSetting | None = None,
+    noise: Tensor | None = None,
 ) -> EpsFn:
-    """eps - sqrt(1 - alpha_bar_t) s grad log p(y | x_t): towards ``labels`` `[N]`.
+    """eps under classifier guidance towards ``labels`` `[N]` and measurement guidance, together:
 
-    ``scale`` 0 returns ``eps_fn`` itself.
+        eps - sqrt(1 - alpha_bar_t) (s grad log p(y | x_t) + gamma grad M(x_t))
+
+    with s = ``classifier_scale``, 0 off, and gamma = ``setting.uncertainty_scale``. ``eps_fn`` may
+    be ``denoiser_eps`` under classifier-free guidance. A step costs one forward of ``eps_fn``, one
+    of the guide, and one backward; two where both terms are on and need gradients of their own
+    (any ``setting.gradient`` but ``raw``, or ``noise``).
+
+    ``setting.gradient``: ``raw`` is that formula. ``normalised`` takes only the gradient's
+    direction, image by image, and moves pred_x0 by gamma sqrt(1 - alpha_bar_t) (root mean square
+    over pixels in [-1, 1]; a zero gradient stays zero). With alpha_bar = cos^2(a), a DDIM step
+    from a to b then moves the sample by gamma sin(a - b): all steps together by at most
+    gamma pi / 2, whatever their number, the schedule, the dataset or the image size (as long as
+    the denoiser's v does not answer to the push; its answer comes on top). ``relative`` takes the
+    direction too, and gamma times the norm of ``eps_fn``'s eps, which is about 1 per pixel at
+    every t: pred_x0 moves by gamma sqrt(1 - alpha_bar_t) / sqrt(alpha_bar_t), so that near pure
+    noise pushes are multiplied by up to 160, and the first steps decide.
+
+    ``setting.over_t`` multiplies gamma by 1, sqrt(alpha_bar_t) or sqrt(1 - alpha_bar_t).
+    ``setting.label_scale`` beta > 0 ascends M + beta log p(y | x_t) instead of M: uncertain, but
+    still of its class. ``setting.interval`` holds the timesteps at which the measurement acts; at
+    others, without s, ``eps_fn`` alone is asked. ``noise`` `[N, C, H, W]` replaces the direction
+    of the whole measurement term, image by image and at every t, and keeps its norm: the control
+    for "any push of that size". With everything off ``eps_fn`` itself is returned.
     """
-    if scale == 0:
-        return eps_fn
+    if setting is not None and setting.uncertainty_scale == 0:
+        setting = None
+    if setting is None:
+        if classifier_scale == 0:
+            return eps_fn
+        return _towards_labels(eps_fn, guide, labels, schedule, classifier_scale)
+    first, last = setting.interval
+    name = require_known(setting.measurement, "measurement", MEASUREMENTS)
+    measurement, members = MEASUREMENTS[name], name in MEMBER_MEASUREMENTS
+    linear = setting.gradient == "raw" and noise is None
+    outside = eps_fn
+    if classifier_scale != 0:
+        outside = _towards_labels(eps_fn, guide, labels, schedule, classifier_scale)
 
-    def guided(x_t: Tensor, t: int) -> Tensor:
+    def eps_of(x_t: Tensor, t: int) -> Tensor:
+        if not first <= t <= last:
+            return outside(x_t, t)
+        eps = eps_fn(x_t, t)
+        signal, sigma = schedule.coefficients(t, x_t)
+        gamma = setting.uncertainty_scale
+        if setting.over_t != "constant":
+            a = schedule.alpha_bar(t)
+            gamma *= math.sqrt(a if setting.over_t == "signal" else 1 - a)
+        # Of raw terms the sum is the gradient of one function: s is a weight beside beta.
+        beta = setting.label_scale + (classifier_scale / gamma if linear else 0)
+
+        def ascended(answer: Answer) -> list[Tensor]:
+            value = measurement(answer.asked(members), answer.x_t, t, labels)
+            if beta:
+                value = value + beta * log_likelihood(answer.logits, answer.x_t, t, labels)
+            if linear or classifier_scale == 0:
+                return [value]
+            return [value, log_likelihood(answer.logits, answer.x_t, t, labels)]
+
+        term, *likelihood = gradients(ascended, guide, x_t, t, members=members)
+        if setting.gradient == "normalised":
+            # pred_x0 = (x_t - sigma eps) / signal: this eps term moves it by gamma sigma rms 1
+            term = signal * unit(term) * math.sqrt(x_t[0].numel())
+        elif setting.gradient == "relative":
+            term = unit(term) * norm(eps)
+        else:
+            term = sigma * term
+        if noise is not None:
+            term = unit(noise) * norm(term)
+        result = eps - gamma * term
+        for gradient in likelihood:
+            result = result - sigma * classifier_scale * gradient
+        return result
+
+    return eps_of
+
+
+def _towards_labels(
+    eps_fn: EpsFn, guide: nn.Module, labels: Tensor, schedule: NoiseSchedule, scale: float
+) -> EpsFn:
+    """Classifier guidance alone."""
+
+    def eps_of(x_t: Tensor, t: int) -> Tensor:
         _, sigma = schedule.coefficients(t, x_t)
         gradient = measurement_gradient(log_likelihood, guide, x_t, t, labels)
         # Dhariwal & Nichol 2021, algorithm 2
         return eps_fn(x_t, t) - sigma * scale * gradient
 
-    return guided
+    return eps_of
 
 
-def log_likelihood(logits: Tensor, x_t: Tensor, t: int, labels: Tensor) -> Tensor:  # noqa: ARG001
-    """log p(y | x_t) of each image's own label."""
-    return logits.log_softmax(dim=1).gather(1, labels[:, None])[:, 0]
+def classifier_guided(
+    eps_fn: EpsFn, guide: nn.Module, labels: Tensor, scale: float, schedule: NoiseSchedule
+) -> EpsFn:
+    """``guided`` by the classifier alone."""
+    return guided(eps_fn, guide, labels, schedule, classifier_scale=scale)
 
 
 def measurement_guided(
@@ -134,66 +240,82 @@ def measurement_guided(
     schedule: NoiseSchedule,
     noise: Tensor | None = None,
 ) -> EpsFn:
-    """eps - sqrt(1 - alpha_bar_t) gamma grad M(x_t): ascends the measurement M.
+    """``guided`` by a measurement alone."""
+    return guided(eps_fn, guide, labels, schedule, setting=setting, noise=noise)
 
-    ``setting.gradient``: ``raw`` is that formula. ``normalised`` takes only the gradient's
-    direction, image by image, and moves pred_x0 by gamma sqrt(1 - alpha_bar_t) (root mean square
-    over pixels in [-1, 1]; a zero gradient stays zero). With alpha_bar = cos^2(a), a DDIM step
-    from a to b then moves the sample by gamma sin(a - b): all steps together by at most
-    gamma pi / 2, whatever their number, the schedule, the dataset or the image size (as long as
-    the denoiser's v does not answer to the push; its answer comes on top).
 
-    ``noise`` `[N, C, H, W]` replaces the direction of the whole term, image by image and at every
-    t, and keeps its norm: the control for "any push of that size".
-    ``setting.label_scale`` beta > 0 ascends M + beta log p(y | x_t) instead of M, in the same
-    forward and backward pass of the guide: uncertain, but still of its class. ``setting.interval``
-    holds the timesteps at which guidance acts; at others ``eps_fn`` alone is asked. gamma 0
-    returns ``eps_fn`` itself.
+def log_likelihood(logits: Tensor, x_t: Tensor, t: int, labels: Tensor) -> Tensor:  # noqa: ARG001
+    """log p(y | x_t) of each image's own label."""
+    return logits.log_softmax(dim=1).gather(1, labels[:, None])[:, 0]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the guide says of ``x_t`` `[N, C, H, W]`, in one forward."""
+
+    x_t: Tensor
+    logits: Tensor
+    """float64 `[N, K]`, of the whole network."""
+    members: Tensor | None
+    """float64 `[S, N, K]`, under each dropout mask; None where nobody asked for them."""
+
+    def asked(self, members: bool) -> Tensor:
+        """The logits that a measurement registered with ``members`` gets."""
+        if not members:
+            return self.logits
+        if self.members is None:
+            raise ValueError("the guide was not asked for its members")
+        return self.members
+
+
+def gradients(
+    values: Callable[[Answer], Sequence[Tensor]],
+    guide: nn.Module,
+    x_t: Tensor,
+    t: int,
+    *,
+    members: bool = False,
+) -> list[Tensor]:
+    """grad of each of ``values``, `[N]` numbers, with respect to x_t: `[N, C, H, W]` each.
+
+    One forward of the guide, and a backward for each value. The guide must be in eval mode: only
+    then are images of one batch independent. Logits go to float64, because a float32 softmax of a
+    confident guide is exactly 0 and 1: no gradient. ValueError where ``members`` are asked of a
+    guide that was built without dropout.
     """
-    if setting.uncertainty_scale == 0:
-        return eps_fn
-    first, last = setting.interval
-    name = require_known(setting.measurement, "measurement", MEASUREMENTS)
-    measurement = MEASUREMENTS[name]
-
-    def target(logits: Tensor, x_t: Tensor, t: int, y: Tensor) -> Tensor:
-        value = measurement(logits, x_t, t, y)
-        if setting.label_scale:
-            value = value + setting.label_scale * log_likelihood(logits, x_t, t, y)
-        return value
-
-    def guided(x_t: Tensor, t: int) -> Tensor:
-        eps = eps_fn(x_t, t)
-        if not first <= t <= last:
-            return eps
-        signal, sigma = schedule.coefficients(t, x_t)
-        term = measurement_gradient(target, guide, x_t, t, labels)
-        if setting.gradient == "normalised":
-            # pred_x0 = (x_t - sigma eps) / signal: this eps term moves it by gamma sigma rms 1
-            term = signal * unit(term) * math.sqrt(x_t[0].numel())
-        else:
-            term = sigma * term
-        if noise is not None:
-            term = unit(noise) * norm(term)
-        return eps - setting.uncertainty_scale * term
-
-    return guided
-
-
-def measurement_gradient(
-    measurement: Measurement, guide: nn.Module, x_t: Tensor, t: int, labels: Tensor
-) -> Tensor:
-    """grad of M with respect to x_t, `[N, C, H, W]`; every image's own, in one backward pass.
-
-    The guide must be in eval mode: only then are images of one batch independent. Logits go to
-    float64, because a float32 softmax of a confident guide is exactly 0 and 1: no gradient.
-    """
+    masks = getattr(guide, "member_masks", None)
+    if members and masks is None:
+        raise ValueError("the measurement compares a guide's answers under dropout: guide has none")
     with torch.enable_grad():
         x = x_t.detach().requires_grad_()
         timesteps = torch.full((len(x),), t, device=x.device)
-        values = measurement(guide(x, timesteps).double(), x, t, labels)
-        gradient: Tensor = torch.autograd.grad(values.sum(), x)[0]
-    return gradient
+        if members:
+            logits = guide(x, timesteps, masks).double()
+            found = values(Answer(x, logits[0], logits[1:]))
+        else:
+            found = values(Answer(x, guide(x, timesteps).double(), None))
+        last = len(found) - 1
+        return [
+            torch.autograd.grad(value.sum(), x, retain_graph=index < last)[0]
+            for index, value in enumerate(found)
+        ]
+
+
+def measurement_gradient(
+    measurement: Measurement,
+    guide: nn.Module,
+    x_t: Tensor,
+    t: int,
+    labels: Tensor,
+    *,
+    members: bool = False,
+) -> Tensor:
+    """grad of M with respect to x_t, `[N, C, H, W]`; every image's own, in one backward pass."""
+
+    def value(answer: Answer) -> list[Tensor]:
+        return [measurement(answer.asked(members), answer.x_t, t, labels)]
+
+    return gradients(value, guide, x_t, t, members=members)[0]
 
 
 def norm(images: Tensor) -> Tensor:

@@ -62,7 +62,12 @@ def guide_loss(
     noise: Tensor,
     schedule: NoiseSchedule,
     label_smoothing: float,
+    masks: Tensor | None = None,
 ) -> Tensor:
-    """Scalar: mean cross-entropy of p(y | x_t, t) on noised images; shapes as in denoiser_loss."""
-    logits = model(schedule.q_sample(x_0, t, noise), t).float()
-    return nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    """Scalar: mean cross-entropy of p(y | x_t, t) on noised images; shapes as in denoiser_loss.
+
+    ``masks`` `[N, F]` is dropout on the guide's features, None without.
+    """
+    x_t = schedule.q_sample(x_0, t, noise)
+    logits = model(x_t, t) if masks is None else model(x_t, t, masks)
+    return nn.functional.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)

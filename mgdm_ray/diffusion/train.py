@@ -155,6 +155,8 @@ def train(
         kind=kind,
         rank=rank,
         world_size=world_size,
+        features=config.unet.channels[-1],
+        feature_dropout=config.dropout if isinstance(config, GuideConfig) else 0.0,
     )
     state = new_state(kind, config, images.shape[1], num_classes, seed, device)
     if folder_for_resume is not None and (folder_for_resume / STATE_FILE).exists():
@@ -183,8 +185,13 @@ def new_state(
     """Untrained, with the weights of ``seed``; ValueError if kind and config do not match."""
     if isinstance(config, DenoiserConfig) != (kind == "denoiser"):
         raise ValueError(f"kind {kind!r} does not go with a {type(config).__name__}")
-    build = build_denoiser if kind == "denoiser" else build_guide
-    model = in_layout(build(config.unet, channels, num_classes, kind, seed).to(device), device)
+    model: nn.Module
+    if isinstance(config, DenoiserConfig):
+        model = build_denoiser(config.unet, channels, num_classes, kind, seed)
+    else:
+        dropout = config.dropout
+        model = build_guide(config.unet, channels, num_classes, kind, seed, dropout=dropout)
+    in_layout(model.to(device), device)
     ema = copy.deepcopy(model).eval().requires_grad_(False) if kind == "denoiser" else None
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=1e-2, fused=True
@@ -212,7 +219,8 @@ def train_step(
             empty = null_label(state.model)
             loss = denoiser_loss(forward, x_0, y, t, noise, drop, schedule, config, empty)
         else:
-            loss = guide_loss(forward, x_0, y, t, noise, schedule, config.label_smoothing)
+            masks = None if draw.feature_masks is None else draw.feature_masks.to(device)
+            loss = guide_loss(forward, x_0, y, t, noise, schedule, config.label_smoothing, masks)
     value = float(loss.detach())
     state.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)

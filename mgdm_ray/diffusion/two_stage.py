@@ -140,9 +140,10 @@ def decode(
     ``direction="random"`` is its control: the same push at every step along one random direction
     per image.
 
-    ``setting`` None or with ``uncertainty_scale`` 0 is the mirror image of ``encode`` and needs no
-    guide; otherwise ValueError without one. ``indices`` and ``seed_parts`` matter only for
-    ``direction="random"``. Nothing is clipped: values a little outside [-1, 1] are normal.
+    ``setting`` None is the mirror image of ``encode``; so is one with ``uncertainty_scale`` 0 and
+    ``decode_guidance_scale`` 1. A guide is needed where ``uncertainty_scale`` is not 0, else
+    ValueError. ``indices`` and ``seed_parts`` matter only for ``direction="random"``. Nothing is
+    clipped: values a little outside [-1, 1] are normal.
     """
     guided = setting is not None and setting.uncertainty_scale != 0
     if guided and guide is None:
@@ -157,7 +158,14 @@ def decode(
 
     def one_batch(rows: slice) -> Tensor:
         y = labels[rows].to(device)
-        eps_fn = denoiser_eps(denoiser, y, schedule, prediction, null_label=null_label(denoiser))
+        eps_fn = denoiser_eps(
+            denoiser,
+            y,
+            schedule,
+            prediction,
+            null_label=null_label(denoiser),
+            guidance_scale=1.0 if setting is None else setting.decode_guidance_scale,
+        )
         if setting is not None and guide is not None:
             # One direction for all steps, as a gradient has: new ones would cancel each other.
             noise = (

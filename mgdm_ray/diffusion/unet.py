@@ -12,10 +12,12 @@ from monai.networks.nets.diffusion_model_unet import DiffusionModelEncoder, Diff
 from torch import Tensor, nn
 
 from mgdm_ray.config import UNetConfig
-from mgdm_ray.seeding import derive_seed
+from mgdm_ray.seeding import derive_seed, generator
 
 HEAD_CHANNELS = 16
 """Channels per attention head; channels are multiples of it."""
+MEMBERS = 16
+"""Dropout masks that a guide is asked under, where a measurement compares its answers."""
 
 
 def _norm_groups(config: UNetConfig) -> int:
@@ -61,12 +63,19 @@ def null_label(denoiser: nn.Module) -> int:
 
 
 def build_guide(
-    config: UNetConfig, channels: int, num_classes: int, *seed_parts: str | int | float | bool
-) -> nn.Module:
-    """``model(x_t [N, C, H, W], t int64 [N]) -> logits [N, num_classes]``; sees no label."""
+    config: UNetConfig,
+    channels: int,
+    num_classes: int,
+    *seed_parts: str | int | float | bool,
+    dropout: float = 0.0,
+) -> Guide:
+    """``model(x_t [N, C, H, W], t int64 [N]) -> logits [N, num_classes]``; sees no label.
+
+    ``dropout`` adds nothing to the weights and does not change them.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(*seed_parts, "guide weights"))
-        model: nn.Module = DiffusionModelEncoder(
+        model = Guide(
             spatial_dims=2,
             in_channels=channels,
             out_channels=num_classes,
@@ -77,26 +86,74 @@ def build_guide(
             num_head_channels=HEAD_CHANNELS,
             norm_num_groups=_norm_groups(config),
         )
-        model.out = PooledHead(config.channels[-1], num_classes)
+        model.out = PooledHead(config.channels[-1], num_classes, dropout)
     return model
 
 
+class Guide(DiffusionModelEncoder):
+    """MONAI's UNet encoder under a head that can leave out features."""
+
+    out: PooledHead
+
+    def forward(  # type: ignore[override]  # MONAI's conditioning, which a guide has not
+        self, x: Tensor, timesteps: Tensor, masks: Tensor | None = None
+    ) -> Tensor:
+        """Logits `[N, K]` of x `[N, C, H, W]` at timesteps int64 `[N]`.
+
+        ``masks`` multiply the features: `[N, F]` gives every image its own, logits `[N, K]`;
+        `[S, 1, F]` gives every image all S in one pass of the encoder, logits `[S, N, K]`.
+        """
+        features: Tensor = super().forward(x, timesteps)
+        return self.out.logits(features, masks)
+
+    @property
+    def member_masks(self) -> Tensor | None:
+        """`[1 + MEMBERS, 1, F]`: the whole network, and after it those of Monte Carlo dropout."""
+        return self.out.masks
+
+
 class PooledHead(nn.Module):
-    """Group norm, SiLU, mean over all positions, linear: logits from maps of any size.
+    """Group norm, SiLU, mean over all positions, dropout, linear: logits from maps of any size.
 
     MONAI's encoder hands over flattened maps `[N, channels * H * W]` and ends in a linear layer
-    of that fixed width, with dropout. Groups have at least four channels, so that the norm leaves
-    most of the means that are pooled.
+    of that fixed width. Groups have at least four channels, so that the norm leaves most of the
+    means that are pooled.
+
+    Dropout is a multiplication by given masks, never drawn here: no random state, and the guide
+    is the same function in training and after it. ``masks`` are the same for all images, steps
+    and studies: an image does not depend on its batch mates, and a gradient can be repeated.
     """
 
-    def __init__(self, channels: int, num_classes: int) -> None:
+    masks: Tensor | None
+
+    def __init__(self, channels: int, num_classes: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.channels = channels
         self.norm = nn.GroupNorm(min(16, channels // 4), channels)
         self.linear = nn.Linear(channels, num_classes)
+        masks = None
+        if dropout:
+            members = dropout_masks((MEMBERS, 1, channels), dropout, "guide members")
+            masks = torch.cat([torch.ones(1, 1, channels), members])
+        # Goes where the weights go, but is none of them.
+        self.register_buffer("masks", masks, persistent=False)
 
     def forward(self, flat: Tensor) -> Tensor:
+        """The features `[N, channels]`."""
         maps = flat.reshape(flat.shape[0], self.channels, -1)
-        pooled = nn.functional.silu(self.norm(maps)).mean(dim=2)
-        logits: Tensor = self.linear(pooled)
+        pooled: Tensor = nn.functional.silu(self.norm(maps)).mean(dim=2)
+        return pooled
+
+    def logits(self, features: Tensor, masks: Tensor | None = None) -> Tensor:
+        """Shapes as in ``Guide.forward``."""
+        logits: Tensor = self.linear(features if masks is None else features * masks)
         return logits
+
+
+def dropout_masks(
+    shape: tuple[int, ...], dropout: float, *seed_parts: str | int | float | bool
+) -> Tensor:
+    """float32 `shape`, a function of ``seed_parts``: 0 with probability ``dropout``, else
+    1 / (1 - dropout), so that the mean is 1 (Srivastava et al. 2014, inverted)."""
+    keep = torch.rand(shape, generator=generator(*seed_parts)) >= dropout
+    return keep.float() / (1 - dropout)

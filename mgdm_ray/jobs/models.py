@@ -41,7 +41,8 @@ def load_guide(context: Context, key: str) -> torch.nn.Module:
     folder = artefact(context, "fit_guide", key)
     facts = json.loads((folder / "model.json").read_text())
     config = GuideConfig.model_validate(facts["config"])
-    model = build_guide(config.unet, facts["shape"][0], facts["num_classes"], 0)
+    channels, classes = facts["shape"][0], facts["num_classes"]
+    model = build_guide(config.unet, channels, classes, 0, dropout=config.dropout)
     return _with_weights(model, folder, context.device)
 
 

@@ -325,8 +325,10 @@ def setting_text(setting: Mapping[str, Any]) -> str:
             str(setting["measurement"]),
             f"{GAMMA} {setting.get('uncertainty_scale', 0.0):.3g}",
         ]
-    if setting.get("gradient") == "raw":
-        words.append("raw gradient")
+    if setting.get("gradient", "normalised") != "normalised":
+        words.append(f"{setting['gradient']} gradient")
+    if setting.get("over_t", "constant") != "constant":
+        words.append(f"times {setting['over_t']}")
     if setting.get("label_scale"):
         words.append(f"label {setting['label_scale']:g}")
     first, last = setting.get("interval") or (0, 999)
@@ -336,4 +338,6 @@ def setting_text(setting: Mapping[str, Any]) -> str:
         words.append(f"guidance {setting['guidance_scale']:g}")
     if setting.get("classifier_scale"):
         words.append(f"classifier {setting['classifier_scale']:g}")
+    if setting.get("decode_guidance_scale", 1) != 1:
+        words.append(f"guidance while decoding {setting['decode_guidance_scale']:g}")
     return ", ".join(words)

@@ -58,13 +58,11 @@ def test_wide_networks_change_their_layout_and_nothing_else() -> None:
     """Catches channels_last that is not applied, or that changes images by more than round-off."""
     plain, wide = network(64), network(64)
     conv = next(m for m in wide.modules() if isinstance(m, nn.Conv2d))
+    x = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(1))
+    t, labels = torch.tensor([5, 900]), torch.tensor([0, 1])
     with torch.no_grad():
-        x, t = (
-            torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(1)),
-            torch.tensor([5, 900]),
-        )
-        expected = plain.eval()(x, t, class_labels=torch.tensor([0, 1]))
-        given = Prepared(wide, Execution())(x, t, torch.tensor([0, 1]))
+        expected = plain.eval()(x, t, class_labels=labels)
+        given = Prepared(wide, Execution(precision="float32"))(x, t, class_labels=labels)
     assert conv.weight.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(given, expected, rtol=0, atol=1e-5)
     narrow = Prepared(network(16), Execution()).model
@@ -161,12 +159,11 @@ def test_batch_size_follows_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizes == [64, 32, 4, 1, 1]
     assert fitting_batch_size(10, "cpu", 0.25) == 8
 
-    flat = UNetConfig(channels=(16, 16), attention=(False, False))  # attention grows faster
-    model, label = build_denoiser(flat, 3, 2, 0), torch.zeros(1, dtype=torch.int64)
+    model, label = network(), torch.zeros(1, dtype=torch.int64)
     small, large = (
         activation_bytes(model, torch.zeros(1, 3, n, n), label, graph=False) for n in (16, 32)
     )
-    assert large == pytest.approx(4 * small, rel=0.05)
+    assert 4 * small < large < 8 * small  # attention grows faster than the area
     guide = build_guide(UNetConfig(channels=(16, 16), attention=(False, True)), 3, 2, 0)
     x = torch.zeros(1, 3, 32, 32)
     with_graph = activation_bytes(guide, x, None, graph=True)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from mgdm_ray import config
 from mgdm_ray.config import GuidanceSetting, UNetConfig
 from mgdm_ray.diffusion import guidance
 from mgdm_ray.diffusion.ddim import sample
@@ -18,6 +19,7 @@ from mgdm_ray.diffusion.guidance import (
     MEASUREMENTS,
     classifier_guided,
     denoiser_eps,
+    guided,
     measurement_gradient,
     measurement_guided,
     register_measurement,
@@ -41,6 +43,19 @@ class LinearGuide(nn.Module):
 
     def forward(self, x, _timesteps):
         return x.flatten(1) @ self.weight.to(x)
+
+
+class MemberGuide(LinearGuide):
+    """A linear guide with dropout on its pixels: four fixed masks."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
+        numbers = torch.Generator().manual_seed(7)
+        masks = 2.0 * (torch.rand(4, 1, 16, generator=numbers) < 0.5)
+        self.member_masks = torch.cat([torch.ones(1, 1, 16), masks]).double()
+
+    def forward(self, x, _timesteps, masks=1):
+        return (x.flatten(1) * masks) @ self.weight.to(x)
 
 
 class QuadraticGuide(nn.Module):
@@ -141,6 +156,83 @@ def test_a_confident_guide_still_has_a_gradient(name):
         assert -float(gradient[0]) == pytest.approx(expected[name], rel=1e-6)
 
 
+def test_mutual_information_by_hand():
+    """Catches the entropy of the mean alone, a mean over the wrong axis and a lost 1 / log K."""
+    sure = torch.tensor([0.9, 0.05, 0.05]).double().log()
+    flat = torch.zeros(3).double() - math.log(3)
+    agree = torch.stack([torch.stack([sure, flat])] * 2)  # [2 members, 2 images, 3 classes]
+    against = torch.stack([torch.stack([sure, flat]), torch.stack([sure.flip(0), flat])])
+
+    def ask(members):
+        return MEASUREMENTS["mutual_information"](members, *[torch.empty(0)] * 3).tolist()
+
+    assert ask(agree) == pytest.approx([0, 0], abs=1e-12)  # undecided is no disagreement
+    mean = -(2 * 0.475 * math.log(0.475) + 0.05 * math.log(0.05))
+    each = -(0.9 * math.log(0.9) + 0.1 * math.log(0.05))
+    assert ask(against) == pytest.approx([(mean - each) / math.log(3), 0])
+    opposed = torch.tensor([[[200.0, 0.0]], [[0.0, 200.0]]]).double()
+    assert ask(opposed) == pytest.approx([1])
+
+
+def test_mutual_information_is_an_information():
+    """H(mean p) - mean H(p), in [0, 1], by its definition at random logits of every size."""
+    numbers = torch.Generator().manual_seed(0)
+    for size in (0.01, 1.0, 30.0):
+        members = size * torch.randn(16, 50, 4, generator=numbers, dtype=torch.float64)
+        value = MEASUREMENTS["mutual_information"](members, *[torch.empty(0)] * 3)
+        p = members.softmax(dim=2)
+        h_mean = torch.special.entr(p.mean(dim=0)).sum(dim=1)
+        mean_h = torch.special.entr(p).sum(dim=2).mean(dim=0)
+        torch.testing.assert_close(value, (h_mean - mean_h) / math.log(4), rtol=1e-6, atol=1e-12)
+        assert float(value.min()) >= 0
+        assert float(value.max()) <= 1
+
+
+def test_gradients_through_members_equal_finite_differences():
+    """Catches a gradient of one member, or of members in place of images."""
+    guide, x, step, y = MemberGuide(3), images(3), 1e-6, torch.zeros(3).long()
+    measure = MEASUREMENTS["mutual_information"]
+    gradient = measurement_gradient(measure, guide, x, 5, y, members=True).flatten(1)
+    for pixel in range(16):
+        shift = torch.zeros(1, 1, 4, 4).double()
+        shift.flatten()[pixel] = step
+        high, low = (
+            measure(guide(x + s, y, guide.member_masks)[1:], x, 5, y) for s in (shift, -shift)
+        )
+        expected = (high - low) / (2 * step)
+        torch.testing.assert_close(gradient[:, pixel], expected, rtol=1e-5, atol=1e-8)
+
+
+def test_members_need_a_guide_with_dropout():
+    """Catches a measurement of disagreement among copies of one answer: always 0, no guidance."""
+    wants = setting("mutual_information", 0.5)
+    eps_fn = measurement_guided(lambda x, _t: x, LinearGuide(3), torch.zeros(2), wants, SCHEDULE)
+    with pytest.raises(ValueError, match="guide has none"):
+        eps_fn(images(2), 5)
+
+
+def test_a_measurement_of_the_user_can_ask_for_members(monkeypatch):
+    """Catches a registered measurement of members that is given plain logits."""
+    monkeypatch.setattr(guidance, "MEASUREMENTS", dict(MEASUREMENTS))
+    for name in ("MEASUREMENTS", "MEMBER_MEASUREMENTS"):
+        monkeypatch.setattr(config, name, list(getattr(config, name)))
+    monkeypatch.setattr(guidance, "KNOWN_NAMES", config.MEASUREMENTS)
+    monkeypatch.setattr(guidance, "MEMBER_MEASUREMENTS", config.MEMBER_MEASUREMENTS)
+    seen = []
+
+    @register_measurement("spread", members=True)
+    def spread(logits, _x_t, _t, _labels):
+        seen.append(tuple(logits.shape))
+        return logits.var(dim=0).sum(dim=1)
+
+    chosen = setting("spread", 0.5).model_copy(update={"label_scale": 1.0})
+    guide = MemberGuide(3)
+    measurement_guided(lambda x, _t: x, guide, torch.zeros(2).long(), chosen, SCHEDULE)(
+        images(2), 5
+    )
+    assert seen == [(4, 2, 3)]
+
+
 def test_a_measurement_can_be_added_and_not_replaced():
     """Catches two measurements silently sharing a name."""
     with pytest.raises(ValueError, match="already registered"):
@@ -209,6 +301,37 @@ def test_normalised_guidance_moves_pred_x0_by_gamma(name):
     torch.testing.assert_close(moved.square().mean(dim=1).sqrt(), torch.full((5,), rms).double())
     along = nn.functional.cosine_similarity(push, gradient)
     torch.testing.assert_close(along, torch.ones(5).double())
+
+
+def test_relative_guidance_has_the_norm_of_eps():
+    """Catches a norm over the batch, of x_t, or with the factor of another mode."""
+    x = images(5) * torch.tensor([0.1, 1, 5, 20, 100]).reshape(-1, 1, 1, 1)
+    guide, labels = LinearGuide(4, size=0.01), torch.zeros(5).long()
+    for t in (0, 500, 999):
+        chosen = setting("entropy", 0.25, "relative")
+        eps = measurement_guided(lambda x, _t: 3 * x, guide, labels, chosen, SCHEDULE)(x, t)
+        push = (3 * x - eps).flatten(1)
+        torch.testing.assert_close(push.norm(dim=1), 0.25 * (3 * x).flatten(1).norm(dim=1))
+        gradient = measurement_gradient(MEASUREMENTS["entropy"], guide, x, t, labels).flatten(1)
+        along = nn.functional.cosine_similarity(push, gradient)
+        torch.testing.assert_close(along, torch.ones(5).double())
+
+
+@pytest.mark.parametrize("gradient", ["raw", "normalised", "relative"])
+def test_gamma_follows_its_schedule_over_t(gradient):
+    """Catches signal and noise exchanged, alpha_bar for its root, and a factor on all of eps."""
+    guide, x, labels = LinearGuide(3), images(4), torch.zeros(4).long()
+
+    def push(over_t, t):
+        chosen = setting("entropy", 0.7, gradient).model_copy(update={"over_t": over_t})
+        return x - measurement_guided(lambda x, _t: x, guide, labels, chosen, SCHEDULE)(x, t)
+
+    for t in (0, 300, 999):
+        a = SCHEDULE.alpha_bar(t)
+        factors = {"signal": a**0.5, "noise": (1 - a) ** 0.5}
+        for over_t, factor in factors.items():
+            expected = factor * push("constant", t)
+            torch.testing.assert_close(push(over_t, t), expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
@@ -328,6 +451,79 @@ def test_batch_mates_do_not_matter():
         )
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-7)
     assert float(together.abs().max()) > 0
+
+
+def small_guide(dropout: float) -> nn.Module:
+    shape = UNetConfig(channels=(16, 16), attention=(False, True))
+    return build_guide(shape, 1, 3, "test", dropout=dropout).eval()
+
+
+def test_disagreement_is_each_images_own_and_the_same_again():
+    """Catches masks that are drawn anew, or per batch: guidance would differ from run to run."""
+    x = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    labels = torch.arange(5) % 3
+    measure = MEASUREMENTS["mutual_information"]
+
+    def ask(guide, rows):
+        return measurement_gradient(measure, guide, x[rows], 400, labels[rows], members=True)
+
+    guide = small_guide(0.3)
+    together = ask(guide, slice(0, 5))
+    assert torch.equal(ask(guide, slice(0, 5)), together)
+    assert torch.equal(ask(small_guide(0.3), slice(0, 5)), together)
+    for i in range(5):
+        alone = ask(guide, slice(i, i + 1))
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-3, atol=1e-9)
+    assert float(together.abs().max()) > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_plain_measurements_do_not_see_the_dropout(name):
+    """Catches dropout left on while sampling: bit by bit the whole network's answer."""
+    x, labels = images(4, dtype=torch.float32), torch.zeros(4).long()
+    one, other = (
+        measurement_gradient(MEASUREMENTS[name], small_guide(dropout), x, 300, labels)
+        for dropout in (0.0, 0.5)
+    )
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["entropy", "mutual_information"])
+@pytest.mark.parametrize("gradient", ["raw", "normalised", "relative"])
+@pytest.mark.parametrize("control", [False, True])
+def test_all_guidance_together_costs_one_forward_of_the_guide(name, gradient, control):
+    """Classifier-free, classifier, label and measurement: their sum, of one look at the guide.
+
+    Catches nested wrappers that each ask the guide, and terms that change each other.
+    """
+    guide, asked, backward = small_guide(0.3), [], []
+    guide.conv_in.register_forward_hook(lambda *_: asked.append(1))
+    guide.conv_in.register_full_backward_hook(lambda *_: backward.append(1))
+    x, labels = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(3)), torch.arange(3)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(4)) if control else None
+
+    def model(x_t, _timesteps, class_labels):
+        return x_t * (1 + 0.1 * class_labels.reshape(-1, 1, 1, 1))
+
+    eps_fn = denoiser_eps(model, labels, SCHEDULE, "v", null_label=3, guidance_scale=2.0)
+    chosen = setting(name, 0.3, gradient).model_copy(
+        update={"label_scale": 0.5, "interval": (100, 800), "over_t": "signal"}
+    )
+    both = guided(
+        eps_fn, guide, labels, SCHEDULE, classifier_scale=1.5, setting=chosen, noise=noise
+    )
+    by_label = classifier_guided(eps_fn, guide, labels, 1.5, SCHEDULE)
+    by_measurement = measurement_guided(eps_fn, guide, labels, chosen, SCHEDULE, noise)
+    for t in (50, 400, 900):
+        asked.clear()
+        backward.clear()
+        together = both(x, t)
+        single = not 100 <= t <= 800 or (gradient == "raw" and not control)
+        assert (len(asked), len(backward)) == (1, 1 if single else 2)
+        eps = eps_fn(x, t)
+        expected = eps + (by_label(x, t) - eps) + (by_measurement(x, t) - eps)
+        torch.testing.assert_close(together, expected, rtol=1e-5, atol=1e-5)
+        assert float((together - by_label(x, t)).abs().max() > 1e-6) == (100 <= t <= 800)
 
 
 def test_guidance_leaves_no_gradients_behind():

@@ -73,6 +73,22 @@ def test_workers_share_one_batch(workers):
         assert torch.equal(joined, getattr(whole, name)), name
 
 
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_share_one_dropout(workers):
+    """Catches masks that are equal on all workers, or that the number of workers changes."""
+    options = {"features": 5, "feature_dropout": 0.4}
+    whole = source(**options).draw(5)
+    shares = [source(rank=r, world_size=workers, **options).draw(5) for r in range(workers)]
+    assert torch.equal(torch.cat([s.feature_masks for s in shares]), whole.feature_masks)
+    assert whole.feature_masks.unique().tolist() == pytest.approx([0, 1 / 0.6])
+    assert len({tuple(row) for row in whole.feature_masks.tolist()}) > 8
+    assert not torch.equal(source(**options).draw(6).feature_masks, whole.feature_masks)
+    plain = source().draw(5)
+    assert plain.feature_masks is None
+    for name in ("rows", "t", "drop_mask", "noise"):  # and all else is drawn as without
+        assert torch.equal(getattr(whole, name), getattr(plain, name)), name
+
+
 def test_batches_differ_by_step_seed_and_kind():
     """Catches a batch that repeats: no training would show it but by a poor result."""
     first = source().draw(0)
@@ -165,13 +181,16 @@ def weights(module: nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in module.parameters()])
 
 
-@pytest.mark.parametrize("kind", ["denoiser", "guide"])
 @pytest.mark.parametrize("width", [16, 64])
-def test_resume_is_bit_exact(kind, width, tmp_path):
-    """Catches anything a checkpoint forgets: moments, EMA, position in the data, history, and (the
-    wide network is channels_last) moments in another layout than their parameter's."""
+@pytest.mark.parametrize(("kind", "dropout"), [("denoiser", 0), ("guide", 0), ("guide", 0.5)])
+def test_resume_is_bit_exact(kind, dropout, width, tmp_path):
+    """Catches anything a checkpoint forgets: moments, EMA, position in the data, history; dropout
+    that is drawn from how often it was drawn before; and (the wide network is channels_last)
+    moments in another layout than their parameter's."""
     unet = SMALL.model_copy(update={"channels": (width, width)})
     config, images = CONFIGS[kind].model_copy(update={"unet": unet}), toy_images()
+    if dropout:
+        config = config.model_copy(update={"dropout": dropout})
 
     def checkpoint(state, history):
         assert history is state.history
@@ -220,7 +239,20 @@ def test_training_leaves_the_global_random_state_alone():
     torch.manual_seed(0)
     before = torch.get_rng_state()
     train("denoiser", CONFIGS["denoiser"], toy_images(), LABELS, 2, 0, schedule=SCHEDULE)
+    dropout = CONFIGS["guide"].model_copy(update={"dropout": 0.5})
+    train("guide", dropout, toy_images(), LABELS, 2, 0, schedule=SCHEDULE)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_dropout_is_trained_with():
+    """Catches a key that is accepted and then ignored, and a first step from other weights."""
+    config = CONFIGS["guide"]
+    losses = []
+    for dropout in (0.0, 0.5):
+        changed = config.model_copy(update={"dropout": dropout})
+        result = train("guide", changed, toy_images(), LABELS, 2, 0, schedule=SCHEDULE)
+        losses.append(result.history[0]["loss"])
+    assert losses[0] != losses[1] == pytest.approx(losses[0], abs=0.2)
 
 
 def test_nan_stops_training():

@@ -259,3 +259,17 @@ def test_solver_and_iterations_are_used(networks):
         return float((back - images).square().mean().sqrt())
 
     assert error(6) < 0.3 * error(0)
+
+
+def test_classifier_free_guidance_while_decoding(networks):
+    """Catches a scale that encode gets too, that needs a guide, or that is taken from stage 1."""
+    latents = torch.randn(7, *SHAPE, generator=torch.Generator().manual_seed(5))
+
+    def run(scale, gamma=0.0, guide=None):
+        chosen = GuidanceSetting(uncertainty_scale=gamma, decode_guidance_scale=scale)
+        return decode(networks[0], guide, latents, LABELS, range(7), chosen, CONFIG, **COMMON)
+
+    plain = decode(networks[0], None, latents, LABELS, range(7), None, CONFIG, **COMMON)
+    assert torch.equal(run(1.0), plain)
+    assert float((run(3.0) - plain).abs().max()) > 1e-4
+    assert float((run(3.0, 0.2, networks[1]) - run(3.0)).abs().max()) > 0.05

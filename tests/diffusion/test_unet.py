@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mgdm_ray.config import UNetConfig
-from mgdm_ray.diffusion.unet import build_denoiser, build_guide, null_label
+from mgdm_ray.diffusion.unet import MEMBERS, build_denoiser, build_guide, null_label
 
 DEFAULT = UNetConfig(channels=(16, 32, 48))
 
@@ -68,3 +68,32 @@ def test_no_norm_works_on_single_channels():
         norms = [m for m in network.modules() if isinstance(m, nn.GroupNorm)]
         assert norms
         assert min(norm.num_channels // norm.num_groups for norm in norms) >= 2
+
+
+def test_dropout_is_no_weight_and_leaves_the_answer_alone():
+    """Catches masks in a checkpoint, a guide that dropout makes another, and masks of the seed's:
+    a guide is loaded into a network that was built with another seed."""
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([1, 999])
+    plain, dropped = build_guide(DEFAULT, 1, 3, 5), build_guide(DEFAULT, 1, 3, 5, dropout=0.25)
+    assert list(plain.state_dict()) == list(dropped.state_dict())
+    assert torch.equal(plain(x, t), dropped(x, t))
+    assert plain.member_masks is None
+    masks = dropped.member_masks
+    assert torch.equal(masks, build_guide(DEFAULT, 1, 3, 6, dropout=0.25).member_masks)
+    assert masks.shape == (1 + MEMBERS, 1, DEFAULT.channels[-1])
+    assert masks.unique().tolist() == pytest.approx([0, 1, 4 / 3])
+    share = float((masks[1:] == 0).double().mean())
+    assert share == pytest.approx(0.25, abs=5 * (0.25 * 0.75 / masks[1:].numel()) ** 0.5)
+    assert bool((masks[0] == 1).all())
+
+
+def test_members_are_the_last_layer_of_masked_features():
+    """Catches masks on the wrong axis: members against the same masks image by image."""
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    t, guide = torch.tensor([1, 400, 999]), build_guide(DEFAULT, 1, 3, 0, dropout=0.5)
+    members = guide(x, t, guide.member_masks)
+    assert members.shape == (1 + MEMBERS, 3, 3)
+    torch.testing.assert_close(members[0], guide(x, t))
+    for member, mask in zip(members, guide.member_masks, strict=True):
+        torch.testing.assert_close(member, guide(x, t, mask.expand(3, -1)))
