@@ -171,15 +171,16 @@ def _spread(
     A part whose worker died starts again, and goes on after the shards that are there.
     """
     resources = limits.resources
-    task = ray.remote(_sample_part).options(
-        num_cpus=resources.cpus_per_task,
-        num_gpus=resources.gpus_per_task,
-        max_retries=resources.max_retries,
-    )
+    task = ray.remote(_sample_part)
     plain = replace(context, progress=base.silent, launch=None, spread=None)
     names = [f"part {i} of {len(parts)}" for i in range(1, len(parts) + 1)]
     refs = [
-        task.options(name=f"{job.label} {name}").remote(job, plain, part, name, limits, board)
+        task.options(
+            name=f"{job.label} {name}",
+            num_cpus=resources.cpus_per_task,
+            num_gpus=resources.gpus_per_task,
+            max_retries=resources.max_retries,
+        ).remote(job, plain, part, name, limits, board)
         for name, part in zip(names, parts, strict=True)
     ]
     try:
