@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 from urllib.parse import urlsplit
 
 import yaml
@@ -59,6 +59,17 @@ PHANTOMS = ("phantom-ultrasound", "phantom-fundus", "phantom-xray", "phantom-der
 MEASUREMENTS = ["entropy", "margin", "least_confidence", "energy"]
 """What a setting may name; ``diffusion.guidance.register_measurement`` adds to it."""
 Task = Literal["binary", "multiclass", "ordinal"]
+ReferenceFault = Literal[
+    "guide_timesteps",
+    "alignment",
+    "label_dropout",
+    "clip",
+    "uint8",
+    "measurement",
+    "rank_seeds",
+]
+REFERENCE_FAULTS: tuple[ReferenceFault, ...] = get_args(ReferenceFault)
+"""Faults of the paper's published code that can be switched on; docs/reference.md explains each."""
 
 T = TypeVar("T")
 Positive = Annotated[int, Field(gt=0)]
@@ -267,7 +278,10 @@ class SamplingConfig(Frozen):
     classifier_scale: float = Field(0.0, ge=0, le=1000)
     """Classifier guidance of stage 1; 0 is off."""
     clip: bool = True
-    """Clip pred_x0 to [-1, 1] while generating. Encode and decode never clip: they are inverse."""
+    """Clip pred_x0 to [-1, 1] while generating."""
+    clip_stage_two: bool = False
+    """Clip pred_x0 in encode and decode, in both. Off: what leaves [-1, 1] on the way comes back,
+    so that they stay inverse."""
     batch_size: Positive = 64
     """Images per forward pass; does not change the result."""
 
@@ -469,6 +483,9 @@ class StudyConfig(Frozen):
     downstream: DownstreamConfig = DownstreamConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
+    reference: tuple[ReferenceFault, ...] = ()
+    """Faults of the paper's published code to reproduce, so that their worth can be measured;
+    docs/reference.md says what each does. None by default."""
 
     @model_validator(mode="before")
     @classmethod
@@ -521,6 +538,24 @@ class StudyConfig(Frozen):
             raise ValueError(
                 "sampling.inversion_iterations needs denoiser.prediction 'v': with "
                 f"{self.denoiser.prediction!r} the iteration diverges near pure noise"
+            )
+        return self
+
+    @field_validator("reference")
+    @classmethod
+    def _reference(cls, value: tuple[ReferenceFault, ...]) -> tuple[ReferenceFault, ...]:
+        return unique(value, "fault")
+
+    @model_validator(mode="after")
+    def _faults(self) -> Self:
+        if "alignment" in self.reference and self.sampling.inversion_iterations:
+            raise ValueError(
+                "reference 'alignment' needs sampling.inversion_iterations 0: the published "
+                "encoder has none, and ends at pure noise, where a step cannot be solved backwards"
+            )
+        if "clip" in self.reference and self.sampling.clip_stage_two:
+            raise ValueError(
+                "reference 'clip' is clipping in decode alone; set sampling.clip_stage_two to false"
             )
         return self
 

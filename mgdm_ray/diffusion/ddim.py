@@ -63,8 +63,7 @@ def sample_second_order(
         phi, to = _angle(schedule.alpha_bar(t)), _angle(schedule.alpha_bar(t_prev))
         v = (eps_fn(x, t) - math.sin(phi) * x) / math.cos(phi)
         if clip:
-            pred_x0 = (math.cos(phi) * x - math.sin(phi) * v).clamp(-1, 1)
-            v = (math.cos(phi) * x - pred_x0) / math.sin(phi)
+            v = _clipped(x, v, phi)
         step, ahead = phi - to, v
         if last is not None and t_prev >= 0:  # the last step ends at pred_x0, which may be clipped
             last_x, last_v, last_step = last
@@ -80,6 +79,12 @@ def _angle(alpha_bar: float) -> float:
     return math.atan2(math.sqrt(1 - alpha_bar), math.sqrt(alpha_bar))
 
 
+def _clipped(x: Tensor, v: Tensor, phi: float) -> Tensor:
+    """The v whose pred_x0 is that of ``v``, limited to [-1, 1]."""
+    pred_x0 = (math.cos(phi) * x - math.sin(phi) * v).clamp(-1, 1)
+    return (math.cos(phi) * x - pred_x0) / math.sin(phi)
+
+
 @torch.no_grad()
 def invert(
     eps_fn: EpsFn,
@@ -87,6 +92,7 @@ def invert(
     pairs: Sequence[Pair],
     schedule: NoiseSchedule,
     iterations: int = 0,
+    clip: bool = False,
 ) -> Tensor:
     """x_0 -> x_T through the same levels as ``sample``, backwards (DDIM, section 4.3).
 
@@ -100,14 +106,19 @@ def invert(
     v, not in eps: there each iteration shrinks the error by tan(angle of the step) |dv/dx| at
     every level, while d eps/dx goes to 1 near pure noise. A network that predicts eps determines v
     badly there (1 / cos), and the iteration may diverge.
+
+    ``clip`` as in ``sample``, whose steps are then solved clipped as they are. The first step
+    starts at the image itself, which has no pred_x0 to clip.
     """
     x = x_0
     for t, t_prev in reversed(pairs):
         low, high = schedule.alpha_bar(t_prev), schedule.alpha_bar(t)
-        guess = ddim_step(x, eps_fn(x, max(t_prev, 0)), low, high)
+        guess = ddim_step(x, eps_fn(x, max(t_prev, 0)), low, high, clip and t_prev >= 0)
         phi, step = _angle(high), _angle(high) - _angle(low)
         for _ in range(iterations):
             v = (eps_fn(guess, t) - math.sin(phi) * guess) / math.cos(phi)
+            if clip:
+                v = _clipped(guess, v, phi)
             # x_(t_prev) = cos(step) x_t - sin(step) v, solved for x_t
             guess = (x + math.sin(step) * v) / math.cos(step)
         x = guess

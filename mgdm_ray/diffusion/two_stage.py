@@ -20,6 +20,7 @@ from mgdm_ray.diffusion.guidance import (
     denoiser_eps,
     measurement_guided,
 )
+from mgdm_ray.diffusion.reference import NO_FAULTS, Faults, invert_misaligned, truncated
 from mgdm_ray.diffusion.schedule import NoiseSchedule, Pair, timestep_pairs
 from mgdm_ray.diffusion.unet import null_label
 from mgdm_ray.seeding import per_image_noise
@@ -48,6 +49,7 @@ def generate(
     seed_parts: SeedParts,
     device: str | torch.device = "cpu",
     on_batch: OnBatch | None = None,
+    faults: Faults = NO_FAULTS,
 ) -> Tensor:
     """Stage 1: images float32 `[M, *shape]` on the CPU, of ``labels`` int64 `[M]`.
 
@@ -66,7 +68,7 @@ def generate(
     def one_batch(rows: slice) -> Tensor:
         y = labels[rows].to(device)
         eps_fn = denoiser_eps(
-            denoiser,
+            faults.denoiser(denoiser, indices[rows], *seed_parts, "generate"),
             y,
             schedule,
             prediction,
@@ -89,24 +91,35 @@ def encode(
     *,
     prediction: Prediction,
     schedule: NoiseSchedule,
+    seed_parts: SeedParts = ("encode",),
     device: str | torch.device = "cpu",
     on_batch: OnBatch | None = None,
+    faults: Faults = NO_FAULTS,
 ) -> Tensor:
     """Stage 2a: the latents x_T float32 `[M, C, H, W]` of ``images`` `[M, C, H, W]`.
 
     With ``config.strength`` below 1 they are x_t of the highest level up to there.
 
-    Conditional on the label, without any guidance and without clipping, deterministic: latents do
-    not depend on what they will be decoded with.
+    Conditional on the label, without any guidance, clipped only with ``config.clip_stage_two``,
+    deterministic: latents do not depend on what they will be decoded with. ``seed_parts`` matter
+    only for the fault ``label_dropout``.
     """
+    if "alignment" in faults.names and config.inversion_iterations:
+        raise ValueError("the fault 'alignment' has no inversion_iterations")
     freeze(denoiser, device)
     pairs = _depth(config, schedule)
+    above = _level_above(pairs, config, schedule)
 
     def one_batch(rows: slice) -> Tensor:
         y = labels[rows].to(device)
-        eps_fn = denoiser_eps(denoiser, y, schedule, prediction, null_label=null_label(denoiser))
-        x_0 = images[rows].to(device)
-        return invert(eps_fn, x_0, pairs, schedule, config.inversion_iterations)
+        model = faults.denoiser(denoiser, range(len(images))[rows], *seed_parts, "encode")
+        eps_fn = denoiser_eps(model, y, schedule, prediction, null_label=null_label(denoiser))
+        x_0 = truncated(images[rows]) if "uint8" in faults.names else images[rows]
+        x_0 = x_0.to(device)
+        clip = config.clip_stage_two
+        if "alignment" in faults.names:
+            return invert_misaligned(eps_fn, x_0, pairs, schedule, above, clip)
+        return invert(eps_fn, x_0, pairs, schedule, config.inversion_iterations, clip)
 
     shape = tuple(images.shape[1:])
     return _in_batches(one_batch, labels, range(len(images)), config.batch_size, shape, on_batch)
@@ -127,6 +140,7 @@ def decode(
     seed_parts: SeedParts = ("decode",),
     device: str | torch.device = "cpu",
     on_batch: OnBatch | None = None,
+    faults: Faults = NO_FAULTS,
 ) -> Tensor:
     """Stage 2b: images float32 `[M, C, H, W]` of ``latents``, under measurement guidance.
 
@@ -135,7 +149,8 @@ def decode(
 
     ``setting`` None or with ``uncertainty_scale`` 0 is the mirror image of ``encode`` and needs no
     guide; otherwise ValueError without one. ``indices`` and ``seed_parts`` matter only for
-    ``direction="random"``. Nothing is clipped: values a little outside [-1, 1] are normal.
+    ``direction="random"`` and the fault ``label_dropout``. Without ``config.clip_stage_two``
+    nothing is clipped: values a little outside [-1, 1] are normal.
     """
     guided = setting is not None and setting.uncertainty_scale != 0
     if guided and guide is None:
@@ -144,11 +159,15 @@ def decode(
         freeze(guide, device)
     freeze(denoiser, device)
     pairs = _depth(config, schedule)
+    clip = config.clip_stage_two or "clip" in faults.names
+    if setting is not None:
+        setting = faults.setting(setting, null_label(denoiser))
     shape = tuple(latents.shape[1:])
 
     def one_batch(rows: slice) -> Tensor:
         y = labels[rows].to(device)
-        eps_fn = denoiser_eps(denoiser, y, schedule, prediction, null_label=null_label(denoiser))
+        model = faults.denoiser(denoiser, indices[rows], *seed_parts, "decode")
+        eps_fn = denoiser_eps(model, y, schedule, prediction, null_label=null_label(denoiser))
         if setting is not None and guide is not None:
             # One direction for all steps, as a gradient has: new ones would cancel each other.
             noise = (
@@ -157,7 +176,7 @@ def decode(
                 else None
             )
             eps_fn = measurement_guided(eps_fn, guide, y, setting, schedule, noise)
-        return sample(eps_fn, latents[rows].to(device), pairs, schedule)
+        return sample(eps_fn, latents[rows].to(device), pairs, schedule, clip)
 
     return _in_batches(one_batch, labels, indices, config.batch_size, shape, on_batch)
 
@@ -167,6 +186,14 @@ def _depth(config: SamplingConfig, schedule: NoiseSchedule) -> list[Pair]:
     highest = config.strength * (schedule.num_train_timesteps - 1)
     pairs = timestep_pairs(schedule.num_train_timesteps, config.num_inference_steps)
     return [(t, t_prev) for t, t_prev in pairs if t <= highest]
+
+
+def _level_above(
+    pairs: Sequence[Pair], config: SamplingConfig, schedule: NoiseSchedule
+) -> int | None:
+    """The timestep of the whole grid next above ``pairs``; None where they are the whole grid."""
+    grid = timestep_pairs(schedule.num_train_timesteps, config.num_inference_steps)
+    return grid[-len(pairs) - 1][0] if len(pairs) < len(grid) else None
 
 
 def freeze(model: nn.Module, device: str | torch.device) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from mgdm_ray.config import GuidanceSetting, SamplingConfig, SyntheticConfig
 from mgdm_ray.data.mix import synthetic_labels
+from mgdm_ray.diffusion.reference import Faults, rank_duplicates
 from mgdm_ray.diffusion.two_stage import Direction
 from mgdm_ray.diffusion.two_stage import decode as decode_images
 from mgdm_ray.diffusion.two_stage import encode as encode_images
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 def _sampling(job: Job, context: Context, denoiser: Denoiser, what: str) -> dict[str, Any]:
     """The arguments that all three stages share."""
     fields = SamplingConfig.model_fields
+    faults = frozenset(job.inputs.get("reference", ()))
     given = {name: value for name, value in job.inputs.items() if name in fields}
     return {
         "config": SamplingConfig(batch_size=context.sampling_batch, **given),
@@ -33,6 +35,7 @@ def _sampling(job: Job, context: Context, denoiser: Denoiser, what: str) -> dict
         "schedule": denoiser.schedule,
         "device": context.device,
         "on_batch": lambda done, total: context.progress(done, total, what),
+        "faults": Faults(faults, denoiser.config.label_dropout),
     }
 
 
@@ -43,11 +46,12 @@ def generate(job: Job, context: Context, folder: Path) -> Outcome:
     wanted = SyntheticConfig.model_validate(job.inputs["synthetic"])
     train_labels = open_split(job, context, "train").labels
     labels = synthetic_labels(train_labels, denoiser.num_classes, wanted.ratio, wanted.balance)
+    duplicated = "rank_seeds" in job.inputs.get("reference", ())
     images = generate_images(
         denoiser.model,
         guide,
         torch.from_numpy(labels),
-        range(len(labels)),
+        rank_duplicates(torch.from_numpy(labels)) if duplicated else range(len(labels)),
         shape=denoiser.shape,
         seed_parts=("generate", job.inputs["seed"]),
         **_sampling(job, context, denoiser, "images"),
@@ -66,6 +70,7 @@ def encode(job: Job, context: Context, folder: Path) -> Outcome:
         denoiser.model,
         images,
         torch.from_numpy(labels),
+        seed_parts=("encode", job.inputs.get("seed", 0)),
         **_sampling(job, context, denoiser, "latents"),
     )
     save_images(folder, latents, labels)
