@@ -280,10 +280,19 @@ class SamplingConfig(Frozen):
     clip: bool = True
     """Clip pred_x0 to [-1, 1] while generating."""
     clip_stage_two: bool = False
-    """Clip pred_x0 in encode and decode, in both. Off: what leaves [-1, 1] on the way comes back,
-    so that they stay inverse."""
+    """Clip pred_x0 in encode and decode, in both; needs ``clip``. Off: what leaves [-1, 1] on the
+    way comes back."""
     batch_size: Positive = 64
     """Images per forward pass; does not change the result."""
+
+    @model_validator(mode="after")
+    def _clipping(self) -> Self:
+        if self.clip_stage_two and not self.clip:
+            raise ValueError(
+                "'clip_stage_two' needs 'clip': encode would blow up what an image has outside "
+                "[-1, 1], by the ratio of the noise levels"
+            )
+        return self
 
 
 class SyntheticConfig(Frozen):
