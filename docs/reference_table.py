@@ -226,7 +226,7 @@ def measured(bench: Bench) -> list[Row]:
         guide = bench.model("guide", "guide_timesteps")
         images = bench.images(faulty("guide_timesteps"), guide=guide, stage_one=reuse)
         moved = rms(images.guided - images.returned)
-        figure = f"push {moved:.3f} (without: {pushed:.3f})"
+        figure = f"push {moved:.3f} ({pushed:.3f})"
         return Row("guide_timesteps", images, bench.guide_accuracy(guide), figure)
 
     def alignment() -> Row:
@@ -290,12 +290,12 @@ def duplicates(images: Tensor) -> float:
 
 
 def table(bench: Bench, rows: list[Row], command: str) -> str:
-    options = bench.options
+    options, (_, quality) = bench.options, bench.judge
     lines = [
         f"{options.dataset}, 28 px, {len(bench.labels)} images, "
         f"{options.num_inference_steps} steps, entropy guidance of gamma = {options.gamma:g}; "
-        f"denoiser trained for {options.denoiser_steps} steps, guide for {options.guide_steps}; the "
-        f"independent {options.network} has balanced accuracy {bench.judge[1]:.2f} on validation "
+        f"denoiser trained for {options.denoiser_steps} steps, guide for {options.guide_steps}; "
+        f"the independent {options.network} has balanced accuracy {quality:.2f} on validation "
         f"images. In brackets: without the fault. (`{command}`)",
         "",
         "| fault | round trip, rms | guide accuracy over t | label flips, gamma = 0 | "

@@ -14,7 +14,7 @@ from mgdm_ray.config import REFERENCE_FAULTS, StudyConfig
 from mgdm_ray.jobs.base import Context, run
 from mgdm_ray.plan import Job, make_plan
 from mgdm_ray.records import Record
-from tests.conftest import TINY
+from tests.conftest import ROOT, TINY
 
 STAGES = ("fit_denoiser", "fit_guide", "generate", "encode", "decode")
 
@@ -92,3 +92,11 @@ def test_every_fault_reaches_its_job(
     assert "decode disturb" not in same, "the last of them all needs what is wrong"
     if fault == "rank_seeds":
         assert len(np.unique(found["generate"].round(3), axis=0)) < len(found["generate"]) / 2
+
+
+def test_every_fault_is_explained() -> None:
+    """Would catch an option of which docs/reference.md says nothing."""
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    _, table = text.split("| `reference` |", maxsplit=1)
+    for fault in REFERENCE_FAULTS:
+        assert f"\n| `{fault}` | " in table
