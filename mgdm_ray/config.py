@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 from urllib.parse import urlsplit
 
 import yaml
@@ -61,6 +61,17 @@ MEASUREMENTS = ["entropy", "margin", "least_confidence", "energy", "mutual_infor
 MEMBER_MEASUREMENTS = ["mutual_information"]
 """Those that compare the guide's answers under dropout masks: they need ``guide.dropout``."""
 Task = Literal["binary", "multiclass", "ordinal"]
+ReferenceFault = Literal[
+    "guide_timesteps",
+    "alignment",
+    "label_dropout",
+    "clip",
+    "uint8",
+    "measurement",
+    "rank_seeds",
+]
+REFERENCE_FAULTS: tuple[ReferenceFault, ...] = get_args(ReferenceFault)
+"""Faults of the paper's published code that can be switched on; docs/reference.md explains each."""
 
 T = TypeVar("T")
 Positive = Annotated[int, Field(gt=0)]
@@ -271,11 +282,23 @@ class SamplingConfig(Frozen):
     classifier_scale: float = Field(0.0, ge=0, le=1000)
     """Classifier guidance of stage 1; 0 is off."""
     clip: bool = True
-    """Clip pred_x0 to [-1, 1] while generating. Encode and decode never clip: they are inverse."""
+    """Clip pred_x0 to [-1, 1] while generating."""
+    clip_stage_two: bool = False
+    """Clip pred_x0 in encode and decode, in both; needs ``clip``. Off: what leaves [-1, 1] on the
+    way comes back."""
     batch_size: Positive | Literal["auto"] = "auto"
     """Images per forward pass; ``auto``: as many as memory allows. Does not change the result."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """``auto``: bfloat16 autocast where the processor has it in hardware."""
+
+    @model_validator(mode="after")
+    def _clipping(self) -> Self:
+        if self.clip_stage_two and not self.clip:
+            raise ValueError(
+                "'clip_stage_two' needs 'clip': encode would blow up what an image has outside "
+                "[-1, 1], by the ratio of the noise levels"
+            )
+        return self
 
 
 class SyntheticConfig(Frozen):
@@ -487,6 +510,9 @@ class StudyConfig(Frozen):
     downstream: DownstreamConfig = DownstreamConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
+    reference: tuple[ReferenceFault, ...] = ()
+    """Faults of the paper's published code to reproduce, so that their worth can be measured;
+    docs/reference.md says what each does. None by default."""
 
     @model_validator(mode="before")
     @classmethod
@@ -539,6 +565,24 @@ class StudyConfig(Frozen):
             raise ValueError(
                 "sampling.inversion_iterations needs denoiser.prediction 'v': with "
                 f"{self.denoiser.prediction!r} the iteration diverges near pure noise"
+            )
+        return self
+
+    @field_validator("reference")
+    @classmethod
+    def _reference(cls, value: tuple[ReferenceFault, ...]) -> tuple[ReferenceFault, ...]:
+        return unique(value, "fault")
+
+    @model_validator(mode="after")
+    def _faults(self) -> Self:
+        if "alignment" in self.reference and self.sampling.inversion_iterations:
+            raise ValueError(
+                "reference 'alignment' needs sampling.inversion_iterations 0: the published "
+                "encoder has none, and ends at pure noise, where a step cannot be solved backwards"
+            )
+        if "clip" in self.reference and self.sampling.clip_stage_two:
+            raise ValueError(
+                "reference 'clip' is clipping in decode alone; set sampling.clip_stage_two to false"
             )
         return self
 

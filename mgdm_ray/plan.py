@@ -11,7 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mgdm_ray.config import Arm, DatasetConfig, GuideConfig, StudyConfig, TrainConfig
+from mgdm_ray.config import (
+    Arm,
+    DatasetConfig,
+    GuideConfig,
+    ReferenceFault,
+    StudyConfig,
+    TrainConfig,
+)
 from mgdm_ray.seeding import content_key
 
 # Raise a kind's version when its code changes results: its artefacts are then computed anew.
@@ -117,10 +124,20 @@ class _DatasetPlan:
         return key
 
     def denoiser(self) -> str:
-        return self.add("fit_denoiser", self.training_inputs(self.config.denoiser))
+        inputs = self.training_inputs(self.config.denoiser)
+        return self.add("fit_denoiser", {**inputs, **self.reference("label_dropout")})
 
     def guide(self) -> str:
-        return self.add("fit_guide", self.training_inputs(self.config.guide))
+        inputs = {**self.training_inputs(self.config.guide), **self.reference("guide_timesteps")}
+        if "reference" in inputs:
+            inputs["num_inference_steps"] = self.config.sampling.num_inference_steps
+        return self.add("fit_guide", inputs)
+
+    def reference(self, *concern: ReferenceFault) -> dict[str, Any]:
+        """Those faults of the study that ``concern`` a job: no key where there are none, so that
+        studies without faults keep their keys."""
+        faults = sorted(set(concern) & set(self.config.reference))
+        return {"reference": faults} if faults else {}
 
     def training_inputs(self, train: TrainConfig) -> dict[str, Any]:
         # Neither of the excluded changes the result: checkpoints resume exactly, and the recipe is
@@ -156,6 +173,7 @@ class _DatasetPlan:
             "precision": sampling.precision,
             "synthetic": self.config.synthetic.model_dump(mode="json"),
             "seed": self.config.seed,
+            **self.reference("label_dropout", "rank_seeds"),
         }
         detail = f"guidance {guidance_scale:g}"
         detail += f" classifier {classifier_scale:g}" if classifier_scale else ""
@@ -167,14 +185,21 @@ class _DatasetPlan:
             "images": self.generate(guidance_scale, classifier_scale),
         }
         iterations = self.config.sampling.inversion_iterations
-        inputs = {**self.grid(), "inversion_iterations": iterations}
+        inputs = {
+            **self.grid(),
+            "inversion_iterations": iterations,
+            **self.reference("alignment", "label_dropout", "uint8"),
+        }
+        if "label_dropout" in inputs.get("reference", ()):
+            inputs["seed"] = self.config.seed  # otherwise encode draws nothing
         detail = self.jobs[needs["images"]].detail
         return self.add("encode", inputs, needs, detail=detail)
 
     def grid(self) -> dict[str, Any]:
-        """The noise levels that encode and decode must share, and their arithmetic."""
-        shared = {"num_inference_steps", "strength", "precision"}
-        return self.config.sampling.model_dump(include=shared)
+        """What encode and decode must share: noise levels, arithmetic, and clipping if it is on."""
+        sampling = self.config.sampling
+        shared = sampling.model_dump(include={"num_inference_steps", "strength", "precision"})
+        return {**shared, "clip_stage_two": True} if sampling.clip_stage_two else shared
 
     def search(self, network: str) -> str | None:
         search = self.config.search
@@ -199,6 +224,7 @@ class _DatasetPlan:
             },
             **self.grid(),
             "seed": self.config.seed,
+            **self.reference("clip", "label_dropout", "measurement"),
             # A trial does what these jobs do.
             "versions": [VERSIONS["decode"], VERSIONS["fit_downstream"]],
         }
@@ -226,6 +252,7 @@ class _DatasetPlan:
             "arm": arm,
             **self.grid(),
             "seed": self.config.seed,
+            **self.reference("clip", "label_dropout", *(("measurement",) if guided else ())),
         }
         if guided:
             needs["guide"] = self.guide()

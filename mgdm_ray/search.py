@@ -44,7 +44,8 @@ def space(job: Job, num_classes: int) -> dict[str, BaseDistribution]:
     measurements = list(inputs["space"]["measurement"])
     if num_classes == 2:
         alike = [m for m in measurements if m in ("entropy", "margin", "least_confidence")]
-        if inputs["space"]["gradient"] == "raw" or inputs["space"]["label_scale"]:
+        raw = inputs["space"]["gradient"] == "raw" or "measurement" in inputs.get("reference", ())
+        if raw or inputs["space"]["label_scale"]:
             alike = [m for m in alike if m != "entropy"]
             alike.sort(key="least_confidence".__ne__)
         measurements = [m for m in measurements if m not in alike[1:]]

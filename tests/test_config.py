@@ -52,6 +52,20 @@ def refusal(write_study: Any, study: dict[str, Any], *overrides: str) -> str:
             {"sampling": {"inversion_iterations": 2}, "denoiser": {"recipe": "paper"}},
             ["inversion_iterations needs denoiser.prediction 'v'"],
         ),
+        (
+            {"sampling": {"clip_stage_two": True, "clip": False}},
+            ["'clip_stage_two' needs 'clip'", "in sampling"],
+        ),
+        ({"reference": ["clip", "unit8"]}, ["'unit8' in reference[1]", "did you mean 'uint8'"]),
+        ({"reference": ["clip", "clip"]}, ["fault 'clip' is given twice"]),
+        (
+            {"reference": ["alignment"], "sampling": {"inversion_iterations": 2}},
+            ["reference 'alignment' needs sampling.inversion_iterations 0"],
+        ),
+        (
+            {"reference": ["clip"], "sampling": {"clip_stage_two": True}},
+            ["set sampling.clip_stage_two to false"],
+        ),
         ({"sampling": {"strength": 0}}, ["sampling.strength", "greater than 0"]),
         (
             {"setting": {"measurement": "mutual_information"}},

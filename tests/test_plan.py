@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgdm_ray.config import StudyConfig
+from mgdm_ray.config import REFERENCE_FAULTS, StudyConfig
 from mgdm_ray.plan import Plan, make_plan
 from mgdm_ray.seeding import content_key
 from tests.conftest import ROOT, TINY
@@ -104,6 +104,7 @@ def test_what_cannot_change_results_does_not_change_keys(path: str, value: Any) 
         ("datasets.0.train_size", 30, "fit_denoiser"),
         ("sampling.guidance_scale", 3, "generate"),
         ("sampling.clip", False, "generate"),
+        ("sampling.clip_stage_two", True, "encode"),
         ("synthetic.ratio", 2, "generate"),
         ("synthetic.balance", "balanced", "generate"),
         ("search.trials", 5, "search"),
@@ -123,6 +124,57 @@ def test_what_changes_results_changes_keys_from_there_on(path: str, value: Any, 
 
 def _disturbed(plan: Plan) -> set[str]:
     return {j.key for j in plan.jobs.values() if j.arm == "disturb"}
+
+
+CONCERNED: dict[str, set[str]] = {
+    "guide_timesteps": {"fit_guide"},
+    "alignment": {"encode"},
+    "label_dropout": {"fit_denoiser", "generate", "encode", "search", "decode"},
+    "clip": {"search", "decode"},
+    "uint8": {"encode"},
+    "measurement": {"search", "decode"},
+    "rank_seeds": {"generate"},
+}
+
+
+def told_of(plan: Plan, fault: str) -> set[str]:
+    return {j.kind for j in plan.jobs.values() if fault in j.inputs.get("reference", ())}
+
+
+@pytest.mark.parametrize("fault", REFERENCE_FAULTS)
+def test_a_fault_changes_the_keys_of_what_it_concerns_and_of_what_needs_that(fault: str) -> None:
+    """Would catch a stale result served for a fault, and work done again for nothing."""
+    other = plan_of({**TINY, "reference": [fault]})
+    assert told_of(other, fault) == CONCERNED[fault]
+    changed: set[str] = set()
+    for job in other.jobs.values():  # needs come first
+        if fault in job.inputs.get("reference", ()) or changed & set(job.needs.values()):
+            changed.add(job.key)
+    assert keys(other) - keys(BASE) == changed
+    assert len(keys(other)) == len(keys(BASE))
+
+
+def test_a_study_without_faults_says_nothing_of_them() -> None:
+    """Would catch a new option that makes every stored artefact worthless."""
+    for job in plan_of({**TINY, "reference": []}).jobs.values():
+        assert not {"reference", "clip_stage_two"} & set(job.inputs)
+        assert ("num_inference_steps" in job.inputs) == (
+            job.kind in ("generate", "encode", "decode", "search")
+        )
+        assert ("seed" in job.inputs) == (job.kind != "encode")
+    assert keys(plan_of({**TINY, "reference": []})) == keys(BASE)
+
+
+def test_the_order_of_faults_does_not_matter() -> None:
+    """Would catch two artefacts of one and the same thing."""
+    one, other = ["clip", "uint8", "label_dropout"], ["label_dropout", "uint8", "clip"]
+    assert keys(plan_of({**TINY, "reference": one})) == keys(plan_of({**TINY, "reference": other}))
+
+
+def test_a_round_trip_has_no_measurement() -> None:
+    """Would catch an unguided decode that is computed again for a fault of guidance."""
+    other = plan_of({**TINY, "reference": ["measurement"]})
+    assert {j.key for j in other.jobs.values() if j.arm == "roundtrip"} <= keys(BASE)
 
 
 def test_the_content_of_the_data_is_part_of_every_key() -> None:

@@ -36,8 +36,10 @@ class BatchSource:
 
     ``class_balanced`` fills every batch with equally many images of each class that occurs (when
     the classes do not divide the batch, who gets one more changes at random), else images are
-    drawn uniformly. ValueError if the batch cannot be shared out equally: with unequal shares the
-    mean of the workers' gradients would not be the gradient of the batch.
+    drawn uniformly. ``whole_batch_dropout``: all images of a batch lose their label or none, at
+    the same rate (the fault ``label_dropout``). ValueError if the batch cannot be shared out
+    equally: with unequal shares the mean of the workers' gradients would not be the gradient of
+    the batch.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class BatchSource:
         class_balanced: bool,
         num_train_timesteps: int,
         label_dropout: float,
+        whole_batch_dropout: bool = False,
         seed: int,
         kind: str,
         rank: int,
@@ -69,6 +72,7 @@ class BatchSource:
         self.shape, self.batch_size, self.label_dropout = shape, batch_size, label_dropout
         self.num_train_timesteps = num_train_timesteps
         self.features, self.feature_dropout = features, feature_dropout
+        self.whole_batch_dropout = whole_batch_dropout
         self.parts = (kind, "batch", seed)
         # Images sorted by group (class, or all in one group): group k occupies
         # starts[k] .. starts[k] + counts[k] - 1 of order.
@@ -89,6 +93,8 @@ class BatchSource:
         rows = self.order[self.starts[classes] + within.long()]
         t = torch.randint(self.num_train_timesteps, (size,), generator=numbers)
         drop_mask = torch.rand(size, generator=numbers) < self.label_dropout
+        if self.whole_batch_dropout:
+            drop_mask = drop_mask[:1].expand(size)
         # One seed per image of the batch: a worker does not draw the noise of the others.
         noise = per_image_noise(self.shape, range(size)[self.mine], *self.parts, "noise", step)
         masks = None

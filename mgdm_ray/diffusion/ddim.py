@@ -63,8 +63,7 @@ def sample_second_order(
         phi, to = _angle(schedule.alpha_bar(t)), _angle(schedule.alpha_bar(t_prev))
         v = (eps_fn(x, t) - math.sin(phi) * x) / math.cos(phi)
         if clip:
-            pred_x0 = (math.cos(phi) * x - math.sin(phi) * v).clamp(-1, 1)
-            v = (math.cos(phi) * x - pred_x0) / math.sin(phi)
+            v = _clipped(x, v, phi)
         step, ahead = phi - to, v
         if last is not None and t_prev >= 0:  # the last step ends at pred_x0, which may be clipped
             last_x, last_v, last_step = last
@@ -80,6 +79,12 @@ def _angle(alpha_bar: float) -> float:
     return math.atan2(math.sqrt(1 - alpha_bar), math.sqrt(alpha_bar))
 
 
+def _clipped(x: Tensor, v: Tensor, phi: float) -> Tensor:
+    """The v whose pred_x0 is that of ``v``, limited to [-1, 1]."""
+    pred_x0 = (math.cos(phi) * x - math.sin(phi) * v).clamp(-1, 1)
+    return (math.cos(phi) * x - pred_x0) / math.sin(phi)
+
+
 @torch.no_grad()
 def invert(
     eps_fn: EpsFn,
@@ -87,6 +92,7 @@ def invert(
     pairs: Sequence[Pair],
     schedule: NoiseSchedule,
     iterations: int = 0,
+    clip: bool = False,
 ) -> Tensor:
     """x_0 -> x_T through the same levels as ``sample``, backwards (DDIM, section 4.3).
 
@@ -101,15 +107,23 @@ def invert(
     every level, while d eps/dx goes to 1 near pure noise. A network that predicts eps determines
     v badly there (1 / cos). Where that factor is beyond 1, in either direction, the iteration
     would diverge; ``_solve`` then takes other steps for the images concerned.
+
+    ``clip`` as in ``sample``, whose steps are then solved clipped as they are. The first step
+    starts at the image itself, which has no pred_x0 to clip.
     """
     x = x_0
     for pair in reversed(pairs):
-        x = _invert_step(eps_fn, x, pair, schedule, iterations)
+        x = _invert_step(eps_fn, x, pair, schedule, iterations, clip)
     return x
 
 
 def _invert_step(
-    eps_fn: EpsFn, x: Tensor, pair: Pair, schedule: NoiseSchedule, iterations: int
+    eps_fn: EpsFn,
+    x: Tensor,
+    pair: Pair,
+    schedule: NoiseSchedule,
+    iterations: int,
+    clip: bool,
 ) -> Tensor:
     """From x at t_prev to the x_t that ``ddim_step`` brings back to it."""
     t, t_prev = pair
@@ -118,10 +132,13 @@ def _invert_step(
 
     def origin(x_t: Tensor) -> Tensor:
         v = (eps_fn(x_t, t) - math.sin(phi) * x_t) / math.cos(phi)
+        if clip:
+            v = _clipped(x_t, v, phi)
         # x_(t_prev) = cos(step) x_t - sin(step) v, solved for x_t
         return (x + math.sin(step) * v) / math.cos(step)
 
-    return _solve(origin, ddim_step(x, eps_fn(x, max(t_prev, 0)), low, high), iterations)
+    start = ddim_step(x, eps_fn(x, max(t_prev, 0)), low, high, clip and t_prev >= 0)
+    return _solve(origin, start, iterations)
 
 
 def _solve(mapping: Callable[[Tensor], Tensor], start: Tensor, iterations: int) -> Tensor:

@@ -127,6 +127,7 @@ def train(
     seed: int,
     *,
     schedule: NoiseSchedule,
+    whole_batch_dropout: bool = False,
     folder_for_resume: Path | None = None,
     rank: int = 0,
     world_size: int = 1,
@@ -139,7 +140,8 @@ def train(
 
     ``images`` float32 `[N, C, H, W]` in [-1, 1] and ``labels`` int64 `[N]` are the whole training
     set for every worker. ``schedule`` is the denoiser's for both kinds: a guide trained on other
-    noise levels than it is asked about would be worthless. ``wrap`` is DDP's place; only its
+    noise levels than it is asked about would be worthless. ``whole_batch_dropout`` is explained in
+    ``BatchSource``. ``wrap`` is DDP's place; only its
     averaging of gradients is relied on. ``on_step(step, loss)`` runs after every step (1-based),
     ``on_checkpoint`` after every ``config.checkpoint_every`` steps and after the last one, on
     every rank. Raises NonFiniteLoss, and ValueError for a batch that workers cannot share.
@@ -151,6 +153,7 @@ def train(
         class_balanced=config.class_balanced,
         num_train_timesteps=schedule.num_train_timesteps,
         label_dropout=config.label_dropout if isinstance(config, DenoiserConfig) else 0.0,
+        whole_batch_dropout=whole_batch_dropout,
         seed=seed,
         kind=kind,
         rank=rank,

@@ -23,6 +23,7 @@ from mgdm_ray.diffusion.guidance import (
     denoiser_eps,
     measurement_guided,
 )
+from mgdm_ray.diffusion.reference import NO_FAULTS, Faults, invert_misaligned, truncated
 from mgdm_ray.diffusion.schedule import NoiseSchedule, Pair, timestep_pairs
 from mgdm_ray.diffusion.unet import null_label
 from mgdm_ray.seeding import per_image_noise
@@ -53,6 +54,7 @@ def generate(
     seed_parts: SeedParts,
     device: str = "cpu",
     on_batch: OnBatch | None = None,
+    faults: Faults = NO_FAULTS,
 ) -> Tensor:
     """Stage 1: images float32 `[M, *shape]` on the CPU, of ``labels`` int64 `[M]`.
 
@@ -73,7 +75,7 @@ def generate(
     def one_batch(rows: slice) -> Tensor:
         y = labels[rows].to(device)
         eps_fn = denoiser_eps(
-            denoiser,
+            faults.denoiser(denoiser, indices[rows], *seed_parts, "generate"),
             y,
             schedule,
             prediction,
@@ -96,27 +98,40 @@ def encode(
     *,
     prediction: Prediction,
     schedule: NoiseSchedule,
+    indices: Sequence[int] | None = None,
+    seed_parts: SeedParts = ("encode",),
     device: str = "cpu",
     on_batch: OnBatch | None = None,
+    faults: Faults = NO_FAULTS,
 ) -> Tensor:
     """Stage 2a: the latents x_T float32 `[M, C, H, W]` of ``images`` `[M, C, H, W]`.
 
     With ``config.strength`` below 1 they are x_t of the highest level up to there.
 
-    Conditional on the label, without any guidance and without clipping, deterministic: latents do
-    not depend on what they will be decoded with.
+    Conditional on the label, without any guidance, clipped only with ``config.clip_stage_two``,
+    deterministic: latents do not depend on what they will be decoded with. ``indices`` (default: 0,
+    1, ...) and ``seed_parts`` matter only for the fault ``label_dropout``.
     """
+    if "alignment" in faults.names and config.inversion_iterations:
+        raise ValueError("the fault 'alignment' has no inversion_iterations")
+    indices = range(len(images)) if indices is None else indices
     denoiser, shape = _prepared(denoiser, config, device), tuple(images.shape[1:])
     size = batch_size_for(config, shape, denoiser, None, Execution(device=device))
     pairs = _depth(config, schedule)
+    above = _level_above(pairs, config, schedule)
 
     def one_batch(rows: slice) -> Tensor:
         y = labels[rows].to(device)
-        eps_fn = denoiser_eps(denoiser, y, schedule, prediction, null_label=null_label(denoiser))
-        x_0 = images[rows].to(device)
-        return invert(eps_fn, x_0, pairs, schedule, config.inversion_iterations)
+        model = faults.denoiser(denoiser, indices[rows], *seed_parts, "encode")
+        eps_fn = denoiser_eps(model, y, schedule, prediction, null_label=null_label(denoiser))
+        x_0 = truncated(images[rows]) if "uint8" in faults.names else images[rows]
+        x_0 = x_0.to(device)
+        clip = config.clip_stage_two
+        if "alignment" in faults.names:
+            return invert_misaligned(eps_fn, x_0, pairs, schedule, above, clip)
+        return invert(eps_fn, x_0, pairs, schedule, config.inversion_iterations, clip)
 
-    return _in_batches(one_batch, labels, range(len(images)), size, shape, on_batch)
+    return _in_batches(one_batch, labels, indices, size, shape, on_batch)
 
 
 def decode(
@@ -134,6 +149,7 @@ def decode(
     seed_parts: SeedParts = ("decode",),
     device: str = "cpu",
     on_batch: OnBatch | None = None,
+    faults: Faults = NO_FAULTS,
 ) -> Tensor:
     """Stage 2b: images float32 `[M, C, H, W]` of ``latents``, under measurement guidance.
 
@@ -142,24 +158,27 @@ def decode(
 
     ``setting`` None is the mirror image of ``encode``; so is one with ``uncertainty_scale`` 0 and
     ``decode_guidance_scale`` 1. A guide is needed where ``uncertainty_scale`` is not 0, else
-    ValueError. ``indices`` and ``seed_parts`` matter only for ``direction="random"``. Nothing is
-    clipped: values a little outside [-1, 1] are normal.
+    ValueError. ``indices`` and ``seed_parts`` matter only for ``direction="random"`` and the fault
+    ``label_dropout``. Without ``config.clip_stage_two`` nothing is clipped: values a little
+    outside [-1, 1] are normal.
     """
     guided = setting is not None and setting.uncertainty_scale != 0
     if guided and guide is None:
         raise ValueError("uncertainty_scale is not 0, but there is no guide")
-    denoiser, guide = (
-        _prepared(denoiser, config, device),
-        guide and _prepared(guide, config, device),
-    )
+    denoiser = _prepared(denoiser, config, device)
+    guide = None if guide is None else _prepared(guide, config, device)
+    clip = config.clip_stage_two or "clip" in faults.names
+    if setting is not None:
+        setting = faults.setting(setting, null_label(denoiser))
     shape = tuple(latents.shape[1:])
     size = batch_size_for(config, shape, denoiser, guide, Execution(device=device))
     pairs = _depth(config, schedule)
 
     def one_batch(rows: slice) -> Tensor:
         y = labels[rows].to(device)
+        model = faults.denoiser(denoiser, indices[rows], *seed_parts, "decode")
         eps_fn = denoiser_eps(
-            denoiser,
+            model,
             y,
             schedule,
             prediction,
@@ -174,7 +193,7 @@ def decode(
                 else None
             )
             eps_fn = measurement_guided(eps_fn, guide, y, setting, schedule, noise)
-        return sample(eps_fn, latents[rows].to(device), pairs, schedule)
+        return sample(eps_fn, latents[rows].to(device), pairs, schedule, clip)
 
     return _in_batches(one_batch, labels, indices, size, shape, on_batch)
 
@@ -190,6 +209,14 @@ def _prepared(model: nn.Module, config: SamplingConfig, device: str) -> Prepared
     if isinstance(model, Prepared):
         return model
     return Prepared(model, Execution(device, config.precision, "never"))
+
+
+def _level_above(
+    pairs: Sequence[Pair], config: SamplingConfig, schedule: NoiseSchedule
+) -> int | None:
+    """The timestep of the whole grid next above ``pairs``; None where they are the whole grid."""
+    grid = timestep_pairs(schedule.num_train_timesteps, config.num_inference_steps)
+    return grid[-len(pairs) - 1][0] if len(pairs) < len(grid) else None
 
 
 def _in_batches(

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mgdm_ray.config import DatasetConfig, DenoiserConfig, GuideConfig
+from mgdm_ray.config import DatasetConfig, DenoiserConfig, GuideConfig, ReferenceFault
 from mgdm_ray.data.info import DatasetInfo, dataset_info
 from mgdm_ray.data.load import Split, SplitName, load_split
 from mgdm_ray.provenance import git_commit, versions
@@ -46,6 +46,10 @@ class TrainingTask:
     """The guide must know the noise of the denoiser it will guide."""
     work: str
     """Folder for checkpoints that survive a crash."""
+    reference: tuple[ReferenceFault, ...] = ()
+    """Faults of the published code to reproduce."""
+    num_inference_steps: int | None = None
+    """The sampling grid: only the fault ``guide_timesteps`` trains on it."""
 
 
 # Names of files that travel between jobs.

@@ -50,9 +50,13 @@ def train_model(task: TrainingTask, **options: Any) -> TrainResult:
     """
     import torch
 
+    from mgdm_ray.diffusion.reference import respaced
     from mgdm_ray.diffusion.schedule import make_schedule
     from mgdm_ray.diffusion.train import train
 
+    schedule = make_schedule(task.schedule)
+    if "guide_timesteps" in task.reference and task.num_inference_steps:
+        schedule = respaced(schedule, task.num_inference_steps)
     dataset = DatasetConfig.model_validate(task.dataset)
     split = load_split(dataset, "train", task.data_dir)
     result = train(
@@ -62,7 +66,8 @@ def train_model(task: TrainingTask, **options: Any) -> TrainResult:
         torch.from_numpy(split.labels),
         dataset_info(dataset, task.data_dir).num_classes,
         task.seed,
-        schedule=make_schedule(task.schedule),
+        schedule=schedule,
+        whole_batch_dropout="label_dropout" in task.reference,
         **options,
     )
     if task.model == "guide" and options.get("rank", 0) == 0:
@@ -137,6 +142,8 @@ def _fit(job: Job, context: Context, folder: Path, model: Literal["denoiser", "g
         seed=job.inputs["seed"],
         schedule=job.inputs["schedule"],
         work=str(work),
+        reference=tuple(job.inputs.get("reference", ())),
+        num_inference_steps=job.inputs.get("num_inference_steps"),
     )
     final = (context.launch or train_here)(task, context.progress)
     shape = [info.channels, dataset.size, dataset.size]

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mgdm_ray.config import GuidanceSetting, SamplingConfig, SyntheticConfig
+from mgdm_ray.config import GuidanceSetting, ReferenceFault, SamplingConfig, SyntheticConfig
 from mgdm_ray.data.mix import synthetic_labels
 from mgdm_ray.diffusion.execution import Execution, Prepared
+from mgdm_ray.diffusion.reference import Faults, rank_duplicates
 from mgdm_ray.diffusion.two_stage import Direction, batch_size_for
 from mgdm_ray.diffusion.two_stage import decode as decode_images
 from mgdm_ray.diffusion.two_stage import encode as encode_images
@@ -73,20 +74,28 @@ class _Networks:
             "schedule": facts.schedule,
             "device": context.device,
             "on_batch": lambda done, _: self.progress(self.done + done, self.images, "images"),
+            "faults": Faults(_faults(job), facts.config.label_dropout),
         }
+
+
+def _faults(job: Job) -> frozenset[ReferenceFault]:
+    return frozenset(job.inputs.get("reference", ()))
 
 
 def _generator(job: Job, context: Context, images: int) -> RowSampler:
     """Stage 1: labelled images from noise."""
     networks = _Networks(job, context, images, guided="guide" in job.needs)
     labels = _labels_to_make(job, context)
+    indices: Sequence[int] = range(len(labels))
+    if "rank_seeds" in _faults(job):
+        indices = rank_duplicates(torch.from_numpy(labels))
 
     def sample(rows: range) -> tuple[torch.Tensor, np.ndarray]:
         made = generate_images(
             networks.denoiser,
             networks.guide,
             torch.from_numpy(labels[rows.start : rows.stop]),
-            rows,
+            indices[rows.start : rows.stop],
             shape=networks.shape,
             seed_parts=("generate", job.inputs["seed"]),
             **networks.common,
@@ -111,7 +120,12 @@ def _encoder(job: Job, context: Context, images: int) -> RowSampler:
     def sample(rows: range) -> tuple[torch.Tensor, np.ndarray]:
         sources, labels = load_images(context, "generate", job.needs["images"], rows)
         made = encode_images(
-            networks.denoiser, sources, torch.from_numpy(labels), **networks.common
+            networks.denoiser,
+            sources,
+            torch.from_numpy(labels),
+            indices=rows,
+            seed_parts=("encode", job.inputs.get("seed", 0)),
+            **networks.common,
         )
         networks.done += len(rows)
         return made, labels
