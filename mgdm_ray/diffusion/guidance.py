@@ -132,6 +132,7 @@ def guided(
     classifier_scale: float = 0.0,
     setting: GuidanceSetting | None = None,
     noise: Tensor | None = None,
+    strengths: Tensor | None = None,
 ) -> EpsFn:
     """eps under classifier guidance towards ``labels`` `[N]` and measurement guidance, together:
 
@@ -157,9 +158,10 @@ def guided(
     still of its class. ``setting.interval`` holds the timesteps at which the measurement acts; at
     others, without s, ``eps_fn`` alone is asked. ``noise`` `[N, C, H, W]` replaces the direction
     of the whole measurement term, image by image and at every t, and keeps its norm: the control
-    for "any push of that size". With everything off ``eps_fn`` itself is returned.
+    for "any push of that size". ``strengths`` `[N]` gives every image a gamma of its own, in place
+    of the setting's. With everything off ``eps_fn`` itself is returned.
     """
-    if setting is not None and setting.uncertainty_scale == 0:
+    if setting is not None and setting.uncertainty_scale == 0 and strengths is None:
         setting = None
     if setting is None:
         if classifier_scale == 0:
@@ -168,7 +170,8 @@ def guided(
     first, last = setting.interval
     name = require_known(setting.measurement, "measurement", MEASUREMENTS)
     measurement, members = MEASUREMENTS[name], name in MEMBER_MEASUREMENTS
-    linear = setting.gradient == "raw" and noise is None
+    # Of raw terms the sum is the gradient of one function: s is a weight beside beta.
+    linear = setting.gradient == "raw" and noise is None and strengths is None
     outside = eps_fn
     if classifier_scale != 0:
         outside = _towards_labels(eps_fn, guide, labels, schedule, classifier_scale)
@@ -178,12 +181,11 @@ def guided(
             return outside(x_t, t)
         eps = eps_fn(x_t, t)
         signal, sigma = schedule.coefficients(t, x_t)
-        gamma = setting.uncertainty_scale
-        if setting.over_t != "constant":
-            a = schedule.alpha_bar(t)
-            gamma *= math.sqrt(a if setting.over_t == "signal" else 1 - a)
-        # Of raw terms the sum is the gradient of one function: s is a weight beside beta.
-        beta = setting.label_scale + (classifier_scale / gamma if linear else 0)
+        a = schedule.alpha_bar(t)
+        share = math.sqrt({"constant": 1.0, "signal": a, "noise": 1 - a}[setting.over_t])
+        beta = setting.label_scale
+        if linear:
+            beta += classifier_scale / (setting.uncertainty_scale * share)
 
         def ascended(answer: Answer) -> list[Tensor]:
             value = measurement(answer.asked(members), answer.x_t, t, labels)
@@ -203,7 +205,10 @@ def guided(
             term = sigma * term
         if noise is not None:
             term = unit(noise) * norm(term)
-        result = eps - gamma * term
+        gamma: Tensor | float = setting.uncertainty_scale
+        if strengths is not None:
+            gamma = strengths.to(term).reshape(-1, *[1] * (x_t.ndim - 1))
+        result = eps - share * gamma * term
         for gradient in likelihood:
             result = result - sigma * classifier_scale * gradient
         return result
@@ -239,9 +244,12 @@ def measurement_guided(
     setting: GuidanceSetting,
     schedule: NoiseSchedule,
     noise: Tensor | None = None,
+    strengths: Tensor | None = None,
 ) -> EpsFn:
     """``guided`` by a measurement alone."""
-    return guided(eps_fn, guide, labels, schedule, setting=setting, noise=noise)
+    return guided(
+        eps_fn, guide, labels, schedule, setting=setting, noise=noise, strengths=strengths
+    )
 
 
 def log_likelihood(logits: Tensor, x_t: Tensor, t: int, labels: Tensor) -> Tensor:  # noqa: ARG001

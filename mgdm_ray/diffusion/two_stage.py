@@ -150,6 +150,7 @@ def decode(
     device: str = "cpu",
     on_batch: OnBatch | None = None,
     faults: Faults = NO_FAULTS,
+    strengths: Tensor | None = None,
 ) -> Tensor:
     """Stage 2b: images float32 `[M, C, H, W]` of ``latents``, under measurement guidance.
 
@@ -160,9 +161,10 @@ def decode(
     ``decode_guidance_scale`` 1. A guide is needed where ``uncertainty_scale`` is not 0, else
     ValueError. ``indices`` and ``seed_parts`` matter only for ``direction="random"`` and the fault
     ``label_dropout``. Without ``config.clip_stage_two`` nothing is clipped: values a little
-    outside [-1, 1] are normal.
+    outside [-1, 1] are normal. ``strengths`` `[M]` gives every image its own gamma: latents are
+    encoded once, and many settings share a batch.
     """
-    guided = setting is not None and setting.uncertainty_scale != 0
+    guided = setting is not None and (setting.uncertainty_scale != 0 or strengths is not None)
     if guided and guide is None:
         raise ValueError("uncertainty_scale is not 0, but there is no guide")
     denoiser = _prepared(denoiser, config, device)
@@ -192,7 +194,8 @@ def decode(
                 if direction == "random"
                 else None
             )
-            eps_fn = measurement_guided(eps_fn, guide, y, setting, schedule, noise)
+            own = None if strengths is None else strengths[rows].to(device)
+            eps_fn = measurement_guided(eps_fn, guide, y, setting, schedule, noise, own)
         return sample(eps_fn, latents[rows].to(device), pairs, schedule, clip)
 
     return _in_batches(one_batch, labels, indices, size, shape, on_batch)

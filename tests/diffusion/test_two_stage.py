@@ -273,3 +273,30 @@ def test_classifier_free_guidance_while_decoding(networks):
     assert torch.equal(run(1.0), plain)
     assert float((run(3.0) - plain).abs().max()) > 1e-4
     assert float((run(3.0, 0.2, networks[1]) - run(3.0)).abs().max()) > 0.05
+
+
+@pytest.mark.parametrize("gradient", ["normalised", "raw"])
+def test_every_image_of_a_batch_may_have_its_own_strength(networks, gradient):
+    """Catches strengths of one batch that mix, and a strength 0 that is not the round trip."""
+    latents = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(6))
+    chosen = GuidanceSetting(uncertainty_scale=9.0, gradient=gradient, label_scale=0.5)
+    gammas = (0.0, 0.1, 0.4)
+
+    def run(rows, setting, strengths=None):
+        return decode(
+            *networks,
+            latents[rows],
+            LABELS[:3][rows],
+            rows,
+            setting,
+            CONFIG.model_copy(update={"batch_size": 4}),
+            strengths=strengths,
+            **COMMON,
+        )
+
+    rows = [0, 1, 2] * len(gammas)
+    together = run(rows, chosen, torch.tensor(gammas).repeat_interleave(3))
+    for index, gamma in enumerate(gammas):
+        alone = run([0, 1, 2], chosen.model_copy(update={"uncertainty_scale": gamma}))
+        torch.testing.assert_close(together[3 * index : 3 * index + 3], alone, rtol=1e-3, atol=1e-3)
+    assert float((together[:3] - together[-3:]).abs().max()) > 0.1
