@@ -42,6 +42,9 @@ from mgdm_ray.jobs.models import load_denoiser, load_guide
 if TYPE_CHECKING:
     from mgdm_ray.plan import Job
 
+STRENGTHS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+"""Times the gamma of the arm: what ``strengths.png`` shows."""
+
 RowSampler = Callable[[range], tuple[torch.Tensor, np.ndarray]]
 """Rows -> (images `[M, C, H, W]` float32, their labels `[M]`)."""
 
@@ -249,6 +252,8 @@ def decode(job: Job, context: Context, folder: Path) -> Outcome:
     total = count_images(context, "encode", latents_key)
     _sample(job, context, folder, total)
     _draw_beginning(job, context, folder)
+    if job.arm == "disturb" and setting is not None and setting.uncertainty_scale:
+        _draw_strengths(job, context, folder, latents_key, setting)
     source = str(context.store.manifest("encode", latents_key)["needs"]["images"])
     change = _Mean()
     for start, stop, _ in shards_in(folder):
@@ -260,6 +265,39 @@ def decode(job: Job, context: Context, folder: Path) -> Outcome:
         "setting": {**stage_one, **(setting.model_dump(mode="json") if setting else {})},
         "metrics": {"rms_change": math.sqrt(change.value), "images": float(total)},
     }
+
+
+def _draw_strengths(
+    job: Job, context: Context, folder: Path, latents_key: str, setting: GuidanceSetting
+) -> None:
+    """``strengths.png``: what the guidance does, on the first image of each class.
+
+    From left to right the stage-1 image, and its latent decoded under STRENGTHS times gamma.
+    """
+    _, stop, _ = shards_in(context.store.folder("encode", latents_key))[0]
+    rows = range(stop)
+    latents, labels = load_images(context, "encode", latents_key, rows)
+    source = str(context.store.manifest("encode", latents_key)["needs"]["images"])
+    sources, _ = load_images(context, "generate", source, rows)
+    chosen = np.sort(np.unique(labels, return_index=True)[1])
+    count = len(STRENGTHS)
+    networks = _Networks(job, context, len(chosen) * count, guided=True)
+    repeated = torch.from_numpy(labels[chosen]).repeat_interleave(count)
+    made = decode_images(
+        networks.denoiser,
+        networks.guide,
+        latents[chosen].repeat_interleave(count, dim=0),
+        repeated,
+        np.repeat(chosen, count).tolist(),
+        setting,
+        seed_parts=("decode", job.inputs["seed"]),
+        strengths=setting.uncertainty_scale * torch.tensor(STRENGTHS).repeat(len(chosen)),
+        **networks.common,
+    )
+    together = torch.cat([sources[chosen], made])
+    together_labels = np.concatenate([labels[chosen], repeated.numpy()])
+    path = folder / "strengths.png"
+    draw_grid(path, together, together_labels, networks.num_classes)
 
 
 class _Mean:

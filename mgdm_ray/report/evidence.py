@@ -18,6 +18,7 @@ from mgdm_ray.report.page import Html, text
 from mgdm_ray.report.tables import DASH, GAMMA, Trial, duration, setting_text
 from mgdm_ray.stats import summarise
 
+STRENGTHS_TEXT = "from left to right: stage 1, and decoded under 0, 1/4, 1/2, 1, 2, 4 times gamma"
 LARGE_IMAGE = 400_000  # bytes; larger grids are scaled down inside the page
 LARGE_SIDE = 1000  # pixels, of a grid that was scaled down
 NAMES_SHOWN = 12
@@ -250,7 +251,11 @@ def _grids(draft: Draft, dataset: str) -> list[tuple[str, str, Path]]:
             continue
         found_for = f", found for {record.network}" if record.network else ""
         found[arm] = (setting_text(record.setting) + found_for, folder / name)
-    return [(arm, *found[arm]) for arm in tables.in_order(found)]
+    grids = [(arm, *found[arm]) for arm in tables.in_order(found)]
+    strengths = found["disturb"][1].with_name("strengths.png") if "disturb" in found else None
+    if strengths is not None and strengths.is_file():
+        grids.append(("strengths", STRENGTHS_TEXT, strengths))
+    return grids
 
 
 def _within(data: bytes) -> bytes:
