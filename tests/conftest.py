@@ -44,7 +44,6 @@ TINY: dict[str, Any] = {
     "synthetic": {"ratio": 0.5},
     "search": {"trials": 3, "networks": ["squeezenet1_1"], "images": 8},
     "downstream": {"steps": 2, "batch_size": 8},
-    "resources": {"sampling_workers": 2},
 }
 
 

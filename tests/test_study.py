@@ -73,7 +73,8 @@ class Finished:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("study")
     study, storage = folder / "tiny.yaml", folder / "runs"
-    study.write_text(yaml.safe_dump(TINY, sort_keys=False))
+    shared = {**TINY, "resources": {"sampling_workers": 2}}  # changes no key
+    study.write_text(yaml.safe_dump(shared, sort_keys=False))
     return Finished(study, storage, run(study, storage))
 
 
