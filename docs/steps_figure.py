@@ -6,6 +6,7 @@ noise each time; the networks are trained on them alone and tested on real valid
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from itertools import product
@@ -28,9 +29,9 @@ from mgdm_ray.store import Store
 
 STEPS = (3, 5, 8, 15, 25, 50)
 SOLVERS = ("ddim", "second_order")
-COMPARED, TRAINED_ON = 64, 256
+COMPARED, TRAINED_ON = 64, 192
 NETWORKS, SEEDS = ("googlenet", "resnet18"), (0, 1)
-CONFIG = DownstreamConfig(steps=60, batch_size=32)
+CONFIG = DownstreamConfig(steps=40, batch_size=32)
 
 
 class Bench:
@@ -91,8 +92,11 @@ def main() -> None:
     rows: dict[tuple[str, str], list[tuple[int, float, float, float]]] = {}
     wanted = [(solver, steps, "float32") for solver, steps in product(SOLVERS, STEPS)]
     wanted.append(("second_order", 15, "bfloat16"))
+    at_15: list[torch.Tensor] = []
     for solver, steps, precision in wanted:
         images = bench.images(TRAINED_ON, steps, solver, precision)
+        if (solver, steps) == ("second_order", 15):
+            at_15.append(images)
         distance = float((images[:COMPARED] - exact).square().mean().sqrt())
         accuracy = bench.accuracy(images)
         row = (steps, distance, float(np.mean(accuracy)), float(np.std(accuracy)))
@@ -103,6 +107,8 @@ def main() -> None:
             file=sys.stderr,
             flush=True,
         )
+    mse = float((at_15[0] - at_15[1]).square().mean())  # of a range of 2
+    print(f"bfloat16 against float32, 15 steps: PSNR {10 * math.log10(4 / mse):.1f} dB\n")
     print("| solver | precision | forwards | distance to 250 | balanced accuracy | sd |")
     print("| --- | --- | --- | --- | --- | --- |")
     for (solver, precision), found in rows.items():
