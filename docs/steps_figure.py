@@ -40,7 +40,7 @@ class Bench:
         fields = DatasetConfig.model_fields
         given = {k: v for k, v in inputs.items() if k in fields}
         self.dataset = DatasetConfig.model_validate(given)
-        self.info = dataset_info(self.dataset)
+        self.info = dataset_info(self.dataset, None)
         self.denoiser = load_denoiser(Context(storage, storage, {}), key)
         self.labels = np.arange(TRAINED_ON) % self.info.num_classes
         self.val = load_split(self.dataset, "val")

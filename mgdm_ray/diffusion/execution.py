@@ -122,11 +122,13 @@ def freeze(model: nn.Module, device: str | torch.device) -> nn.Module:
     return in_layout(model, device)
 
 
-def in_layout(model: nn.Module, device: str | torch.device) -> nn.Module:
+def in_layout(model: nn.Module, device: str | torch.device, *, training: bool = False) -> nn.Module:
     """``model`` itself, in channels_last where that is faster. Images may come in any layout."""
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     width = convolutions[0].out_channels if convolutions else 0
-    if torch.device(device).type == "cuda" or width >= NHWC_FROM_CHANNELS:
+    # On a CPU the backward pass loses what the forward pass gains (benchmarks/training.py).
+    pays = width >= NHWC_FROM_CHANNELS and not training
+    if torch.device(device).type == "cuda" or pays:
         return model.to(memory_format=torch.channels_last)
     return model
 
