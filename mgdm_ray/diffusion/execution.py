@@ -21,10 +21,10 @@ log = logging.getLogger(__name__)
 
 Compile = Literal["auto", "never", "always"]
 
-COMPILE_PAYS_AFTER = 900.0
-"""Seconds of uncompiled work ahead from which ``auto`` compiles. Compiling a UNet of 5 M
-parameters took 90 s on two cores and made its forward 1.2 times faster (benchmarks/sampler.py):
-even after 550 s."""
+COMPILE_PAYS_AFTER = 3600.0
+"""Seconds of uncompiled work ahead from which ``auto`` compiles. Compiling a UNet of 4 to 5 M
+parameters took 66 to 130 s on two AVX2 cores and made its forward 1.04 to 1.23 times faster: it
+had paid after 6 minutes at best and an hour at worst (DECISIONS.md)."""
 NHWC_FROM_CHANNELS = 64
 """First-level width from which channels_last is faster on a CPU: narrower networks lose more in
 group norm than they gain in convolutions (see DECISIONS.md)."""
