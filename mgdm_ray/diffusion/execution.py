@@ -105,6 +105,8 @@ class Prepared(nn.Module):
             output = _float(compiled(x_t, t, **conditions))
             self.compiled, self.shape = compiled, x_t.shape
             return output
+        except torch.OutOfMemoryError:  # not the compiler's fault: a smaller batch may do
+            raise
         except Exception as error:  # noqa: BLE001 - a compiler fails in many ways, none of them ours
             lines = str(error).strip().splitlines() or [type(error).__name__]
             log.warning("torch.compile does not work here (%s); running without", lines[0][:200])

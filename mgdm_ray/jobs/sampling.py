@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 STRENGTHS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 """Times the gamma of the arm: what ``strengths.png`` shows."""
+STRENGTHS_FILE = "strengths.png"
 
 RowSampler = Callable[[range], tuple[torch.Tensor, np.ndarray]]
 """Rows -> (images `[M, C, H, W]` float32, their labels `[M]`)."""
@@ -196,11 +197,14 @@ def sample_shards(job: Job, context: Context, shards: Sequence[range]) -> None:
     work = context.store.work(job.kind, job.key)
     work.mkdir(parents=True, exist_ok=True)
     todo = [rows for rows in shards if not shard_path(work, rows).exists()]
-    if not todo:
-        return
-    sampler = SAMPLERS[job.kind](job, context, sum(len(rows) for rows in todo))
-    for rows in todo:
-        save_shard(work, rows, *sampler(rows))
+    if todo:
+        sampler = SAMPLERS[job.kind](job, context, sum(len(rows) for rows in todo))
+        for rows in todo:
+            save_shard(work, rows, *sampler(rows))
+    # Here and not in the job itself, which may only wait for those who have the GPUs.
+    first = any(rows.start == 0 for rows in shards)
+    if job.arm == "disturb" and first and not (work / STRENGTHS_FILE).exists():
+        _draw_strengths(job, context, work)
 
 
 def _sample(job: Job, context: Context, folder: Path, total: int) -> None:
@@ -211,9 +215,10 @@ def _sample(job: Job, context: Context, folder: Path, total: int) -> None:
     else:
         parts = [shards[i :: context.sampling_workers] for i in range(context.sampling_workers)]
         context.spread(job, context, [part for part in parts if part])
-    for rows in shards:
+    work = context.store.work(job.kind, job.key)
+    paths = [shard_path(work, rows) for rows in shards]
+    for path in [*paths, *work.glob(STRENGTHS_FILE)]:
         # Linked, not moved: until the artefact is there, a kill must not cost finished shards.
-        path = shard_path(context.store.work(job.kind, job.key), rows)
         try:
             os.link(path, folder / path.name)
         except OSError:  # a file system without links
@@ -252,8 +257,6 @@ def decode(job: Job, context: Context, folder: Path) -> Outcome:
     total = count_images(context, "encode", latents_key)
     _sample(job, context, folder, total)
     _draw_beginning(job, context, folder)
-    if job.arm == "disturb" and setting is not None and setting.uncertainty_scale:
-        _draw_strengths(job, context, folder, latents_key, setting)
     source = str(context.store.manifest("encode", latents_key)["needs"]["images"])
     change = _Mean()
     for start, stop, _ in shards_in(folder):
@@ -267,13 +270,14 @@ def decode(job: Job, context: Context, folder: Path) -> Outcome:
     }
 
 
-def _draw_strengths(
-    job: Job, context: Context, folder: Path, latents_key: str, setting: GuidanceSetting
-) -> None:
+def _draw_strengths(job: Job, context: Context, folder: Path) -> None:
     """``strengths.png``: what the guidance does, on the first image of each class.
 
     From left to right the stage-1 image, and its latent decoded under STRENGTHS times gamma.
     """
+    latents_key, setting = _chosen(job, context)
+    if setting is None or not setting.uncertainty_scale:
+        return
     _, stop, _ = shards_in(context.store.folder("encode", latents_key))[0]
     rows = range(stop)
     latents, labels = load_images(context, "encode", latents_key, rows)
@@ -296,8 +300,9 @@ def _draw_strengths(
     )
     together = torch.cat([sources[chosen], made])
     together_labels = np.concatenate([labels[chosen], repeated.numpy()])
-    path = folder / "strengths.png"
-    draw_grid(path, together, together_labels, networks.num_classes)
+    temporary = folder / "strengths.tmp.png"
+    draw_grid(temporary, together, together_labels, networks.num_classes)
+    temporary.rename(folder / STRENGTHS_FILE)
 
 
 class _Mean:
