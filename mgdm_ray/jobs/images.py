@@ -85,7 +85,8 @@ def shards_in(folder: Path) -> Sequence[tuple[int, int, Path]]:
 
 def draw_grid(path: Path, images: torch.Tensor, labels: np.ndarray, num_classes: int) -> None:
     """A PNG with one row per class and up to ten images in it; a missing image is grey."""
-    columns, (channels, height, width) = 10, images.shape[1:]
+    channels, height, width = images.shape[1:]
+    columns = min(10, int(np.bincount(labels).max()))
     sheet = np.full((num_classes * (height + 2), columns * (width + 2), channels), 128, np.uint8)
     for label in range(num_classes):
         for column, index in enumerate(np.flatnonzero(labels == label)[:columns]):
