@@ -98,7 +98,9 @@ def own_peak_mib(device: str) -> float:
         return torch.cuda.max_memory_allocated() / 2**20
     # Not getrusage: its maximum is inherited from the process that started this one.
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024  # type: ignore[index]
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert peak is not None, "this kernel's /proc/self/status has no VmHWM"
+    return int(peak[1]) / 1024
 
 
 def arguments(description: str) -> argparse.ArgumentParser:

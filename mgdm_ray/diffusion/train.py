@@ -260,7 +260,8 @@ def update_ema(ema: nn.Module, model: nn.Module, step: int, decay: float) -> Non
     The warm-up keeps the first, random weights from lasting in the average.
     """
     d = min(decay, (1 + step) / (10 + step))
-    average = get_ema_multi_avg_fn(d)  # type: ignore[no-untyped-call] # all parameters at once
+    # All parameters at once. torch's function has no annotations.
+    average = get_ema_multi_avg_fn(d)  # type: ignore[no-untyped-call]
     average(list(ema.parameters()), list(model.parameters()), None)
 
 

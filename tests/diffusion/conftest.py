@@ -63,3 +63,12 @@ def gaussian() -> Gaussian:
 @pytest.fixture
 def gaussian_denoiser() -> type[GaussianDenoiser]:
     return GaussianDenoiser
+
+
+def give_every_weight_influence(*networks: nn.Module, seed: int = 0) -> None:
+    """Random numbers for weights that start at zero, so that every input has an influence."""
+    numbers = torch.Generator().manual_seed(seed)
+    for network in networks:
+        for parameter in network.parameters():
+            if not bool(parameter.any()):
+                parameter.data = 0.05 * torch.randn(parameter.shape, generator=numbers)

@@ -21,6 +21,7 @@ from mgdm_ray.diffusion.execution import (
 from mgdm_ray.diffusion.schedule import make_schedule
 from mgdm_ray.diffusion.two_stage import batch_size_for, generate
 from mgdm_ray.diffusion.unet import build_denoiser, build_guide
+from tests.diffusion.conftest import give_every_weight_influence
 
 SCHEDULE = make_schedule("cosine")
 SHAPE = (3, 8, 8)
@@ -33,10 +34,7 @@ def network(width: int = 16, seed: int = 0) -> nn.Module:
     model = build_denoiser(
         UNetConfig(channels=(width, width), attention=(False, True)), 3, 2, "execution", seed
     )
-    numbers = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        if not bool(parameter.any()):
-            parameter.data = 0.05 * torch.randn(parameter.shape, generator=numbers)
+    give_every_weight_influence(model, seed=seed)
     return model
 
 
@@ -138,10 +136,13 @@ def test_a_batch_that_does_not_fit_is_halved(caplog: pytest.LogCaptureFixture) -
             super().__init__()
             self.inner, self.most = network(), 4
 
-        def forward(self, x, t, class_labels):  # type: ignore[no-untyped-def]
+        def forward(
+            self, x: torch.Tensor, t: torch.Tensor, class_labels: torch.Tensor
+        ) -> torch.Tensor:
             if len(x) > self.most:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return self.inner(x, t, class_labels=class_labels)
+            predicted: torch.Tensor = self.inner(x, t, class_labels=class_labels)
+            return predicted
 
     torch.testing.assert_close(images(Full()), expected, rtol=0, atol=1e-4)
     assert "batches of 2 images" in caplog.messages[-1]

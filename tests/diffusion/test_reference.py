@@ -31,6 +31,7 @@ from mgdm_ray.diffusion.schedule import NoiseSchedule, make_schedule, timestep_p
 from mgdm_ray.diffusion.train import train
 from mgdm_ray.diffusion.two_stage import decode, encode, generate
 from mgdm_ray.diffusion.unet import build_denoiser, build_guide
+from tests.diffusion.conftest import give_every_weight_influence
 
 SCHEDULE = make_schedule("cosine")
 SMALL = UNetConfig(channels=(16, 16), attention=(False, False))
@@ -47,11 +48,7 @@ def faults(*names: ReferenceFault, label_dropout: float = 0.0) -> Faults:
 def networks() -> tuple[nn.Module, nn.Module]:
     """Random weights, the zero-initialised ones too: every input has an influence."""
     denoiser, guide = build_denoiser(SMALL, 1, 3, "ref"), build_guide(SMALL, 1, 3, "ref")
-    numbers = torch.Generator().manual_seed(0)
-    for network in (denoiser, guide):
-        for parameter in network.parameters():
-            if not bool(parameter.any()):
-                parameter.data = 0.05 * torch.randn(parameter.shape, generator=numbers)
+    give_every_weight_influence(denoiser, guide)
     return denoiser, guide
 
 

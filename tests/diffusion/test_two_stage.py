@@ -13,6 +13,7 @@ from mgdm_ray.config import GuidanceSetting, SamplingConfig, UNetConfig
 from mgdm_ray.diffusion.schedule import make_schedule, timestep_pairs
 from mgdm_ray.diffusion.two_stage import NonFiniteSample, decode, encode, generate
 from mgdm_ray.diffusion.unet import build_denoiser, build_guide
+from tests.diffusion.conftest import give_every_weight_influence
 
 SCHEDULE = make_schedule("cosine")
 SMALL = UNetConfig(channels=(16, 16), attention=(False, True))
@@ -27,11 +28,7 @@ CONFIG = SamplingConfig(
 def networks() -> tuple[nn.Module, nn.Module]:
     """Random weights, the zero-initialised ones too: every input has an influence."""
     denoiser, guide = build_denoiser(SMALL, 1, 3, "two"), build_guide(SMALL, 1, 3, "two")
-    numbers = torch.Generator().manual_seed(0)
-    for network in (denoiser, guide):
-        for parameter in network.parameters():
-            if not bool(parameter.any()):
-                parameter.data = 0.05 * torch.randn(parameter.shape, generator=numbers)
+    give_every_weight_influence(denoiser, guide)
     return denoiser, guide
 
 
