@@ -510,6 +510,9 @@ class StudyConfig(Frozen):
     downstream: DownstreamConfig = DownstreamConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
+    deterministic: bool = False
+    """Every run of this study on this machine gives the same records to the last bit: one trial at
+    a time per search, fixed batches, nothing compiled. Slower; changes no key."""
     reference: tuple[ReferenceFault, ...] = ()
     """Faults of the paper's published code to reproduce, so that their worth can be measured;
     docs/reference.md says what each does. None by default."""

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from mgdm_ray.tracking import Tracker
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+DETERMINISTIC_BATCH = 64
+"""Images per forward while sampling in deterministic mode, where none is given."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -331,6 +333,8 @@ class Study:
             )
 
     def trials_at_once(self) -> int:
+        if self.config.deterministic:
+            return 1  # what a sampler knows when it is asked depends on which trials have ended
         wanted = self.config.search.max_concurrent if self.config.search else None
         if wanted:
             return wanted
@@ -346,14 +350,18 @@ class Study:
         from mgdm_ray.data.load import resolve_data_dir
         from mgdm_ray.jobs.base import Context
 
+        deterministic, batch = self.config.deterministic, self.config.sampling.batch_size
+        if deterministic and batch == "auto":
+            batch = DETERMINISTIC_BATCH  # what fits depends on what else runs
         return Context(
             storage=str(self.store.root),
             study_folder=str(self.folder),
             datasets={d.name: d for d in self.config.datasets},
             data_dir=str(resolve_data_dir(self.config.data_dir)),
-            sampling_batch=self.config.sampling.batch_size,
+            sampling_batch=batch,
             sampling_workers=self.config.resources.sampling_workers,
-            compile=self.config.resources.compile,
+            compile="never" if deterministic else self.config.resources.compile,
+            deterministic=deterministic,
             checkpoint_every={
                 "denoiser": self.config.denoiser.checkpoint_every,
                 "guide": self.config.guide.checkpoint_every,

@@ -76,6 +76,8 @@ class Context:
     memory_share: float = 1.0
     """Share of this machine's free memory that one job may count on."""
     checkpoint_every: dict[str, int] = field(default_factory=dict)
+    deterministic: bool = False
+    """As in the study: nothing may depend on timing, on free memory or on what ended first."""
     device: str = "cpu"
     launch: Launcher | None = None
     spread: Spread | None = None
