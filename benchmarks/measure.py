@@ -119,5 +119,5 @@ def describe(device: str) -> str:
     )
     print(f"torch {torch.__version__} on {device} ({where}); ours in {precision}", flush=True)
     if precision == "float32":
-        print("no bfloat16 in this hardware: its targets do not apply here", flush=True)
+        print("bfloat16 is not faster on this hardware: its targets do not apply", flush=True)
     return precision

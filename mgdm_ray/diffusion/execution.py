@@ -136,7 +136,7 @@ def in_layout(model: nn.Module, device: str | torch.device, *, training: bool = 
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """bfloat16 autocast if asked for, or with ``auto`` where the hardware multiplies bfloat16."""
+    """bfloat16 autocast if asked for, or with ``auto`` where it is faster here."""
     use = resolved_precision(precision, device) == "bfloat16"
     return torch.autocast(device.type, torch.bfloat16) if use else contextlib.nullcontext()
 
@@ -149,13 +149,17 @@ def resolved_precision(precision: str, device: torch.device) -> str:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware has bfloat16 matrix products; emulation is slower than float32."""
+    """Whether bfloat16 matrix products are faster than float32's here.
+
+    On a CPU that takes AMX. With AVX512_BF16 alone, a Xeon multiplied at 168 Gflop/s in bfloat16
+    and at 334 in float32, and sampled 0.78 times as fast as a plain float32 loop (DECISIONS.md).
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         # Absent from older releases of torch, which then run in float32.
         able: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+        return bool(able.get("amx_bf16"))
     return False
 
 
