@@ -99,7 +99,8 @@ class Ours:
     """The product's own functions."""
 
     def __init__(self, denoiser: nn.Module, guide: nn.Module, execution: Execution) -> None:
-        self.denoiser, self.guide = Prepared(denoiser, execution), Prepared(guide, execution)
+        self.denoiser = Prepared(denoiser, execution)
+        self.guide = Prepared(guide, execution, backward=True)
         self.device = execution.device
 
     def generate(self) -> Tensor:

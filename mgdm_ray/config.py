@@ -199,7 +199,8 @@ class TrainConfig(Frozen):
     checkpoint_every: Positive = 200
     """Steps between checkpoints: what a kill can cost at most."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """``auto``: bfloat16 autocast where that is faster: on GPUs that have it and CPUs with AMX."""
+    """``auto``: bfloat16 autocast where that is faster: on GPUs that have it, CPUs with AMX,
+    and AMD's with AVX512_BF16."""
 
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -289,7 +290,8 @@ class SamplingConfig(Frozen):
     batch_size: Positive | Literal["auto"] = "auto"
     """Images per forward pass; ``auto``: as many as memory allows. Does not change the result."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """``auto``: bfloat16 autocast where that is faster: on GPUs that have it and CPUs with AMX."""
+    """``auto``: bfloat16 autocast where that is faster: on GPUs that have it, CPUs with AMX,
+    and AMD's with AVX512_BF16."""
 
     @model_validator(mode="after")
     def _clipping(self) -> Self:

@@ -49,12 +49,15 @@ class Prepared(nn.Module):
     Called as the network is; gives float32 whatever the precision inside. ``calls`` is how many
     forwards are to come: ``compile="auto"`` compiles once the first ones show that it pays. A
     compiled network serves one shape of batch; all others run as they are. Where compiling does
-    not work, one line in the log says why, and nothing else changes.
+    not work, one line in the log says why, and nothing else changes. ``backward``: gradients with
+    respect to its input will be asked for.
     """
 
-    def __init__(self, model: nn.Module, execution: Execution, calls: int = 0) -> None:
+    def __init__(
+        self, model: nn.Module, execution: Execution, calls: int = 0, *, backward: bool = False
+    ) -> None:
         super().__init__()
-        self.model = freeze(model, execution.device)
+        self.model = freeze(model, execution.device, backward=backward)
         self.execution, self.calls = execution, calls
         self.num_class_embeds = getattr(model, "num_class_embeds", None)
         self.compiled: Any = None
@@ -118,18 +121,18 @@ def _float(output: Tensor) -> Tensor:
     return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
 
 
-def freeze(model: nn.Module, device: str | torch.device) -> nn.Module:
+def freeze(model: nn.Module, device: str | torch.device, *, backward: bool = False) -> nn.Module:
     """``model`` itself: eval mode, parameters without gradients, its fastest layout, ``device``."""
     model.to(device).eval().requires_grad_(False)
-    return in_layout(model, device)
+    return in_layout(model, device, backward=backward)
 
 
-def in_layout(model: nn.Module, device: str | torch.device, *, training: bool = False) -> nn.Module:
+def in_layout(model: nn.Module, device: str | torch.device, *, backward: bool = False) -> nn.Module:
     """``model`` itself, in channels_last where that is faster. Images may come in any layout."""
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     width = convolutions[0].out_channels if convolutions else 0
-    # On a CPU the backward pass loses what the forward pass gains (benchmarks/training.py).
-    pays = width >= NHWC_FROM_CHANNELS and not training
+    # On a CPU the backward pass of group norm loses what the convolutions gain (DECISIONS.md).
+    pays = width >= NHWC_FROM_CHANNELS and not backward
     if torch.device(device).type == "cuda" or pays:
         return model.to(memory_format=torch.channels_last)
     return model
@@ -151,15 +154,16 @@ def resolved_precision(precision: str, device: torch.device) -> str:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 matrix products are faster than float32's here.
 
-    On a CPU that takes AMX. With AVX512_BF16 alone, a Xeon multiplied at 168 Gflop/s in bfloat16
-    and at 334 in float32, and sampled 0.78 times as fast as a plain float32 loop (DECISIONS.md).
+    On a CPU that takes AMX, or AMD's AVX512_BF16. Intel's without AMX multiplied at 168 Gflop/s in
+    bfloat16 and at 334 in float32, AMD's (Zen 5) convolved at 1000 and at 500 (DECISIONS.md).
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         # Absent from older releases of torch, which then run in float32.
         able: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-        return bool(able.get("amx_bf16"))
+        amd = "AMD" in str(able.get("cpu_name", ""))
+        return bool(able.get("amx_bf16") or (amd and able.get("avx512_bf16")))
     return False
 
 

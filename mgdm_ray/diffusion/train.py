@@ -194,7 +194,7 @@ def new_state(
     else:
         dropout = config.dropout
         model = build_guide(config.unet, channels, num_classes, kind, seed, dropout=dropout)
-    in_layout(model.to(device), device, training=True)
+    in_layout(model.to(device), device, backward=True)
     ema = copy.deepcopy(model).eval().requires_grad_(False) if kind == "denoiser" else None
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=1e-2, fused=True

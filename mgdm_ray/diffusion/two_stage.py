@@ -66,7 +66,7 @@ def generate(
         raise ValueError("classifier_scale is not 0, but there is no guide")
     denoiser, guide = (
         _prepared(denoiser, config, device),
-        guide and _prepared(guide, config, device),
+        guide and _prepared(guide, config, device, backward=True),
     )
     size = batch_size_for(config, shape, denoiser, guide, Execution(device=device))
     pairs = timestep_pairs(schedule.num_train_timesteps, config.num_inference_steps)
@@ -168,7 +168,7 @@ def decode(
     if guided and guide is None:
         raise ValueError("uncertainty_scale is not 0, but there is no guide")
     denoiser = _prepared(denoiser, config, device)
-    guide = None if guide is None else _prepared(guide, config, device)
+    guide = None if guide is None else _prepared(guide, config, device, backward=True)
     clip = config.clip_stage_two or "clip" in faults.names
     if setting is not None:
         setting = faults.setting(setting, null_label(denoiser))
@@ -208,10 +208,12 @@ def _depth(config: SamplingConfig, schedule: NoiseSchedule) -> list[Pair]:
     return [(t, t_prev) for t, t_prev in pairs if t <= highest]
 
 
-def _prepared(model: nn.Module, config: SamplingConfig, device: str) -> Prepared:
+def _prepared(
+    model: nn.Module, config: SamplingConfig, device: str, *, backward: bool = False
+) -> Prepared:
     if isinstance(model, Prepared):
         return model
-    return Prepared(model, Execution(device, config.precision, "never"))
+    return Prepared(model, Execution(device, config.precision, "never"), backward=backward)
 
 
 def _level_above(

@@ -62,9 +62,9 @@ class _Networks:
             context.device, config.precision, context.compile, context.memory_share
         )
         self.denoiser = Prepared(facts.model, execution)
-        self.guide = (
-            Prepared(load_guide(context, job.needs["guide"]), execution) if guided else None
-        )
+        self.guide: Prepared | None = None
+        if guided:
+            self.guide = Prepared(load_guide(context, job.needs["guide"]), execution, backward=True)
         size = batch_size_for(config, facts.shape, self.denoiser, self.guide, execution)
         steps = math.ceil(images / size) * config.num_inference_steps
         self.denoiser.calls = steps * (1 + config.inversion_iterations)
