@@ -1,25 +1,29 @@
-"""Runs a plan on Ray: every job a task whose needs are object refs, so that Ray schedules."""
+"""Runs a plan on Ray: every job is a task, given to Ray once its needs are in the store."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
+from mgdm_ray.agenda import FITS, Agenda, group_of
+from mgdm_ray.claims import Claims
 from mgdm_ray.config import InputError, ResourcesConfig
-from mgdm_ray.environment import QUIET, StartError, cores, plugins
+from mgdm_ray.environment import QUIET, StartError, StudyStopped, cores, plugins
 from mgdm_ray.jobs import base
-from mgdm_ray.jobs.base import Context, Outcome, Progress, TrainingTask
+from mgdm_ray.jobs.base import Context, JobFunction, Outcome, Progress, TrainingTask
 from mgdm_ray.plan import Job
-from mgdm_ray.records import Record
+from mgdm_ray.records import NO_SPACE, OUT_OF_MEMORY, WORKER_DIED, Record
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +38,11 @@ class Live:
     note: str
 
 
-FITS = ("fit_denoiser", "fit_guide")
 SAMPLINGS = ("generate", "encode", "decode")
+SHRINKABLE = (*SAMPLINGS, "fit_downstream")
+"""Kinds that can work on fewer images at a time."""
+HOLD_S = 60.0
+"""How long other tasks wait for a training to find its workers."""
 
 OnRecord = Callable[[Job, Record], None]
 OnLive = Callable[[Mapping[str, Live]], None]
@@ -116,7 +123,13 @@ class Limits:
     """Trials of one search at once."""
 
 
-def _run_job(job: Job, context: Context, limits: Limits, board: Any, *needs: Record) -> Record:
+def _run_job(
+    job: Job,
+    context: Context,
+    limits: Limits,
+    board: Any,
+    functions: Mapping[str, JobFunction],
+) -> Record:
     """The body of a Ray task: a plain job with Ray's launchers put in."""
     _set_threads(limits.resources)
     reporter = _Reporter(board, job)
@@ -147,11 +160,11 @@ def _run_job(job: Job, context: Context, limits: Limits, board: Any, *needs: Rec
         progress=reporter,
         launch=launch,
         device=_device(),
-        memory_share=min(1.0, share),
+        memory_share=min(1.0, share) / (2 if context.smaller else 1),
     )
     if limits.resources.sampling_workers > 1:
         context = replace(context, spread=spread)
-    return base.run(job, needs, context, {"search": run_search})
+    return base.run(job, context, {"search": run_search, **functions})
 
 
 def _set_threads(resources: ResourcesConfig) -> None:
@@ -249,69 +262,197 @@ def run_plan(
     known: Mapping[str, Record],
     context: Context,
     limits: Limits,
+    claims: Claims,
     on_record: OnRecord,
     on_live: OnLive,
     *,
     fail_fast: bool = False,
+    functions: Mapping[str, JobFunction] | None = None,
 ) -> None:
     """Run ``todo`` (in plan order); ``known`` holds the records of jobs that are finished.
 
-    Calls ``on_record`` once per job as it ends and ``on_live`` about once a second.
+    Calls ``on_record`` once per job as it ends and ``on_live`` about once a second. A job that
+    another driver has claimed is waited for, and done here if that one dies or fails.
+    ``functions`` replace those of some kinds. Raises StudyStopped where the disk is full.
     """
-    board = ray.remote(num_cpus=0)(_Board).remote()
-    task = ray.remote(_run_job)
-    shared = ray.put(context), ray.put(limits)
-    refs: dict[str, Any] = {}
-    waiting: dict[Any, Job] = {}
-    records = dict(known)
+    run = _Run(Agenda(todo, known), context, limits, claims, on_record, on_live, functions or {})
+    try:
+        run.until_done(fail_fast)
+    finally:
+        claims.release_all()
 
-    def submit(job: Job) -> None:
-        needs = [refs.get(need, known.get(need)) for need in dict.fromkeys(job.needs.values())]
-        options = _task_options(job, limits.resources)
-        retries = limits.resources.max_retries
-        ref = task.options(**options, max_retries=retries, name=job.label).remote(
-            job, *shared, board, *needs
-        )
-        refs[job.key], waiting[ref] = ref, job
 
-    # Cells that need nothing would take every core or GPU before the workers of a fit, which come
-    # as a group, can; and the fits are what most of the study waits for.
-    unstarted = {job.key for job in todo.values() if job.kind in FITS}
-    late = [job for job in todo.values() if unstarted and not job.needs and job.kind not in FITS]
-    for job in todo.values():
-        if job not in late:
-            submit(job)
-    while waiting:
-        ready, _ = ray.wait(list(waiting), num_returns=1, timeout=1.0)
+@dataclass(frozen=True)
+class _Attempt:
+    job: Job
+    smaller: bool
+
+
+class _Run:
+    """One run of a plan. The driver gives a job to Ray once its needs are there.
+
+    Few more jobs are in Ray's hands than can compute at once: with tens of thousands of cells the
+    driver's memory stays small, and several drivers share what is left.
+    """
+
+    def __init__(
+        self,
+        agenda: Agenda,
+        context: Context,
+        limits: Limits,
+        claims: Claims,
+        on_record: OnRecord,
+        on_live: OnLive,
+        functions: Mapping[str, JobFunction],
+    ) -> None:
+        self.agenda, self.context, self.limits, self.claims = agenda, context, limits, claims
+        self.on_record, self.on_live = on_record, on_live
+        # It may be on a node that dies: what it shows is not worth more than a new start.
+        self.board = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote()
+        self.task = ray.remote(_run_job)
+        self.usual, self.smaller = ray.put(context), ray.put(replace(context, smaller=True))
+        self.shared = ray.put(limits), self.board, ray.put(dict(functions))
+        self.running: dict[Any, _Attempt] = {}
+        self.in_hand: Counter[str] = Counter()
+        self.elsewhere: dict[str, Job] = {}
+        self.starting: dict[str, float] = {}
+        self.cluster: Mapping[str, float] = {}
+        self.ticked = -math.inf
+        self.failed = False
+
+    def until_done(self, fail_fast: bool) -> None:
+        self._tell(self.agenda.start())
+        while not (fail_fast and self.failed):
+            self._tick()
+            self._submit_what_fits()
+            if not self.running and not self.elsewhere:
+                return
+            for ref in self._finished():
+                attempt = self.running.pop(ref)
+                self.in_hand[group_of(attempt.job)] -= 1
+                self._ended(attempt, _outcome(ref, attempt.job, self.context))
+
+    def _tick(self) -> None:
+        """Once a second: the display, the size of the cluster, what other drivers came to."""
+        now = time.monotonic()
+        if now - self.ticked < 1:
+            return
+        self.ticked = now
+        self.cluster = ray.cluster_resources()
         live: Mapping[str, Live] = {}
         with contextlib.suppress(RayError):  # the picture of the progress may be late or lost
-            live = ray.get(board.read.remote(), timeout=5)
-        on_live(live)
-        for ref in ready:
-            job = waiting.pop(ref)
-            unstarted.discard(job.key)
-            board.clear.remote(job.key)  # here: a worker that died cannot
-            records[job.key] = record = _outcome(ref, job, context, records)
-            on_record(job, record)
-            if fail_fast and record.status == "failed":
+            live = ray.get(self.board.read.remote(), timeout=5)
+        for key in [k for k in self.starting if k in live and live[k].total]:
+            del self.starting[key]
+        self.on_live(live)
+        for job in list(self.elsewhere.values()):
+            if self.claims.take(job.kind, job.key):  # its holder finished it, failed or died
+                del self.elsewhere[job.key]
+                self._start(job)
+
+    def _finished(self) -> list[Any]:
+        if not self.running:
+            time.sleep(1)  # all that is left is computed by other drivers
+            return []
+        refs = list(self.running)
+        found, _ = ray.wait(refs, num_returns=1, timeout=1.0)
+        if found:
+            found, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        return list(found)
+
+    def _submit_what_fits(self) -> None:
+        for group in ("fit", "search", "task"):
+            while self.agenda.waiting(group) and self.in_hand[group] < self._room(group):
+                job = self.agenda.pop(group)
+                if self.claims.take(job.kind, job.key):
+                    self._start(job)
+                else:
+                    self.elsewhere[job.key] = job
+
+    def _room(self, group: str) -> int:
+        """How many jobs of a group to have in Ray's hands.
+
+        As many trainings and searches as find workers, for each costs processes while it waits.
+        The workers of a training come as a group, and tasks would take every core or GPU before
+        they can: none starts while a training looks for its workers (but one that finds no room
+        for long must not stop all the rest), and beside trainings only as many as fit. Otherwise
+        twice as many as can run, so that none waits for the driver, and a cluster that grows with
+        demand sees some.
+        """
+        ask, trainings = self.limits.resources, self.in_hand["fit"]
+        cpus, gpus = self.cluster.get("CPU", 0.0), self.cluster.get("GPU", 0.0)
+        train = ask.train_workers * ask.cpus_per_worker, ask.train_workers * ask.gpus_per_worker
+        task = ask.cpus_per_task, ask.gpus_per_task
+        if group == "fit":
+            return max(1, _fit((cpus, gpus), train))
+        if group == "search":
+            return max(1, _fit((cpus, gpus), task) // self.limits.max_concurrent)
+        now = time.monotonic()
+        if any(now - began < HOLD_S for began in self.starting.values()):
+            return 0
+        if not trainings:
+            return 2 * _fit((cpus, gpus), task) + 4
+        free = cpus - trainings * train[0], gpus - trainings * train[1]
+        # A training that has waited for too long has no workers: its room is free.
+        return max(len(self.starting), _fit(free, task))
+
+    def _start(self, job: Job) -> None:
+        """``job`` is claimed: compute it, unless its last holder has done so."""
+        store = self.context.store
+        if store.is_done(job.kind, job.key):
+            self._came_to(job, base.stored_record(store, job.kind, job.key))
+        else:
+            self._submit(job)
+
+    def _submit(self, job: Job, *, smaller: bool = False) -> None:
+        ref = self.task.options(
+            **_task_options(job, self.limits.resources),
+            max_retries=self.limits.resources.max_retries,
+            name=job.label,
+        ).remote(job, self.smaller if smaller else self.usual, *self.shared)
+        self.running[ref] = _Attempt(job, smaller)
+        self.in_hand[group_of(job)] += 1
+        if job.kind in FITS:
+            self.starting[job.key] = time.monotonic()
+
+    def _ended(self, attempt: _Attempt, record: Record) -> None:
+        job = attempt.job
+        self.starting.pop(job.key, None)
+        self.board.clear.remote(job.key)  # here: a worker that died cannot
+        if record.reason.startswith(NO_SPACE):
+            raise StudyStopped(record.reason)
+        if record.reason.startswith(OUT_OF_MEMORY) and job.kind in SHRINKABLE:
+            if not attempt.smaller:
+                log.warning("%s: %s; once more with half the images", job.label, record.reason)
+                self._submit(job, smaller=True)
                 return
-        unstarted -= {key for key, row in live.items() if row.total}
-        if late and not unstarted:
-            for job in late:
-                submit(job)
-            late = []
+            record = replace(record, reason=f"{record.reason} (with half the images at a time too)")
+        self._came_to(job, record)
+
+    def _came_to(self, job: Job, record: Record) -> None:
+        self.claims.release(job.kind, job.key)
+        self._tell(self.agenda.end(job, record))
+
+    def _tell(self, ended: Iterable[tuple[Job, Record]]) -> None:
+        for job, record in ended:
+            self.failed |= record.status == "failed"
+            self.on_record(job, record)
 
 
-def _outcome(ref: Any, job: Job, context: Context, records: Mapping[str, Record]) -> Record:
+def _fit(have: tuple[float, float], ask: tuple[float, float]) -> int:
+    """How often ``ask`` (CPUs, GPUs) fits into ``have``."""
+    return int(min(h / a for h, a in zip(have, ask, strict=True) if a))
+
+
+def _outcome(ref: Any, job: Job, context: Context) -> Record:
     """The job's record; a task that Ray could not run to its end is a failed record too."""
     try:
         record: Record = ray.get(ref)
         return record
     except RayError as error:
-        # Ray passes the death of a worker on to all who need its result: name the root.
-        known = (records.get(need) for need in job.needs.values())
-        bad = next((need for need in known if need and need.status != "done"), None)
-        if bad is not None:
-            return base.held_up(job, bad)
         base.write_log(context.store, job, str(error))
-        return base.failed(job, base.reason_of(error))
+        reason = base.reason_of(error)
+        # Ray's other errors are of our own code around the job, or of a process that is gone.
+        if not isinstance(error, (OutOfMemoryError, RayTaskError)):
+            reason = f"{WORKER_DIED}: {reason}"
+        return base.failed(job, reason[:500])

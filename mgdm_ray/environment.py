@@ -15,8 +15,8 @@ QUIET = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1000000",
     # By default a finished training is noticed seconds late.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # By default a task that is killed for memory is retried without end.
-    "RAY_task_oom_retries": "1",
+    # By default a task that is killed for memory is retried without end, and just as large.
+    "RAY_task_oom_retries": "0",
     # A warning about the number of processes, which is as many as Train and Tune need.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "worker processes have been started",
 }
@@ -36,6 +36,10 @@ def plugins() -> dict[str, str]:
 
 class StartError(Exception):
     """Ray could not be started here; nothing is lost, and nothing was computed."""
+
+
+class StudyStopped(Exception):
+    """The run cannot go on, whatever job comes next; what is finished is kept."""
 
 
 def prepare(*, local: bool) -> None:

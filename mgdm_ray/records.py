@@ -18,6 +18,12 @@ Status = Literal["done", "failed", "pruned", "refused"]
 STATUSES: tuple[Status, ...] = ("done", "failed", "pruned", "refused")
 
 
+# How the reasons of failures begin that are not the job's own fault.
+OUT_OF_MEMORY = "out of memory"
+NO_SPACE = "no space left on the disk"
+WORKER_DIED = "its worker died"
+
+
 @dataclass(frozen=True)
 class Record:
     """What one job, trial or cell came to.
@@ -52,6 +58,12 @@ class Record:
     @property
     def is_cell(self) -> bool:
         return self.kind == "fit_downstream"
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether it failed for what may be otherwise next time: a full disk, a dead machine."""
+        root = self.reason.rpartition("which failed: ")[2]
+        return self.status == "failed" and root.startswith((NO_SPACE, WORKER_DIED))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True, allow_nan=False)

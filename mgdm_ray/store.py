@@ -7,13 +7,12 @@ nothing. The done marker is written last, inside that folder, and is what counts
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-import socket
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,30 +27,12 @@ class Store:
     """Artefacts on a local (or shared) disk.
 
     ``root`` is the study's storage folder. Several processes may write artefacts: the first to
-    finish a key wins, the others' equal copy is dropped. Scratch space has no such protection,
-    so that only one study may run in a storage at a time: see ``exclusive``.
+    finish a key wins, the others' equal copy is dropped. Scratch space has no such protection:
+    it belongs to the driver that has claimed the job (``claims``).
     """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).absolute()
-
-    @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Hold this storage; BlockingIOError with the holder's name where another one does.
-
-        The system gives the lock back when its holder dies, however it dies.
-        """
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / "lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                raise BlockingIOError(file.read().strip() or "another process") from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
-            yield
 
     def folder(self, kind: str, key: str) -> Path:
         """Where the artefact is, or will be. Raises ValueError for a name that is not plain."""
@@ -141,6 +122,16 @@ class Store:
         """Every finished (kind, key)."""
         for marker in sorted((self.root / "artifacts").glob("*/*/done")):
             yield marker.parent.parent.name, marker.parent.name
+
+
+def no_space(error: BaseException) -> bool:
+    """Whether ``error``, or what caused it, is a full disk."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return "No space left on device" in str(error)
 
 
 def _sha256(path: Path) -> str:

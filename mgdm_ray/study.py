@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import importlib
 import json
 import os
@@ -14,23 +15,25 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from mgdm_ray.claims import Claims
 from mgdm_ray.config import InputError, StudyConfig, load_study
-from mgdm_ray.environment import StartError, cores
+from mgdm_ray.environment import StartError, StudyStopped, cores
 from mgdm_ray.plan import Job, Plan, make_plan
 from mgdm_ray.records import Record, append_record, read_records, write_records
 from mgdm_ray.seeding import content_key
-from mgdm_ray.store import Store
+from mgdm_ray.store import Store, no_space
 
 if TYPE_CHECKING:
     from mgdm_ray.jobs.base import Context
     from mgdm_ray.tracking import Tracker
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+CLOSED_FILE = "closed"
+"""Holds the state of the study at its last complete end."""
 DETERMINISTIC_BATCH = 64
 """Images per forward while sampling in deterministic mode, where none is given."""
 
@@ -73,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_INPUT
-    except StartError as error:
+    except (StartError, StudyStopped) as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
@@ -130,6 +133,7 @@ class Study:
         if "://" in storage:
             raise InputError(f"--storage {storage}: only folders are supported, no URL")
         self.store = Store(Path(storage).expanduser())
+        self.claims = Claims(self.store.root)
         self.folder = self.store.root / "studies" / self.config.name
         self.fingerprints = {
             d.name: fingerprint(d, self.config.data_dir) for d in self.config.datasets
@@ -164,18 +168,22 @@ class Study:
             self.show_plan()
             return DONE
         try:
-            with self.store.exclusive():
-                return self.report_only() if self.arguments.report_only else self.run()
-        except BlockingIOError as error:
-            raise StartError(
-                f"{self.store.root} is in use by {error}: wait for it, or give another --storage"
-            ) from None
+            return self.report_only() if self.arguments.report_only else self.run()
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
-            if Path(str(error.filename)) not in (self.store.root, self.store.root / "lock"):
+            if Path(str(error.filename)) not in (self.store.root, self.claims.folder):
                 raise
             raise InputError(
                 f"storage {self.store.root}: {error.strerror}; give a folder that can be written"
             ) from None
+        except (OSError, StudyStopped) as error:
+            if isinstance(error, OSError) and not no_space(error):
+                raise
+            raise StudyStopped(
+                f"{error}\nmake room at {self.store.root}; what is finished is kept, and the same "
+                "command goes on"
+            ) from error
+        finally:
+            self.claims.release_all()
 
     def report_only(self) -> int:
         absent = [name for name, value in self.fingerprints.items() if value == "absent"]
@@ -187,6 +195,8 @@ class Study:
         known = {**self.failures(), **self.finished()}
         if not known:
             raise InputError(f"--report-only: {self.store.root} holds nothing of this study")
+        if not self.leads():
+            raise StartError(f"{self.folder} is in use by {self.leader()}: wait for it")
         return self.close(known, time.monotonic())
 
     def show_plan(self) -> None:
@@ -260,22 +270,35 @@ class Study:
             return Study(self.arguments).run()  # keys depend on what has just arrived
         self.check_data()
         started = time.monotonic()
-        self.write_inputs()
+        if self.leads():
+            self.write_inputs()
+        else:
+            print(f"{self.leader()} works on this study too, and writes its report", flush=True)
         known = self.finished()
         if not self.arguments.retry_failed:
-            known = {**self.failures(), **known}
+            lasting = {k: r for k, r in self.failures().items() if not r.is_transient}
+            known = {**lasting, **known}
         todo = {key: job for key, job in self.plan.jobs.items() if key not in known}
         say = f"study {self.config.name}: {len(self.plan.jobs)} jobs, {len(known)} known, "
         print(f"{say}{len(todo)} to do; storage {self.store.root}", flush=True)
         if todo:
-            try:
-                self.compute(todo, known)
-            except KeyboardInterrupt:
-                if "tracker" in self.__dict__:
-                    self.tracker.interrupt()
-                raise
+            self.compute(todo, known)
         _stop_if_interrupted()
+        if not self.leads():
+            print(f"nothing left to do here; {self.leader()} writes the report", flush=True)
+            while not self.leads():
+                time.sleep(1)
         return self.close(known, started)
+
+    def leads(self) -> bool:
+        """Whether this driver writes the study's records, MLflow and report.
+
+        Of several drivers of one study the first does; the others only compute.
+        """
+        return self.claims.take("study", self.config.name)
+
+    def leader(self) -> str:
+        return self.claims.holder("study", self.config.name)
 
     def write_inputs(self) -> None:
         import yaml
@@ -299,11 +322,13 @@ class Study:
 
         from mgdm_ray import engine
         from mgdm_ray.progress import Display
+        from mgdm_ray.tracking import Mirror
 
         path = self.folder / "records.jsonl"
-        resources = self.config.resources
+        resources, leads = self.config.resources, self.leads()
         with (
             engine.cluster(self.arguments.address),
+            Mirror(self.connect_mlflow if leads else None) as mirror,
             Display(len(self.plan.jobs), len(self.plan.jobs) - len(todo), Console()) as display,
         ):
             _catch_signals()  # ray.init has put its own handlers there
@@ -317,16 +342,16 @@ class Study:
                 known[job.key] = record
                 note = record.reason if record.status != "done" else _headline(record)
                 display.job_ended(job.label, record.status, record.seconds, note)
-                for row in self.with_trials(record):
+                for row in self.with_trials(record) if leads else ():
                     append_record(path, row)
-                    self.tracker.log(row, self.artefact(row))
+                    mirror.log(row, self.artefact(row))
 
-            limits = engine.Limits(resources, self.trials_at_once())
             engine.run_plan(
                 todo,
                 known,
                 self.context(),
-                limits,
+                engine.Limits(resources, self.trials_at_once()),
+                self.claims,
                 on_record,
                 on_live,
                 fail_fast=self.arguments.fail_fast,
@@ -368,15 +393,12 @@ class Study:
             },
         )
 
-    @cached_property
-    def tracker(self) -> Tracker:
-        """Made when the first record is there: jobs run while the database is created."""
+    def connect_mlflow(self) -> Tracker:
+        """A new connection to MLflow; takes seconds."""
         from mgdm_ray.tracking import Tracker
 
-        uri = self.config.tracking.uri or f"sqlite:///{self.store.root}/mlflow.db"
-        self.folder.mkdir(parents=True, exist_ok=True)
         return Tracker(
-            uri,
+            self.tracking_uri(),
             str(self.store.root / "mlflow-artifacts"),
             self.config.tracking.experiment,
             self.config.name,
@@ -411,12 +433,34 @@ class Study:
         self.folder.mkdir(parents=True, exist_ok=True)
         records = [row for record in known.values() for row in self.with_trials(record)]
         write_records(self.folder / "records.jsonl", records)
+        if self.is_closed() and not self.arguments.report_only:
+            return self.summary(records)
+        if len(records) > 500:
+            print(f"writing {len(records)} records to MLflow, and the report", flush=True)
+        tracker = self.connect_mlflow()
         for record in records:
-            self.tracker.log(record, self.artefact(record))
+            tracker.log(record, self.artefact(record))
         report = self.report(records, started)
         resolved = self.folder / "study.resolved.yaml"
-        self.tracker.finish(records, report, resolved.read_text() if resolved.exists() else "")
-        return self.summary(records, report)
+        tracker.finish(records, report, resolved.read_text() if resolved.exists() else "")
+        if tracker.active:  # else the next run tries again
+            (self.folder / CLOSED_FILE).write_text(self.state(), encoding="utf-8")
+        return self.summary(records)
+
+    def state(self) -> str:
+        """A hash of all that the report and MLflow are made from."""
+        from mgdm_ray.provenance import git_commit, versions
+
+        records = (self.folder / "records.jsonl").read_bytes()
+        digest = hashlib.sha256(records).hexdigest()
+        config = self.config.model_dump(mode="json")
+        return content_key([digest, config, self.fingerprints, versions(), git_commit() or ""])
+
+    def is_closed(self) -> bool:
+        """Whether report and MLflow already say what the records say."""
+        path = self.folder / CLOSED_FILE
+        page = self.folder / "report.html"
+        return page.is_file() and path.is_file() and path.read_text() == self.state()
 
     def report(self, records: list[Record], started: float) -> Path:
         import yaml
@@ -436,7 +480,7 @@ class Study:
             versions=versions(),
             git_commit=git_commit(),
             storage=str(self.store.root),
-            mlflow_command=self.tracker.ui_command(),
+            mlflow_command=self.mlflow_command(),
             artefact=self.artefact,
             datasets=[dataset_info(d, self.config.data_dir) for d in self.config.datasets],
             findings=self.findings(),
@@ -464,7 +508,15 @@ class Study:
             for dataset in self.config.datasets
         }
 
-    def summary(self, records: list[Record], report: Path) -> int:
+    def mlflow_command(self) -> str:
+        from mgdm_ray.tracking import ui_command
+
+        return ui_command(self.tracking_uri())
+
+    def tracking_uri(self) -> str:
+        return self.config.tracking.uri or f"sqlite:///{self.store.root}/mlflow.db"
+
+    def summary(self, records: list[Record]) -> int:
         from mgdm_ray.jobs.base import log_path
         from mgdm_ray.report import result_table
 
@@ -478,15 +530,19 @@ class Study:
                     f"{share:.0%} of the noise levels: guidance hardly knows the classes there; "
                     "train it longer (guide.steps), or on more images"
                 )
-        print(f"\nreport:  {report}")
-        print(f"compare: {self.tracker.ui_command()}")
+        print(f"\nreport:  {self.folder / 'report.html'}")
+        print(f"compare: {self.mlflow_command()}")
         bad = [r for r in records if r.status == "failed" and r.kind != "trial"]
         missing = len(self.plan.jobs) - sum(r.key in self.plan.jobs for r in records)
         if missing:
             print(f"{missing} of {len(self.plan.jobs)} jobs have not run")
         if not bad:
             return DONE if not missing or self.arguments.report_only else FAILED
-        print(f"\n{len(bad)} jobs failed; run again with --retry-failed once the cause is mended:")
+        lasting = [r for r in bad if not r.is_transient]
+        again = "the same command tries again"
+        if lasting:
+            again = "run again with --retry-failed once the cause is mended"
+        print(f"\n{len(bad)} jobs failed; {again}:")
         for record in [r for r in bad if not r.reason.startswith("needs ")][:20]:
             job = self.plan.jobs[record.key]
             print(f"  {job.label}: {record.reason}\n    log: {log_path(self.store, job)}")

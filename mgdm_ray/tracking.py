@@ -14,12 +14,14 @@ import json
 import logging
 import math
 import os
+import queue
 import re
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from mgdm_ray.records import Record
 
@@ -247,11 +249,63 @@ class Tracker:
         bad = any(r.status == "failed" and r.kind != "trial" for r in records)
         self.client.set_terminated(self._parent_id, "FAILED" if bad else "FINISHED")
 
-    def ui_command(self) -> str:
-        """What to type, or the address to open, to see the runs."""
-        if self.uri.startswith(("http://", "https://")):
-            return self.uri
-        return f"mlflow ui --backend-store-uri {self.uri} --host 127.0.0.1"
+
+class Mirror:
+    """Logs records in a thread of its own, so that a slow MLflow never holds up the study.
+
+    A context manager: leaving it waits until all is logged; leaving it with an exception drops
+    what is waiting and says in MLflow that nobody works on the study any more, a later run takes
+    it up again. ``connect`` makes the tracker; None logs nothing.
+    """
+
+    def __init__(self, connect: Callable[[], Tracker] | None) -> None:
+        self._queue: queue.SimpleQueue[tuple[Record, Path | None] | None] = queue.SimpleQueue()
+        self._connect = connect
+        self._dropped = threading.Event()
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._connect:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not self._connect:
+            return
+        if kind is not None:
+            self._dropped.set()
+        self._queue.put(None)
+        self._thread.join()
+        if self._error is not None and kind is None:
+            raise self._error
+
+    def log(self, record: Record, artefact_folder: Path | None = None) -> None:
+        """As ``Tracker.log``, later."""
+        self._queue.put((record, artefact_folder))
+
+    def _work(self) -> None:
+        assert self._connect is not None
+        try:
+            first = self._queue.get()  # jobs run while the database is created
+            if first is None:
+                return
+            tracker = self._connect()
+            item: tuple[Record, Path | None] | None = first
+            while item is not None and not self._dropped.is_set():
+                tracker.log(*item)
+                item = self._queue.get()
+            if self._dropped.is_set():
+                tracker.interrupt()
+        except Exception as error:  # noqa: BLE001 - raised again where the study can see it
+            self._error = error
+
+
+def ui_command(uri: str) -> str:
+    """What to type, or the address to open, to see the runs."""
+    if uri.startswith(("http://", "https://")):
+        return uri
+    return f"mlflow ui --backend-store-uri {uri} --host 127.0.0.1"
 
 
 def run_name(record: Record) -> str:

@@ -10,18 +10,23 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.train
 import torch
+from ray.exceptions import RayActorError
 from ray.train import (
     Checkpoint,
     CheckpointConfig,
     CheckpointConsistencyMode,
+    ControllerError,
     FailureConfig,
     RunConfig,
     ScalingConfig,
+    TrainingFailedError,
+    WorkerGroupError,
 )
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 
 from mgdm_ray.config import ResourcesConfig
 from mgdm_ray.jobs.base import JobError, Progress, TrainingTask, training_config
+from mgdm_ray.records import WORKER_DIED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,12 +61,26 @@ def launch(task: TrainingTask, progress: Progress, resources: ResourcesConfig) -
             ),
         ),
     )
-    result = trainer.fit()  # raises where a worker died more often than allowed
+    try:
+        result = trainer.fit()
+    except (TrainingFailedError, RayActorError) as error:
+        if _is_death(error):
+            raise JobError(f"{WORKER_DIED}: {error}") from error
+        raise
     if result.return_value and result.return_value.get("error"):
         raise JobError(result.return_value["error"])
     if result.checkpoint is None:
         raise JobError("training ended without a checkpoint")
     return Path(result.checkpoint.path)
+
+
+def _is_death(error: Exception) -> bool:
+    """Whether processes or machines went, more often than allowed, rather than our code failed."""
+    if isinstance(error, WorkerGroupError):
+        return all(isinstance(e, RayActorError) for e in error.worker_failures.values())
+    if isinstance(error, ControllerError):
+        return isinstance(error.controller_failure, RayActorError)
+    return isinstance(error, RayActorError)
 
 
 def _per_worker(resources: ResourcesConfig) -> dict[str, float]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import ray
 from optuna.distributions import CategoricalDistribution
 
 from mgdm_ray import engine, search
@@ -59,8 +57,7 @@ class Bench:
         functions = {"search": run_search}
         jobs = [job for job in self.plan.jobs.values() if job.kind in kinds]
         for job in jobs:
-            needs = [self.records[key] for key in job.needs.values()]
-            record = base.run(job, needs, self.context, functions)
+            record = base.run(job, self.context, functions)
             assert record.status == "done", record.reason
             self.records[job.key] = record
         return [self.records[job.key] for job in jobs]
@@ -126,19 +123,3 @@ def test_measurements_that_repeat_each_other_are_tried_once(bench: Bench) -> Non
     assert tried(["margin", "entropy"], "raw", 2) == ["margin", "entropy"]
     assert tried(every, "normalised", 3) == every
     assert tried([*every, "mutual_information"], "relative", 2) == ["margin", "mutual_information"]
-
-
-def test_what_needs_a_dead_worker_names_the_root(bench: Bench) -> None:
-    """Would catch a cell that is said to have crashed because its images' worker did."""
-
-    @ray.remote(max_retries=0)
-    def die() -> None:
-        os._exit(1)
-
-    decode = next(job for job in bench.plan.jobs.values() if job.arm == "disturb" and job.needs)
-    lost = die.remote()
-    first = engine._outcome(lost, decode, bench.context, {})
-    assert "WorkerCrashedError" in first.reason
-    cell = next(j for j in bench.plan.cells() if decode.key in j.needs.values())
-    second = engine._outcome(lost, cell, bench.context, {decode.key: first})
-    assert second.reason.startswith(f"needs decode {decode.key[:8]}, which failed: ")

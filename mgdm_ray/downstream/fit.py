@@ -72,13 +72,15 @@ def fit(
     class_weights: torch.Tensor | None = None,
     device: str = "cpu",
     on_step: Callable[[int, float], None] | None = None,
+    micro_batches: int = 1,
 ) -> FitResult:
     """Train ``network`` in place for exactly ``config.steps`` steps, then predict.
 
     ``train_images`` float32 [N, C, H, W] in [-1, 1], ``train_labels`` int64 [N] below
     ``num_classes``; ``evaluate`` maps a name to (images, labels), of which only the images are
     looked at. ``class_weights`` [num_classes] weigh the cross-entropy. ``on_step(step, loss)`` runs
-    after every step (1-based).
+    after every step (1-based). ``micro_batches`` parts of a batch go through the network one after
+    the other, for less memory: the same gradient, but batch norm sees the statistics of the parts.
 
     Batch order, augmentation and dropout depend on ``seed_parts`` only, so equal arguments give
     bit-equal probabilities on a CPU, and the global random state is left as it was. Raises
@@ -104,14 +106,11 @@ def fit(
             images = train_images[index]
             if augment:
                 images = augmented(images, (*seed_parts, "augment", step))
-            logits = network(_to(images, device))
+            optimizer.zero_grad(set_to_none=True)
             target = train_labels[index].to(device)
-            loss = nn.functional.cross_entropy(logits, target, weight=weights)
-            value = loss.item()
+            value = _backward(network, _to(images, device), target, weights, micro_batches)
             if not math.isfinite(value):
                 raise NonFiniteLoss(step)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             cycle.step()
             history.append({"step": step, "loss": value})
@@ -127,12 +126,39 @@ def fit(
         ],
     )
     probabilities = {
-        name: predict(network, images, num_classes, config.batch_size, device)
+        name: predict(
+            network, images, num_classes, max(1, config.batch_size // micro_batches), device
+        )
         for name, (images, _) in evaluate.items()
     }
     if not all(np.isfinite(p).all() for p in probabilities.values()):
         raise NonFiniteLoss(config.steps, "prediction")
     return FitResult(probabilities, history)
+
+
+def _backward(
+    network: nn.Module,
+    images: torch.Tensor,
+    target: torch.Tensor,
+    weights: torch.Tensor | None,
+    micro_batches: int,
+) -> float:
+    """Add the gradient of the batch's mean loss to the parameters'; returns the loss."""
+    if micro_batches == 1:
+        loss = nn.functional.cross_entropy(network(images), target, weight=weights)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
+    # The weighted mean divides by the sum of the weights, as torch's own does.
+    total = float(len(target)) if weights is None else float(weights[target].sum())
+    value = 0.0
+    parts = max(1, min(micro_batches, len(target) // 2))  # batch norm needs two images
+    halves = zip(images.tensor_split(parts), target.tensor_split(parts), strict=True)
+    for part, labels in halves:
+        loss = nn.functional.cross_entropy(network(part), labels, weight=weights, reduction="sum")
+        loss = loss / total
+        loss.backward()  # type: ignore[no-untyped-call]
+        value += loss.item()
+    return value
 
 
 SETTLE_BATCHES = 8

@@ -16,8 +16,8 @@ from mgdm_ray.config import DatasetConfig, DenoiserConfig, GuideConfig, Referenc
 from mgdm_ray.data.info import DatasetInfo, dataset_info
 from mgdm_ray.data.load import Split, SplitName, load_split
 from mgdm_ray.provenance import git_commit, versions
-from mgdm_ray.records import Record
-from mgdm_ray.store import Store
+from mgdm_ray.records import NO_SPACE, OUT_OF_MEMORY, WORKER_DIED, Record
+from mgdm_ray.store import Store, no_space
 
 if TYPE_CHECKING:
     from mgdm_ray.plan import Job
@@ -76,6 +76,8 @@ class Context:
     memory_share: float = 1.0
     """Share of this machine's free memory that one job may count on."""
     checkpoint_every: dict[str, int] = field(default_factory=dict)
+    smaller: bool = False
+    """Memory ran out with the usual number of images at a time: take half."""
     deterministic: bool = False
     """As in the study: nothing may depend on timing, on free memory or on what ended first."""
     device: str = "cpu"
@@ -117,19 +119,14 @@ class JobError(RuntimeError):
     """A job cannot give a result; the message is the record's reason."""
 
 
-def run(
-    job: Job,
-    needs: Sequence[Record],
-    context: Context,
-    functions: Mapping[str, JobFunction] | None = None,
-) -> Record:
-    """Compute ``job`` unless the store has it. A failure is a record too, never an exception."""
+def run(job: Job, context: Context, functions: Mapping[str, JobFunction] | None = None) -> Record:
+    """Compute ``job``, whose needs are done, unless the store has it.
+
+    A failure is a record too, never an exception.
+    """
     store = context.store
     if store.is_done(job.kind, job.key):
         return stored_record(store, job.kind, job.key)
-    bad = next((need for need in needs if need.status != "done"), None)
-    if bad is not None:
-        return held_up(job, bad)
     started = time.monotonic()
     try:
         function = (functions or {}).get(job.kind) or function_of(job.kind)
@@ -143,8 +140,7 @@ def run(
     except Exception as error:  # noqa: BLE001 - whatever a job dies of becomes its record
         if store.is_done(job.kind, job.key):  # another process was faster
             return stored_record(store, job.kind, job.key)
-        path = write_log(store, job, traceback.format_exc())
-        log.warning("%s failed, see %s", job.label, path)
+        write_log(store, job, traceback.format_exc())
         return failed(job, reason_of(error), seconds=time.monotonic() - started)
     return record
 
@@ -180,16 +176,29 @@ def log_path(store: Store, job: Job) -> Path:
     return store.root / "logs" / f"{job.kind}-{job.key}.log"
 
 
-def write_log(store: Store, job: Job, text: str) -> Path:
+def write_log(store: Store, job: Job, text: str) -> None:
+    """Keep the whole error beside the record's one line, if there is room for it."""
     path = log_path(store, job)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{job.label}\n{text}", encoding="utf-8")
-    return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{job.label}\n{text}", encoding="utf-8")
+        log.warning("%s failed, see %s", job.label, path)
+    except OSError as error:
+        log.warning("%s failed, and %s cannot be written: %s", job.label, path, error)
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
+    """One line for the record; what is not the job's own fault begins as ``records`` says."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(lines)}"[:500]
+    reason = f"{type(error).__name__}: {' '.join(lines)}"
+    # By its name: torch has one of its own, and is not imported where it is not needed.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        reason = f"{OUT_OF_MEMORY}: {reason}"
+    elif no_space(error):
+        reason = f"{NO_SPACE}: {reason}"
+    elif isinstance(error, JobError) and str(error).startswith(WORKER_DIED):
+        reason = str(error)
+    return reason[:500]
 
 
 def open_split(job: Job, context: Context, split: SplitName) -> Split:

@@ -66,6 +66,8 @@ class _Networks:
         if guided:
             self.guide = Prepared(load_guide(context, job.needs["guide"]), execution, backward=True)
         size = batch_size_for(config, facts.shape, self.denoiser, self.guide, execution)
+        if context.smaller and isinstance(config.batch_size, int):
+            size = max(1, size // 2)  # "auto" has already counted on half the memory
         steps = math.ceil(images / size) * config.num_inference_steps
         self.denoiser.calls = steps * (1 + config.inversion_iterations)
         if self.guide is not None:

@@ -77,6 +77,28 @@ def test_real_network_is_bit_reproducible() -> None:
     assert np.array_equal(*(r.probabilities["v"] for r in results))
 
 
+@pytest.mark.parametrize("parts", [2, 3])
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 1.0, 3.0])])
+def test_parts_of_a_batch_give_the_gradient_of_the_whole(
+    parts: int, weights: torch.Tensor | None
+) -> None:
+    """Catches a cell that had to save memory and was therefore trained on another loss."""
+    whole = run(small(dropout=0), class_weights=weights)
+    cut = run(small(dropout=0), class_weights=weights, micro_batches=parts)
+    np.testing.assert_allclose(cut.probabilities["val"], whole.probabilities["val"], atol=1e-5)
+    for a, b in zip(cut.history, whole.history, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+
+
+def test_parts_of_a_batch_take_less_memory() -> None:
+    """Catches a batch that goes through the network whole, and so saves nothing."""
+    alive: list[int] = []
+    network = small(dropout=0)
+    network[0].register_forward_hook(lambda _module, args, _out: alive.append(len(args[0])))
+    run(network, micro_batches=2, steps=1)
+    assert max(alive) == 4, "the batch has 8 images"
+
+
 def test_seed_parts_change_the_result() -> None:
     """Catches a seed that is not passed on: cells of other seeds would be copies."""
     one, two = run(), run(seed_parts=("cell", 1))

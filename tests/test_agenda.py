@@ -1,0 +1,92 @@
+"""What can run next, on plans small enough to check by hand."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mgdm_ray.agenda import Agenda
+from mgdm_ray.jobs import base
+from mgdm_ray.plan import Job
+
+
+def job(key: str, *needs: str, kind: str = "fit_downstream") -> Job:
+    return Job(kind, key, {}, {str(i): need for i, need in enumerate(needs)}, "d")
+
+
+def by_key(*jobs: Job) -> dict[str, Job]:
+    return {j.key: j for j in jobs}
+
+
+def ready(agenda: Agenda, group: str = "task") -> list[str]:
+    return [agenda.pop(group).key for _ in range(agenda.waiting(group))]
+
+
+def test_a_job_is_ready_once_all_its_needs_are() -> None:
+    """Would catch a job that starts without a need, twice, or never; and a need given twice, in
+    two roles, that is counted twice."""
+    todo = by_key(job("a"), job("b", "a", "known"), job("c", "a", "b", "b"))
+    agenda = Agenda(todo, {"known": base.base_record(job("known"))})
+    assert agenda.start() == []
+    assert ready(agenda) == ["a"]
+    for key, then in (("a", ["b"]), ("b", ["c"]), ("c", [])):
+        ended = agenda.end(todo[key], base.base_record(todo[key]))
+        assert [j.key for j, _ in ended] == [key]
+        assert ready(agenda) == then
+
+
+def test_groups_keep_the_plans_order() -> None:
+    """Would catch cells before the trainings that most of the study waits for."""
+    agenda = Agenda(
+        by_key(job("x"), job("s", kind="search"), job("f", kind="fit_guide"), job("b")), {}
+    )
+    agenda.start()
+    assert ready(agenda, "fit") == ["f"]
+    assert ready(agenda, "search") == ["s"]
+    assert ready(agenda) == ["x", "b"]
+
+
+def test_what_needs_a_failure_ends_with_it_and_names_the_root() -> None:
+    """Would catch a cell that is said to have crashed because its images' worker did, and jobs
+    behind it that are waited for without end."""
+    todo = by_key(job("a", kind="decode"), job("b", "a"), job("c", "b"), job("d"))
+    agenda = Agenda(todo, {})
+    agenda.start()
+    assert ready(agenda) == ["a", "d"]
+    ended = agenda.end(todo["a"], base.failed(todo["a"], "its worker died: boom"))
+    assert [j.key for j, _ in ended] == ["a", "b", "c"]
+    reasons = [record.reason for _, record in ended]
+    assert reasons[1] == "needs decode a, which failed: its worker died: boom"
+    assert reasons[2].startswith("needs fit_downstream b, which failed: needs decode a")
+    assert all(record.is_transient for _, record in ended)
+    assert ready(agenda) == []
+
+
+def test_what_needs_an_earlier_failure_never_starts() -> None:
+    """Would catch a job that runs without its need because that one failed in an earlier run."""
+    agenda = Agenda(by_key(job("b", "a")), {"a": base.failed(job("a"), "the loss is nan")})
+    [(ended, record)] = agenda.start()
+    assert ended.key == "b"
+    assert not record.is_transient
+    assert agenda.waiting("task") == 0
+
+
+@given(st.data())
+def test_every_job_of_any_plan_comes_up_once(data: st.DataObject) -> None:
+    """Would catch a plan on which the study hangs or ends early."""
+    size = data.draw(st.integers(1, 12))
+    needs = st.integers(0, size - 1)
+    jobs = [
+        job(f"j{i}", *(f"j{n}" for n in data.draw(st.lists(needs, max_size=4)) if n < i))
+        for i in range(size)
+    ]
+    bad = data.draw(st.sets(needs))
+    agenda = Agenda(by_key(*jobs), {})
+    seen = [j.key for j, _ in agenda.start()]
+    while agenda.waiting("task"):
+        popped = agenda.pop("task")
+        index = jobs.index(popped)
+        record = base.failed(popped, "x") if index in bad else base.base_record(popped)
+        assert all(agenda.records[n].status == "done" for n in popped.needs.values())
+        seen += [j.key for j, _ in agenda.end(popped, record)]
+    assert sorted(seen) == sorted(j.key for j in jobs)
