@@ -48,7 +48,7 @@ def study(cells: int) -> dict[str, Any]:
     return {
         "name": f"scale-{cells}",
         "datasets": [
-            {"name": name, "phantom_counts": {"train": 40, "val": 20, "test": 20}} for name in PHANTOMS
+            {"name": name, "phantom": {"train": 40, "val": 20, "test": 20}} for name in PHANTOMS
         ],
         "image_size": 16,
         "networks": ["alexnet", "googlenet", "resnet18", "squeezenet1_1", "mobilenet_v2"],

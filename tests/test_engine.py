@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import resource
 import signal
@@ -189,6 +190,19 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path) -> None:
     assert {r.status for r in records.values()} == {"done"}
     # A job that was running when the run stopped may be started again; a finished one never is.
     assert set(ran(tmp_path).values()) <= {1, 2}
+
+
+def test_a_clock_that_jumps_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch waiting, claims or seconds that are taken from the wall clock."""
+    jumps = itertools.count()
+    real = time.time()
+    monkeypatch.setattr(time, "time", lambda: real + 86_400 * (-1) ** next(jumps))
+    records = run(tmp_path, cells(6))
+    monkeypatch.undo()
+    assert {r.status for r in records.values()} == {"done"}
+    assert all(0 <= r.seconds < 60 for r in records.values())
 
 
 DRIVER = """

@@ -487,11 +487,15 @@ def test_a_search_killed_midway_tries_the_rest_and_nothing_twice(tmp_path: Path)
 
 @pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on_and_a_rerun_finishes(tmp_path: Path) -> None:
-    """Would catch an interrupted study that loses work, hangs or leaves Ray running."""
+    """Would catch an interrupted study that loses work, hangs or leaves Ray running; and one that
+    MLflow, which cannot be reached all the while, holds up, or never hears of."""
+    from mlflow.tracking import MlflowClient
+
     study, storage = tmp_path / "tiny.yaml", tmp_path / "runs"
     study.write_text(yaml.safe_dump({**TINY, "arms": ["real", "duplicate"]}))
+    nowhere = ("--set", "tracking.uri=http://127.0.0.1:9")
     process = subprocess.Popen(
-        command(study, storage),
+        command(study, storage, *nowhere),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -507,6 +511,12 @@ def test_ctrl_c_says_how_to_go_on_and_a_rerun_finishes(tmp_path: Path) -> None:
     assert "Traceback" not in errors
     kept = len(list(storage.glob("artifacts/*/*/done")))
     assert kept >= 1
-    again = run(study, storage)
+    again = run(study, storage, *nowhere)
     assert again.returncode == 0, again.stderr
     assert f"{kept} known" in again.stdout
+    assert again.stderr.count("--report-only writes MLflow anew") <= 2, "once a connection"
+    assert run(study, storage, "--report-only").returncode == 0
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    experiment = client.get_experiment_by_name("mgdm-ray")
+    runs = client.search_runs([experiment.experiment_id])
+    assert len(runs) == 1 + len(read_records(storage / "studies" / "tiny" / "records.jsonl"))
