@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -26,11 +27,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 import yaml
 
+from mgdm_ray.records import Record, read_records
 from mgdm_ray.store import Store
 from tests.conftest import TINY
 
@@ -44,7 +45,8 @@ STUDY = {
     "downstream": {"steps": 20, "batch_size": 8},
 }
 PHASES = {
-    "train worker": r"^ray::.*TrainWorker",
+    "training job": r"^ray::fit_(denoiser|guide) ",
+    "train worker": r"^ray::RayTrainWorker",
     "sampling task": r"^ray::(generate|encode|decode) ",
     "search job": r"^ray::search ",
     "tune actor": r"^ray::(ResourceTrainable|_Trial)",
@@ -129,7 +131,18 @@ class Storm:
     def say(self, text: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
-    def run(self) -> None:
+    def blow(self) -> None:
+        """Kill, storage after storage, until all kills are done."""
+        number = 0
+        while self.done.total() < self.kills:
+            number += 1
+            self.storage(self.folder / f"storm{number}")
+        self.say(f"{self.done.total()} kills in {number} storages, all equal to the undisturbed:")
+        for what, count in sorted(self.done.items()):
+            self.say(f"  {count:3d} {what}")
+
+    def rest(self) -> None:
+        """The undisturbed study."""
         self.folder.mkdir(parents=True, exist_ok=True)
         calm = self.folder / "calm"
         self.study = self.folder / "tiny.yaml"
@@ -138,15 +151,8 @@ class Storm:
         if self.start(calm, []).wait(timeout=PATIENCE_S * 2) != 0:
             raise AssertionError(f"the undisturbed study failed, see {calm}.log")
         self.say(f"undisturbed: {time.monotonic() - started:.0f} s")
-        self.expected = plain_records(calm)
+        self.calm = calm
         self.check(calm, None)
-        number = 0
-        while self.done.total() < self.kills:
-            number += 1
-            self.storage(self.folder / f"storm{number}")
-        self.say(f"{self.done.total()} kills in {number} storages, all equal to the undisturbed:")
-        for what, count in sorted(self.done.items()):
-            self.say(f"  {count:3d} {what}")
 
     def start(self, storage: Path, options: list[str]) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "mgdm_ray.study", str(self.study)]
@@ -238,17 +244,36 @@ class Storm:
 
     def check(self, storage: Path, server: MlflowServer | None) -> None:
         """Records, artefacts, MLflow and Optuna of a study that is through."""
-        found = plain_records(storage)
-        assert found == self.expected, f"{storage}/studies/tiny/records.jsonl differs"
-        store = Store(storage)
-        records = [json.loads(line) for line in found.splitlines()]
-        jobs = {(r["kind"], r["key"]) for r in records if r["kind"] != "trial"}
-        assert set(store.done()) == jobs
+        check_results(storage, self.calm)
+        records = read_records(storage / "studies" / "tiny" / "records.jsonl")
         check_mlflow(server.uri if server else f"sqlite:///{storage}/mlflow.db", records)
         check_optuna(storage / "studies" / "tiny")
 
 
-def check_mlflow(uri: str, records: list[dict[str, Any]]) -> None:
+def check_results(storage: Path, calm: Path) -> None:
+    """The same records and the same files as in the undisturbed storage."""
+    assert plain_records(storage) == plain_records(calm), f"{storage}: records differ"
+    ours, theirs = Store(storage), Store(calm)
+    assert list(ours.done()) == list(theirs.done())
+    for kind, key in ours.done():
+        found, expected = (hashes(store, kind, key) for store in (ours, theirs))
+        assert found == expected, f"{storage}: {kind} {key} differs"
+
+
+def hashes(store: Store, kind: str, key: str) -> dict[str, str]:
+    """Of an artefact's files, as they are; a search's trials hold their seconds."""
+    named = store.manifest(kind, key)["files"]
+    folder = store.folder(kind, key)
+    on_disk = {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in named
+        if kind != "search"
+    }
+    assert all(named[name]["sha256"] == value for name, value in on_disk.items()), folder
+    return on_disk
+
+
+def check_mlflow(uri: str, records: list[Record]) -> None:
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(uri)
@@ -257,7 +282,7 @@ def check_mlflow(uri: str, records: list[dict[str, Any]]) -> None:
     keys = Counter(run.data.tags["mgdm.key"] for run in runs)
     assert max(keys.values()) == 1, f"runs stand twice: {keys.most_common(3)}"
     children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
-    assert {run.data.tags["mgdm.key"] for run in children} == {r["key"] for r in records}
+    assert {run.data.tags["mgdm.key"] for run in children} == {r.key for r in records}
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
@@ -285,7 +310,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--folder", type=Path, required=True, help="for storages and logs")
     options = parser.parse_args()
-    Storm(options.folder, random.Random(options.seed), options.kills).run()
+    storm = Storm(options.folder, random.Random(options.seed), options.kills)
+    storm.rest()
+    storm.blow()
 
 
 if __name__ == "__main__":
