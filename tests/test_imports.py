@@ -13,13 +13,25 @@ PACKAGE = ROOT / "mgdm_ray"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # part -> the parts of ours it may import (itself always)
-LEAVES = ("config", "environment", "progress", "provenance", "records", "seeding", "stats", "store")
+LEAVES = (
+    "config",
+    "environment",
+    "progress",
+    "provenance",
+    "records",
+    "seeding",
+    "stats",
+    "store",
+    "timeline",
+)
 ALLOWED: dict[str, set[str]] = {
     **{leaf: set() for leaf in LEAVES},
     "data": {"config", "seeding"},
     "diffusion": {"config", "seeding"},
     "downstream": {"config", "seeding"},
     "plan": {"config", "seeding"},
+    "price": {"config", "plan", "store"},
+    "plan_view": {"config", "jobs", "plan", "price", "records", "store", "timeline"},
     "jobs": {
         "config",
         "data",
@@ -40,7 +52,17 @@ ALLOWED: dict[str, set[str]] = {
 }
 # library -> the only parts that may import it, anywhere in a file
 ONLY = {"ray": {"engine", "training", "search"}, "mlflow": {"tracking"}, "optuna": {"search"}}
-WITHOUT_TORCH = {*LEAVES, "plan", "report", "tables", "figures", "tracking", "study"} - {"seeding"}
+WITHOUT_TORCH = {
+    *LEAVES,
+    "plan",
+    "price",
+    "plan_view",
+    "report",
+    "tables",
+    "figures",
+    "tracking",
+    "study",
+} - {"seeding"}
 
 
 def part(path: Path) -> str:
