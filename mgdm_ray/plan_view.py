@@ -35,8 +35,8 @@ from mgdm_ray.timeline import Task, makespan
 if TYPE_CHECKING:
     from mgdm_ray.jobs.base import Context
 
-START_UP_S = 10.0
-"""From the command to the first job, and from the last one to the report."""
+START_UP_S = 16.0
+"""Ray's start, the first imports of its workers, and report and MLflow at the end: 10 to 20 s."""
 BETWEEN_S = 0.3
 """From the end of a job to the start of the next one in its place."""
 
@@ -90,7 +90,9 @@ class Outlook:
         )
         found = {}
         for key, its in self.efforts.items():
-            estimate = its and figures.estimate(its, self.asks[key].lanes)
+            fits = self.todo[key].kind in FITS
+            share = self.config.resources.train_workers if fits else self.asks[key].lanes
+            estimate = its and figures.estimate(its, share)
             if estimate:
                 found[key] = estimate
         return found

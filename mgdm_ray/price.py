@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
-from mgdm_ray.config import ResourcesConfig
+from mgdm_ray.config import InputError, ResourcesConfig
 from mgdm_ray.plan import KINDS, Job
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FITS = ("fit_denoiser", "fit_guide")
 SAMPLINGS = ("generate", "encode", "decode")
 PROBES_FILE = "probes.json"
+PROBE_FIELDS = {"kind", "family", "seconds_per_work", "bytes_per_item"}
 ASSUMED_FIXED = {"fit_denoiser": 20.0, "fit_guide": 20.0, "search": 10.0}
 """Seconds around the work itself where no finished job tells: workers start and import."""
 ASSUMED_FIXED_ELSE = 3.0
@@ -200,7 +201,8 @@ class Figure:
 
     effort: Effort
     seconds: float
-    """That grow with the work: of a search those of all trials together."""
+    """That grow with the work: of a search those of all trials together, of a fit those of all
+    workers where ``fixed`` is known."""
     fixed: float | None = None
     """Seconds around them, where they are known apart."""
     bytes: float | None = None
@@ -231,9 +233,11 @@ class Figures:
                 self.fixed[kind] = min([*known, self.fixed.get(kind, math.inf)])
         self.estimate = cache(self._estimate)
 
-    def _estimate(self, asked: Effort, lanes: int) -> Estimate | None:
-        """The median of equal jobs; else of the nearest in size, scaled; else a probe's; else
-        None. ``lanes`` share a search, and what a probe says of sampling."""
+    def _estimate(self, asked: Effort, share: int) -> Estimate | None:
+        """The median of equal jobs; else of the nearest in size, scaled; else a probe's; else None.
+
+        ``share`` is how many lanes or workers of a training do the work together.
+        """
         family = (asked.kind, asked.family)
         rows, probe = self.finished.get(family, []), False
         if not rows:
@@ -241,24 +245,25 @@ class Figures:
         rows = _nearest(rows, asked)
         if not rows:
             return None
-        share = lanes if probe or asked.kind == "search" else 1
+        apart = [row for row in rows if row.fixed is not None]
+        rows = apart or rows
         seconds = median(row.seconds * asked.work / row.effort.work for row in rows)
         if asked.kind == "search":  # whole trials: 3 on 2 lanes take as long as 4
-            seconds *= math.ceil(asked.work / lanes) * lanes / asked.work
+            seconds *= math.ceil(asked.work / share) * share / asked.work
+        if probe or apart:  # else all its workers are in the seconds already
+            seconds = seconds / share + self._around(asked.kind)
         sizes = [
             row.bytes * asked.items / row.effort.items for row in rows if row.bytes is not None
         ]
         return Estimate(
-            self._around(asked.kind, probe, rows) + seconds / share,
+            seconds,
             median(sizes) if sizes else None,
             "probe" if probe else "equal jobs" if rows[0].effort.work == asked.work else "scaled",
             0 if probe else len(rows),
         )
 
-    def _around(self, kind: str, probe: bool, rows: Sequence[Figure]) -> float:
-        if kind in self.fixed and (probe or rows[0].fixed is not None):
-            return self.fixed[kind]
-        return ASSUMED_FIXED.get(kind, ASSUMED_FIXED_ELSE) if probe else 0.0
+    def _around(self, kind: str) -> float:
+        return self.fixed.get(kind, ASSUMED_FIXED.get(kind, ASSUMED_FIXED_ELSE))
 
 
 def _by_family(figures: Iterable[Figure]) -> dict[tuple[str, str], list[Figure]]:
@@ -319,8 +324,8 @@ def _work_seconds(
         speed = _read(store, manifest, "speed.json")
         if not speed:
             return None
-        all_steps = work / manifest["inputs"]["train"]["batch_size"]
-        return all_steps * speed["seconds"] / speed["steps"], speed["seconds"]
+        share = work / manifest["inputs"]["train"]["batch_size"] / speed["steps"]
+        return speed["seconds"] * share * speed["workers"], speed["seconds"]
     if kind == "search":
         trials = _read(store, manifest, "trials.json")
         total = sum(float(row["seconds"]) for row in trials or ())
@@ -339,12 +344,20 @@ def _read(store: Store, manifest: Mapping[str, Any], name: str) -> Any:
 
 
 def read_probes(root: Path) -> list[dict[str, Any]]:
-    """Rows of ``kind``, ``family``, ``seconds_per_work`` and ``bytes_per_item`` (or null); none
-    where there is no such file."""
+    """Rows of PROBE_FIELDS, ``bytes_per_item`` perhaps null; none where there is no such file.
+
+    Raises InputError where it holds something else.
+    """
     path = root / PROBES_FILE
     if not path.is_file():
         return []
-    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        sound = all(set(row) == PROBE_FIELDS for row in rows)
+    except (ValueError, TypeError):
+        sound = False
+    if not sound:
+        raise InputError(f"{path} holds no probes; remove it, and --plan --probe writes it anew")
     return rows
 
 

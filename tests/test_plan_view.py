@@ -180,11 +180,11 @@ def test_ten_thousand_cells_are_planned_in_seconds(tmp_path: Path) -> None:
         "seeds": 36,
     }
     fill(Store(tmp_path), list(plan_of({**study, "seeds": 1})[1].jobs.values())[:60])
-    started = time.monotonic()
+    started = time.process_time()  # other work on this machine does not count
     many = outlook(tmp_path, {**study, "seed": 1})
     plan_view.show(many)
     assert len(many.plan.cells()) == 10_080
-    assert time.monotonic() - started < 15  # 5 on an idle machine
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mgdm_ray.config import ResourcesConfig, StudyConfig
+from mgdm_ray.config import InputError, ResourcesConfig, StudyConfig
 from mgdm_ray.plan import Job, Plan, make_plan
 from mgdm_ray.price import (
     Effort,
@@ -197,6 +197,20 @@ def test_what_is_around_the_work_is_not_scaled_and_waiting_is_left_out() -> None
     found = Figures(rows).estimate(fit_of(200), 1)
     assert found is not None
     assert found.seconds == 12 + 20
+    shared = Figures(rows).estimate(fit_of(200), 4)
+    assert shared is not None
+    assert shared.seconds == 12 + 20 / 4
+
+
+def test_older_fits_that_tell_less_count_only_where_there_are_no_others() -> None:
+    """Would catch the wait for workers slipping in through an old artefact."""
+    old, new = Figure(fit_of(100), 90), Figure(fit_of(100), 10, fixed=12)
+    both, alone = Figures([old, new]).estimate(fit_of(100), 1), Figures([old])
+    assert both is not None
+    assert (both.seconds, both.jobs) == (22, 1)
+    found = alone.estimate(fit_of(100), 4)
+    assert found is not None
+    assert found.seconds == 90
 
 
 def test_the_trials_of_a_search_are_shared_out_whole() -> None:
@@ -226,6 +240,14 @@ def test_a_probe_serves_only_where_no_job_has_run(tmp_path: Path) -> None:
     assert (seen.seconds, seen.basis) == (55, "equal jobs")
 
 
+@pytest.mark.parametrize("text", ["", "7", "[7]", '[{"kind": "search"}]'])
+def test_a_damaged_file_of_probes_is_named(tmp_path: Path, text: str) -> None:
+    """Would catch a traceback that does not say which file to remove."""
+    (tmp_path / "probes.json").write_text(text)
+    with pytest.raises(InputError, match=r"probes\.json holds no probes; remove it"):
+        read_probes(tmp_path)
+
+
 def test_nothing_known_is_no_estimate() -> None:
     assert Figures([Figure(fit_of(9), 1)]).estimate(fit_of(9, "fit_guide"), 1) is None
 
@@ -242,10 +264,11 @@ def put(store: Store, job: Job, seconds: float, files: dict[str, str], **metrics
 
 
 def test_figures_of_a_store(tmp_path: Path) -> None:
-    """A fit of 6 steps that waited, and was resumed: 3 steps in 6 s, so 12 s for all, of 40 s;
-    a search of 30 s with trials of 8, 8 and 9 s: 5 s around them."""
+    """A fit of 6 steps that waited, and was resumed: 3 steps in 6 s of 40 s, so 12 s for all,
+    on two workers each; a search of 30 s with trials of 8, 8 and 9 s: 5 s around them."""
     store, plan = Store(tmp_path), plan_of()
-    put(store, of_kind(plan, "fit_denoiser"), 40, {"speed.json": '{"steps": 3, "seconds": 6}'})
+    speed = json.dumps({"steps": 3, "seconds": 6, "workers": 2})
+    put(store, of_kind(plan, "fit_denoiser"), 40, {"speed.json": speed})
     put(store, of_kind(plan, "fit_guide"), 33, {"weights": "x" * 10})
     put(store, of_kind(plan, "generate"), 4, {"images": "x" * 100}, images=20)
     put(store, of_kind(plan, "encode"), 4, {}, images=20)
@@ -253,7 +276,7 @@ def test_figures_of_a_store(tmp_path: Path) -> None:
     put(store, of_kind(plan, "search"), 30, {"trials.json": trials})
     figures = {f.effort.kind: f for f in figures_in(store, manifests_in(store), {})}
     fit, guide = figures["fit_denoiser"], figures["fit_guide"]
-    assert (fit.seconds, fit.fixed, fit.effort.work) == (12, 34, 48)
+    assert (fit.seconds, fit.fixed, fit.effort.work) == (24, 34, 48)
     assert (guide.seconds, guide.fixed, guide.bytes) == (33, None, 10)
     assert (figures["generate"].seconds, figures["generate"].bytes) == (4, 100)
     assert (figures["search"].seconds, figures["search"].fixed) == (25, 5)

@@ -59,13 +59,14 @@ class _Clock:
         if self.on_step is not None:
             self.on_step(step, loss)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, workers: int) -> None:
         """The first step is left out: it holds what is done once."""
         if len(self.ends) < 2:
             return  # resumed at the end, or trained for one step
         folder.mkdir(parents=True, exist_ok=True)
         seconds = round(self.ends[-1] - self.ends[0], 4)
-        save_json(folder / SPEED_FILE, {"steps": len(self.ends) - 1, "seconds": seconds})
+        facts = {"steps": len(self.ends) - 1, "seconds": seconds, "workers": workers}
+        save_json(folder / SPEED_FILE, facts)
 
 
 def train_model(task: TrainingTask, **options: Any) -> TrainResult:
@@ -100,7 +101,7 @@ def train_model(task: TrainingTask, **options: Any) -> TrainResult:
     )
     first = options.get("rank", 0) == 0
     if first:
-        clock.save(Path(task.work))
+        clock.save(Path(task.work), options.get("world_size", 1))
     if task.model == "guide" and first:
         _measure_guide(task, result.state.model, options.get("device", "cpu"))
     return result
