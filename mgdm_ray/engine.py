@@ -23,6 +23,7 @@ from mgdm_ray.environment import QUIET, StartError, StudyStopped, cores, plugins
 from mgdm_ray.jobs import base
 from mgdm_ray.jobs.base import Context, JobFunction, Outcome, Progress, TrainingTask
 from mgdm_ray.plan import Job
+from mgdm_ray.price import shortages
 from mgdm_ray.records import NO_SPACE, OUT_OF_MEMORY, WORKER_DIED, Record
 
 log = logging.getLogger(__name__)
@@ -229,32 +230,11 @@ def _task_options(job: Job, resources: ResourcesConfig) -> dict[str, Any]:
 
 
 def require_resources(jobs: Iterable[Job], resources: ResourcesConfig) -> None:
-    """Raises InputError where one of ``jobs`` asks for more than there is.
-
-    A task or worker must fit on one node, all workers of a training on the whole cluster.
-    """
-    kinds = {job.kind for job in jobs}
+    """Raises InputError where one of ``jobs`` asks for more than the cluster has."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    asks: list[tuple[str, str, float, float]] = []
-    for name, per_worker, per_task in (
-        ("CPU", resources.cpus_per_worker, resources.cpus_per_task),
-        ("GPU", resources.gpus_per_worker, resources.gpus_per_task),
-    ):
-        most = max((node.get(name, 0.0) for node in nodes), default=0.0)
-        field = name.lower() + "s_per"
-        if kinds & set(FITS):
-            together = sum(node.get(name, 0.0) for node in nodes)
-            asks.append((f"{field}_worker", name, per_worker, most))
-            asks.append(("train_workers", name, resources.train_workers * per_worker, together))
-        if kinds - set(FITS):
-            asks.append((f"{field}_task", name, per_task, most))
-    for place, name, amount, have in asks:
-        if amount > have:
-            where = "cluster" if place == "train_workers" else "largest node"
-            raise InputError(
-                f"resources.{place}: a job asks for {amount:g} {name}, but the {where} has "
-                f"{have:g}; lower it (e.g. --set resources.{place}=...) or use a larger cluster"
-            )
+    missing = shortages(jobs, resources, nodes)
+    if missing:
+        raise InputError("\n".join(missing))
 
 
 def run_plan(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
+from pathlib import Path
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -27,6 +29,20 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def gpus() -> int:
+    """NVIDIA GPUs this process may use, told from their device files: without torch or a driver."""
+    there = [
+        p for p in Path("/dev").glob("nvidia[0-9]*") if p.name.removeprefix("nvidia").isdigit()
+    ]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return len(there)
+    named = [name.strip() for name in visible.split(",")]
+    # As CUDA does: what follows the first invalid entry is not seen.
+    shown = itertools.takewhile(lambda name: name and name != "-1", named)
+    return min(len(there), len(list(shown)))
 
 
 def plugins() -> dict[str, str]:

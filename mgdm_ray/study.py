@@ -13,16 +13,18 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from mgdm_ray import plan_view
 from mgdm_ray.claims import Claims
 from mgdm_ray.config import InputError, StudyConfig, load_study
-from mgdm_ray.environment import StartError, StudyStopped, cores
+from mgdm_ray.environment import StartError, StudyStopped, cores, gpus
 from mgdm_ray.plan import Job, Plan, make_plan
+from mgdm_ray.plan_view import Outlook
+from mgdm_ray.price import manifests_in, read_probes
 from mgdm_ray.records import Record, append_record, read_records, write_records
 from mgdm_ray.seeding import content_key
 from mgdm_ray.store import Store, no_space
@@ -46,7 +48,12 @@ def parser() -> argparse.ArgumentParser:
     )
     new.add_argument("study", metavar="STUDY.yaml", help="the study file")
     new.add_argument(
-        "--plan", action="store_true", help="show the jobs and what is left; starts nothing"
+        "--plan", action="store_true", help="show the jobs, what is left, what it costs; no start"
+    )
+    new.add_argument(
+        "--probe",
+        action="store_true",
+        help="with --plan: measure what no finished job tells (minutes)",
     )
     new.add_argument(
         "--set",
@@ -126,6 +133,8 @@ class Study:
     def __init__(self, arguments: argparse.Namespace) -> None:
         from mgdm_ray.data.load import fingerprint
 
+        if arguments.probe and not arguments.plan:
+            raise InputError("--probe measures for a plan: give it together with --plan")
         self.arguments = arguments
         self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self.config: StudyConfig = load_study(arguments.study, arguments.overrides)
@@ -160,6 +169,10 @@ class Study:
             and r.key in self.plan.jobs
             and not self.store.is_done(r.kind, r.key)
         }
+
+    def lasting_failures(self) -> dict[str, Record]:
+        """Those that will not go away by themselves: only --retry-failed tries them again."""
+        return {key: r for key, r in self.failures().items() if not r.is_transient}
 
     # --- the way of a study -------------------------------------------------------------
 
@@ -199,55 +212,29 @@ class Study:
             raise StartError(f"{self.folder} is in use by {self.leader()}: wait for it")
         return self.close(known, time.monotonic())
 
-    def show_plan(self) -> None:
-        done, failures = self.finished(), self.failures()
-        c = self.config
-        print(
-            f"study {c.name}: {len(c.datasets)} datasets x {len(c.networks)} networks x "
-            f"{len(c.arms)} arms x {len(c.seeds)} seeds = {len(self.plan.cells())} cells"
-        )
-        print(f"storage {self.store.root}")
-        absent = [name for name, value in self.fingerprints.items() if value == "absent"]
-        if absent:
-            print(
-                f"not on this machine yet (fetched or asked for at the start): {', '.join(absent)}"
-            )
-        total = Counter(job.kind for job in self.plan.jobs.values())
-        seconds = self.seconds_per_kind()
-        print(f"\n{'kind':<16}{'jobs':>7}{'done':>7}{'failed':>8}{'to do':>7}{'s each':>9}")
-        work, unknown = 0.0, []
-        for kind in self.plan.counts():
-            have = sum(r.kind == kind for r in done.values())
-            lost = sum(r.kind == kind for r in failures.values())
-            left = total[kind] - have - lost
-            each = seconds.get(kind)
-            work += left * (each or 0.0)
-            unknown += [kind] if left and each is None else []
-            shown = "unknown" if each is None else f"{each:.1f}"
-            print(f"{kind:<16}{total[kind]:>7}{have:>7}{lost:>8}{left:>7}{shown:>9}")
-        every = len(self.plan.jobs)
-        left = every - len(done) - len(failures)
-        print(f"{'all':<16}{every:>7}{len(done):>7}{len(failures):>8}{left:>7}")
-        here = cores()
-        if left == 0:
-            print("\nnothing left to do")
-        elif unknown:
-            print(
-                f"\nestimated time: unknown (no {', '.join(unknown)} of this study has run yet)"
-                + (f"; the rest about {work / here / 60:.0f} min on {here} cores" if work else "")
-            )
-        else:
-            print(f"\nestimated time: about {work / here / 60:.1f} min on {here} cores")
+    def outlook(self) -> Outlook:
+        """The plan, what the storage holds, and this machine."""
+        from mgdm_ray.data.load import train_images
 
-    def seconds_per_kind(self) -> dict[str, float]:
-        """Mean seconds of this plan's finished jobs per kind; other studies' say nothing."""
-        own = {(job.kind, job.key) for job in self.plan.jobs.values()}
-        rows: dict[str, list[float]] = {}
-        for kind, key in own & set(self.store.done()):
-            rows.setdefault(kind, []).append(
-                float(self.store.manifest(kind, key)["record"]["seconds"])
-            )
-        return {kind: sum(values) / len(values) for kind, values in rows.items()}
+        counts = {d.name: train_images(d, self.config.data_dir) for d in self.config.datasets}
+        manifests = manifests_in(self.store)
+        return Outlook(
+            self.config,
+            self.plan,
+            self.store,
+            manifests,
+            {k: r for k, r in self.lasting_failures().items() if k not in manifests},
+            read_probes(self.store.root),
+            {name: count for name, count in counts.items() if count is not None},
+            {"CPU": float(cores()), "GPU": float(gpus())},
+            retry_failed=self.arguments.retry_failed,
+        )
+
+    def show_plan(self) -> None:
+        outlook = self.outlook()
+        if self.arguments.probe and plan_view.measure(outlook, self.context()):
+            outlook = self.outlook()
+        plan_view.show(outlook)
 
     def check_data(self) -> None:
         """Fetch what can be fetched, refuse what is missing or damaged, before anything starts."""
@@ -276,8 +263,7 @@ class Study:
             print(f"{self.leader()} works on this study too, and writes its report", flush=True)
         known = self.finished()
         if not self.arguments.retry_failed:
-            lasting = {k: r for k, r in self.failures().items() if not r.is_transient}
-            known = {**lasting, **known}
+            known = {**self.lasting_failures(), **known}
         todo = {key: job for key, job in self.plan.jobs.items() if key not in known}
         say = f"study {self.config.name}: {len(self.plan.jobs)} jobs, {len(known)} known, "
         print(f"{say}{len(todo)} to do; storage {self.store.root}", flush=True)

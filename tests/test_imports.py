@@ -23,6 +23,7 @@ LEAVES = (
     "seeding",
     "stats",
     "store",
+    "timeline",
 )
 ALLOWED: dict[str, set[str]] = {
     **{leaf: set() for leaf in LEAVES},
@@ -30,6 +31,8 @@ ALLOWED: dict[str, set[str]] = {
     "diffusion": {"config", "seeding"},
     "downstream": {"config", "seeding"},
     "plan": {"config", "seeding"},
+    "price": {"config", "plan", "store"},
+    "plan_view": {"config", "jobs", "plan", "price", "records", "store", "timeline"},
     "jobs": {
         "config",
         "data",
@@ -48,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
         "environment",
         "jobs",
         "plan",
+        "price",
         "records",
         "search",
         "store",
@@ -62,9 +66,18 @@ ALLOWED: dict[str, set[str]] = {
 }
 # library -> the only parts that may import it, anywhere in a file
 ONLY = {"ray": {"engine", "training", "search"}, "mlflow": {"tracking"}, "optuna": {"search"}}
-WITHOUT_TORCH = {*LEAVES, "agenda", "plan", "report", "tables", "figures", "tracking", "study"} - {
-    "seeding"
-}
+WITHOUT_TORCH = {
+    *LEAVES,
+    "agenda",
+    "plan",
+    "price",
+    "plan_view",
+    "report",
+    "tables",
+    "figures",
+    "tracking",
+    "study",
+} - {"seeding"}
 
 
 def part(path: Path) -> str:

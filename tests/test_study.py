@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,9 +155,24 @@ def test_the_seconds_of_another_study_are_no_estimate(finished: Finished) -> Non
     """Would catch days of work that are announced as minutes, because a toy ran here before."""
     options = ("--set", "seed=7", "--set", "image_size=32", "--plan")
     shown = run(finished.study, finished.storage, *options)
-    assert "estimated time: unknown (no fit_denoiser, " in shown.stdout
+    assert "estimated time: unknown (no fit_downstream, fit_denoiser, " in shown.stdout
     more = run(finished.study, finished.storage, "--set", "seeds=2", "--plan")
     assert "estimated time: about" in more.stdout
+
+
+@pytest.mark.slow
+def test_the_estimate_comes_true(finished: Finished, tmp_path: Path) -> None:
+    """Would catch a price that counts what is shared twice, or forgets what is waited for."""
+    storage = tmp_path / "runs"
+    shutil.copytree(finished.storage, storage, ignore=shutil.ignore_patterns("mlflow*", "lock"))
+    options = ("--set", "seed=7", "--set", "seeds=[7]")
+    plan = run(finished.study, storage, *options, "--plan").stdout
+    [estimate] = re.findall(r"estimated time: about ([0-9.]+) min", plan)
+    assert re.findall(r"^all +17 +0 +0 +17 ", plan, re.MULTILINE)
+    started = time.monotonic()
+    assert run(finished.study, storage, *options).returncode == 0
+    minutes = (time.monotonic() - started) / 60
+    assert 1 / 2.5 < float(estimate) / minutes < 2.5
 
 
 def test_only_gamma_computes_only_stage_two(finished: Finished) -> None:

@@ -140,6 +140,20 @@ def fingerprint(config: DatasetConfig, data_dir: str | Path | None = None) -> st
     return digest.hexdigest()
 
 
+def train_images(config: DatasetConfig, data_dir: str | Path | None = None) -> int | None:
+    """How many training images a study has of this dataset, without reading pixels; None where the
+    file is not there."""
+    if config.phantom is not None:
+        number = config.phantom.train
+    else:
+        path = npz_path(config, data_dir)
+        if not path.is_file():
+            return None
+        with open_npz(path) as archive:
+            number = read_header(archive, "train" + IMAGE_SUFFIX).shape[0]
+    return min(number, config.train_size or number)
+
+
 def check_source(config: DatasetConfig, data_dir: str | Path | None = None) -> list[str]:
     """Check the dataset before anything is started; returns warnings, one sentence each.
 

@@ -7,6 +7,9 @@ where it needs them: MONAI takes seconds.
 from __future__ import annotations
 
 import json
+import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,13 +43,38 @@ if TYPE_CHECKING:
 
 ACCURACY_TIMESTEPS = (0, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)
 ACCURACY_FILE = "accuracy_over_t.json"
+SPEED_FILE = "speed.json"
+"""Seconds of the optimiser steps alone: those of the record hold the wait for workers too."""
+
+
+class _Clock:
+    """Passes every step on and notes when it ended."""
+
+    def __init__(self, on_step: Callable[[int, float], None] | None) -> None:
+        self.on_step = on_step
+        self.ends: list[float] = []
+
+    def __call__(self, step: int, loss: float) -> None:
+        self.ends.append(time.monotonic())
+        if self.on_step is not None:
+            self.on_step(step, loss)
+
+    def save(self, folder: Path, workers: int) -> None:
+        """The first step is left out: it holds what is done once."""
+        if len(self.ends) < 2:
+            return  # resumed at the end, or trained for one step
+        folder.mkdir(parents=True, exist_ok=True)
+        seconds = round(self.ends[-1] - self.ends[0], 4)
+        facts = {"steps": len(self.ends) - 1, "seconds": seconds, "workers": workers}
+        save_json(folder / SPEED_FILE, facts)
 
 
 def train_model(task: TrainingTask, **options: Any) -> TrainResult:
     """Train as ``task`` says; ``options`` are those of ``diffusion.train.train``.
 
     Every worker calls this: each loads the data itself, so no images travel. The first one also
-    measures a guide's accuracy, into ``task.work``: it has the model, its imports and the GPU.
+    measures how fast it trained and a guide's accuracy, into ``task.work``: it has the model, its
+    imports and the GPU.
     """
     import torch
 
@@ -59,6 +87,7 @@ def train_model(task: TrainingTask, **options: Any) -> TrainResult:
         schedule = respaced(schedule, task.num_inference_steps)
     dataset = DatasetConfig.model_validate(task.dataset)
     split = load_split(dataset, "train", task.data_dir)
+    clock = _Clock(options.get("on_step"))
     result = train(
         task.model,
         training_config(task),
@@ -68,9 +97,12 @@ def train_model(task: TrainingTask, **options: Any) -> TrainResult:
         task.seed,
         schedule=schedule,
         whole_batch_dropout="label_dropout" in task.reference,
-        **options,
+        **{**options, "on_step": clock},
     )
-    if task.model == "guide" and options.get("rank", 0) == 0:
+    first = options.get("rank", 0) == 0
+    if first:
+        clock.save(Path(task.work), options.get("world_size", 1))
+    if task.model == "guide" and first:
         _measure_guide(task, result.state.model, options.get("device", "cpu"))
     return result
 
@@ -152,6 +184,8 @@ def _fit(job: Job, context: Context, folder: Path, model: Literal["denoiser", "g
     save_json(folder / "model.json", {**facts, "precision": state["precision"]})
     save_file(_trained_weights(final), folder / WEIGHTS)
     save_json(folder / "history.json", state["history"])
+    if (work / SPEED_FILE).exists():
+        shutil.copyfile(work / SPEED_FILE, folder / SPEED_FILE)
 
 
 def _trained_weights(final: Path) -> dict[str, np.ndarray]:

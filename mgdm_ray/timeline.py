@@ -1,0 +1,114 @@
+"""How long a plan takes: its tasks put on the CPUs and GPUs there are, as a scheduler would."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, defaultdict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+_ROUNDING = 1e-9  # ten times 0.1 CPU are one CPU
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job as the clock sees it: ``lanes`` equal parts that need not run at the same time.
+
+    Each part holds ``cpus`` and ``gpus`` for ``seconds``. ``needs`` are keys of other tasks; those
+    that are not among the tasks count as done. ``patient`` tasks wait until all ``urgent`` ones
+    have begun.
+    """
+
+    key: str
+    seconds: float
+    cpus: float
+    gpus: float = 0.0
+    lanes: int = 1
+    needs: Sequence[str] = ()
+    urgent: bool = False
+    patient: bool = False
+
+
+def makespan(tasks: Sequence[Task], cpus: float, gpus: float = 0.0) -> float:
+    """Seconds until all are done, if what can start does: what could start first goes first.
+
+    Of two that could start at the same time it is the first in the list. A part that does not fit
+    lets later ones pass. Raises ValueError for one that never fits.
+    """
+    for task in tasks:
+        if task.cpus > cpus + _ROUNDING or task.gpus > gpus + _ROUNDING:
+            raise ValueError(f"{task.key} asks for {task.cpus:g} CPU and {task.gpus:g} GPU")
+    return _Clock(tasks, cpus, gpus).run()
+
+
+class _Clock:
+    def __init__(self, tasks: Sequence[Task], cpus: float, gpus: float) -> None:
+        self.tasks, self.cpus, self.gpus = tasks, cpus, gpus
+        self.now = 0.0
+        self.ends: list[tuple[float, int]] = []
+        # Parts that ask for the same stand in one queue: if its first does not fit, none does.
+        self.queues: Mapping[tuple[float, float], deque[tuple[int, int]]] = defaultdict(deque)
+        self.turn = 0
+        index = {task.key: number for number, task in enumerate(tasks)}
+        self.open_needs = [len(set(task.needs) & set(index)) for task in tasks]
+        self.users: Mapping[int, list[int]] = defaultdict(list)
+        for number, task in enumerate(tasks):
+            for need in set(task.needs) & set(index):
+                self.users[index[need]].append(number)
+        self.open_lanes = Counter({number: task.lanes for number, task in enumerate(tasks)})
+        self.unstarted = {number for number, task in enumerate(tasks) if task.urgent}
+        self.patient: list[int] = []
+
+    def run(self) -> float:
+        for number in range(len(self.tasks)):
+            if not self.open_needs[number]:
+                self.make_ready(number)
+        self.start_what_fits()
+        while self.ends:
+            self.now, number = heapq.heappop(self.ends)
+            self.release(number)
+            while self.ends and self.ends[0][0] <= self.now + _ROUNDING:
+                self.release(heapq.heappop(self.ends)[1])
+            self.start_what_fits()
+        return self.now
+
+    def make_ready(self, number: int) -> None:
+        task = self.tasks[number]
+        if task.patient and self.unstarted:
+            self.patient.append(number)
+            return
+        for _ in range(task.lanes):
+            self.queues[task.cpus, task.gpus].append((self.turn, number))
+            self.turn += 1
+
+    def release(self, number: int) -> None:
+        task = self.tasks[number]
+        self.cpus += task.cpus
+        self.gpus += task.gpus
+        self.open_lanes[number] -= 1
+        if self.open_lanes[number]:
+            return
+        for user in self.users[number]:
+            self.open_needs[user] -= 1
+            if not self.open_needs[user]:
+                self.make_ready(user)
+
+    def start_what_fits(self) -> None:
+        while True:
+            heads = [
+                (queue[0], ask)
+                for ask, queue in self.queues.items()
+                if queue and ask[0] <= self.cpus + _ROUNDING and ask[1] <= self.gpus + _ROUNDING
+            ]
+            if not heads:
+                return
+            (_, number), ask = min(heads)
+            self.queues[ask].popleft()
+            self.cpus -= ask[0]
+            self.gpus -= ask[1]
+            heapq.heappush(self.ends, (self.now + self.tasks[number].seconds, number))
+            self.unstarted.discard(number)
+            if not self.unstarted and self.patient:
+                waiting, self.patient = self.patient, []
+                for patient in waiting:
+                    self.make_ready(patient)
