@@ -138,13 +138,26 @@ class Study:
 
     # --- what is there ------------------------------------------------------------------
 
-    def finished(self) -> dict[str, Record]:
-        """Records of the plan's jobs that the store holds."""
-        found = {}
-        for key, job in self.plan.jobs.items():
-            if self.store.is_done(job.kind, key):
+    def finished(self, *, mend: bool = True) -> dict[str, Record]:
+        """Records of the plan's jobs that the store holds undamaged.
+
+        With ``mend`` what is damaged is moved aside, with a warning, and what will be used is
+        compared by its checksums: the cells, and what a job that is left to do needs.
+        """
+        found, needed = {}, set[str]()
+        for key, job in reversed(self.plan.jobs.items()):
+            if mend:
+                used = job.kind == "fit_downstream" or key in needed
+                wrong = self.store.check(job.kind, key, "all" if used else "changed")
+            else:
+                wrong = self.store.verify(job.kind, key, "sizes")
+            if mend and wrong:
+                print(f"warning: damaged, to be computed again: {job.label}: {wrong}", flush=True)
+            if not wrong and self.store.is_done(job.kind, key):
                 found[key] = Record.from_dict(self.store.manifest(job.kind, key)["record"])
-        return found
+            else:
+                needed |= set(job.needs.values())
+        return {key: found[key] for key in self.plan.jobs if key in found}
 
     def failures(self) -> dict[str, Record]:
         """Records of the plan's jobs that failed before and are not done since."""
@@ -190,7 +203,7 @@ class Study:
         return self.close(known, time.monotonic())
 
     def show_plan(self) -> None:
-        done, failures = self.finished(), self.failures()
+        done, failures = self.finished(mend=False), self.failures()
         c = self.config
         print(
             f"study {c.name}: {len(c.datasets)} datasets x {len(c.networks)} networks x "
@@ -231,12 +244,9 @@ class Study:
 
     def seconds_per_kind(self) -> dict[str, float]:
         """Mean seconds of this plan's finished jobs per kind; other studies' say nothing."""
-        own = {(job.kind, job.key) for job in self.plan.jobs.values()}
         rows: dict[str, list[float]] = {}
-        for kind, key in own & set(self.store.done()):
-            rows.setdefault(kind, []).append(
-                float(self.store.manifest(kind, key)["record"]["seconds"])
-            )
+        for record in self.finished(mend=False).values():
+            rows.setdefault(record.kind, []).append(record.seconds)
         return {kind: sum(values) / len(values) for kind, values in rows.items()}
 
     def check_data(self) -> None:
