@@ -69,7 +69,7 @@ class Store:
 
         Safe beside others that write: a temporary folder whose lock is held stays.
         """
-        for name in sorted({path.stem for path in self._temporary().iterdir()}):
+        for name in sorted({path.stem for path in (self.root / "tmp").glob("*")}):
             # An error is a folder whose writer lives, or which the next sweep may get.
             with contextlib.suppress(OSError), held(self._lock(name), wait=False):
                 shutil.rmtree(self._temporary() / name, ignore_errors=True)
