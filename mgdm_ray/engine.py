@@ -259,7 +259,8 @@ def run_plan(
     try:
         run.until_done(fail_fast)
     finally:
-        claims.release_all()
+        for attempt in run.running.values():
+            claims.release(attempt.job.kind, attempt.job.key)
 
 
 @dataclass(frozen=True)

@@ -323,8 +323,8 @@ def _show_cost(outlook: Outlook) -> None:
         cpu, gpu = outlook.hours(jobs)
         print(f"to be computed{known}: {cpu:.2f} CPU hours, {gpu:.2f} GPU hours")
     free, size = free_bytes(outlook.store.root), outlook.bytes(jobs)
-    written = "an unknown amount" if size is None else _size(size)
-    print(f"to be written{known}: {written} of artefacts; {_size(free)} free")
+    written = "unknown" if size is None else f"{_size(size)} of artefacts{known}"
+    print(f"to be written: {written}; {_size(free)} free")
     if size is not None and size > free:
         print(f"warning: {outlook.store.root} has too little space; give another --storage")
 

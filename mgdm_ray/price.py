@@ -306,8 +306,12 @@ def figures_in(
 
 
 def manifests_in(store: Store) -> dict[str, dict[str, Any]]:
-    """Of every finished artefact of a kind there is, by key."""
-    return {key: store.manifest(kind, key) for kind, key in store.done() if kind in KINDS}
+    """Of every finished artefact of a kind there is, by key; not of damaged ones."""
+    return {
+        key: store.manifest(kind, key)
+        for kind, key in store.done()
+        if kind in KINDS and not store.verify(kind, key, "sizes")
+    }
 
 
 def _work_seconds(

@@ -8,6 +8,8 @@ import os
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from mgdm_ray.files import replacing
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
@@ -87,7 +89,8 @@ def read_records(path: Path) -> list[Record]:
     """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    # Rubbish where a disk lost a block must cost its lines only.
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     rows: dict[str, Record] = {}
     for number, line in enumerate(lines, start=1):
         try:
@@ -103,13 +106,15 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
     """Replace ``path`` by these records, sorted by kind and key, in one atomic step."""
     rows = {record.key: record for record in records}
     text = "".join(r.to_json() + "\n" for r in sorted(rows.values(), key=lambda r: (r.kind, r.key)))
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def append_record(path: Path, record: Record) -> None:
-    """Add a line, on a line of its own even where the last one was torn."""
+    """Add a line, on a line of its own even where the last one was torn.
+
+    A power failure may take it back: what the store does not have either is then computed again.
+    """
     with path.open("ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)

@@ -151,13 +151,26 @@ class Study:
 
     # --- what is there ------------------------------------------------------------------
 
-    def finished(self) -> dict[str, Record]:
-        """Records of the plan's jobs that the store holds."""
-        found = {}
-        for key, job in self.plan.jobs.items():
-            if self.store.is_done(job.kind, key):
+    def finished(self, *, mend: bool = True) -> dict[str, Record]:
+        """Records of the plan's jobs that the store holds undamaged.
+
+        With ``mend`` what is damaged is moved aside, with a warning, and what will be used is
+        compared by its checksums: the cells, and what a job that is left to do needs.
+        """
+        found, needed = {}, set[str]()
+        for key, job in reversed(self.plan.jobs.items()):
+            if mend:
+                used = job.kind == "fit_downstream" or key in needed
+                wrong = self.store.check(job.kind, key, "all" if used else "changed")
+            else:
+                wrong = self.store.verify(job.kind, key, "sizes")
+            if mend and wrong:
+                print(f"warning: damaged, to be computed again: {job.label}: {wrong}", flush=True)
+            if not wrong and self.store.is_done(job.kind, key):
                 found[key] = Record.from_dict(self.store.manifest(job.kind, key)["record"])
-        return found
+            else:
+                needed |= set(job.needs.values())
+        return {key: found[key] for key in self.plan.jobs if key in found}
 
     def failures(self) -> dict[str, Record]:
         """Records of the plan's jobs that failed before and are not done since."""
@@ -257,6 +270,7 @@ class Study:
             return Study(self.arguments).run()  # keys depend on what has just arrived
         self.check_data()
         started = time.monotonic()
+        self.store.sweep()
         if self.leads():
             self.write_inputs()
         else:

@@ -24,7 +24,8 @@ time.sleep(600)
 HOLD_WITH_CHILD = """
 import subprocess, sys, time
 from mgdm_ray.claims import Claims
-assert Claims(sys.argv[1]).take("decode", "k")
+claims = Claims(sys.argv[1])
+assert claims.take("decode", "k")
 print(subprocess.Popen(["sleep", "600"]).pid, flush=True)
 time.sleep(600)
 """

@@ -26,7 +26,9 @@ def test_an_artefact_reads_back_with_checksums(tmp_path: Path) -> None:
     assert manifest["inputs"] == {"a": 1}
     # sha256 of "hello", from coreutils
     digest = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
-    assert manifest["files"] == {"payload": {"bytes": 5, "sha256": digest}}
+    moment = (folder / "payload").stat().st_mtime_ns
+    facts = {"bytes": 5, "sha256": digest, "mtime_ns": moment}
+    assert manifest["files"] == {"payload": facts}
     assert (folder / "payload").read_text() == "hello"
     assert list(store.done()) == [("encode", KEY)]
 

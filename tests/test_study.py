@@ -273,6 +273,45 @@ def _tensors(folder: Path, pattern: str) -> dict[str, Any]:
     return {name: np.concatenate([part[name] for part in loaded]) for name in loaded[0]}
 
 
+@pytest.mark.slow
+def test_what_is_damaged_is_named_kept_and_computed_anew_alone(finished: Finished) -> None:
+    """Would catch damage that goes into results, stops the study or is deleted, and work done
+    again that was whole: here a changed byte in latents, and a cell whose manifest was torn."""
+    store = Store(finished.storage)
+    [encode] = [job for job in finished.plan.jobs.values() if job.kind == "encode"]
+    cell = finished.plan.cells()[-1]
+    latents = _tensors(store.folder("encode", encode.key), "images-*.safetensors")
+    shard = next(store.folder("encode", encode.key).glob("images-*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    manifest = store.folder(cell.kind, cell.key) / "manifest.json"
+    torn = manifest.read_bytes()[:200]
+    manifest.write_bytes(torn)
+    records = {record.key: record.metrics for record in finished.records}
+    before = {p: p.stat().st_mtime_ns for p in finished.storage.glob("artifacts/*/*/done")}
+
+    shown = run(finished.study, finished.storage, "--plan")
+    assert shown.returncode == 0, shown.stderr
+    assert {p: p.stat().st_mtime_ns for p in before} == before, "a plan moved something"
+    again = run(finished.study, finished.storage)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "17 jobs, 15 known, 2 to do" in again.stdout
+    for job, wrong in ((encode, "checksum"), (cell, "manifest.json is not what was written")):
+        [line] = [x for x in again.stdout.splitlines() if f"computed again: {job.label}:" in x]
+        assert wrong in line
+        assert f"moved to {finished.storage}/damaged/{job.kind}-{job.key}-1" in line
+    kept = finished.storage / "damaged"
+    assert (kept / f"encode-{encode.key}-1" / shard.name).read_bytes() == content
+    assert (kept / f"{cell.kind}-{cell.key}-1" / "manifest.json").read_bytes() == torn
+    remade = {store.folder(job.kind, job.key) / "done" for job in (encode, cell)}
+    after = {p: p.stat().st_mtime_ns for p in finished.storage.glob("artifacts/*/*/done")}
+    assert {p for p in before if before[p] != after[p]} == remade
+    for name, value in _tensors(store.folder("encode", encode.key), "images-*").items():
+        assert (value == latents[name]).all()
+    assert {record.key: record.metrics for record in finished.records} == records
+
+
 @pytest.mark.parametrize(
     ("options", "part"),
     [

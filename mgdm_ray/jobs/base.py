@@ -210,9 +210,16 @@ def info_of(job: Job, context: Context) -> DatasetInfo:
 
 
 def artefact(context: Context, kind: str, key: str) -> Path:
+    """The folder of a finished artefact. JobError where it is absent or files were cut short."""
     store = context.store
     if not store.is_done(kind, key):
         raise JobError(f"{kind} {key} is not in the store {store.root}")
+    wrong = store.verify(kind, key, "sizes")
+    if wrong:
+        raise JobError(
+            f"{kind} {key} is damaged: {wrong}; the same command with --retry-failed computes it "
+            "and this job anew"
+        )
     return store.folder(kind, key)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from mgdm_ray.data.load import to_uint8
+from mgdm_ray.files import replacing
 from mgdm_ray.jobs.base import Context, JobError, artefact
 
 SHARD_IMAGES = 512
@@ -33,13 +33,9 @@ def shard_path(folder: Path, rows: range) -> Path:
 
 def save_shard(folder: Path, rows: range, images: torch.Tensor, labels: np.ndarray) -> None:
     """Write the file of ``rows``; it appears whole or not at all."""
-    path = shard_path(folder, rows)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file(
-        {"images": np.ascontiguousarray(images.numpy()), "labels": labels.astype(np.int64)},
-        temporary,
-    )
-    temporary.rename(path)
+    tensors = {"images": np.ascontiguousarray(images.numpy()), "labels": labels.astype(np.int64)}
+    with replacing(shard_path(folder, rows)) as temporary:
+        save_file(tensors, temporary)
 
 
 def load_images(

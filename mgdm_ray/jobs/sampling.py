@@ -25,6 +25,7 @@ from mgdm_ray.diffusion.two_stage import Direction, batch_size_for
 from mgdm_ray.diffusion.two_stage import decode as decode_images
 from mgdm_ray.diffusion.two_stage import encode as encode_images
 from mgdm_ray.diffusion.two_stage import generate as generate_images
+from mgdm_ray.files import replacing
 from mgdm_ray.jobs.base import Context, Outcome, info_of, open_split, stored_record
 from mgdm_ray.jobs.choice import best_setting, chosen_stage_one
 from mgdm_ray.jobs.images import (
@@ -302,9 +303,8 @@ def _draw_strengths(job: Job, context: Context, folder: Path) -> None:
     )
     together = torch.cat([sources[chosen], made])
     together_labels = np.concatenate([labels[chosen], repeated.numpy()])
-    temporary = folder / "strengths.tmp.png"
-    draw_grid(temporary, together, together_labels, networks.num_classes)
-    temporary.rename(folder / STRENGTHS_FILE)
+    with replacing(folder / STRENGTHS_FILE) as temporary:
+        draw_grid(temporary, together, together_labels, networks.num_classes)
 
 
 class _Mean:
