@@ -26,9 +26,9 @@ FITS = ("fit_denoiser", "fit_guide")
 SAMPLINGS = ("generate", "encode", "decode")
 PROBES_FILE = "probes.json"
 PROBE_FIELDS = {"kind", "family", "seconds_per_work", "bytes_per_item"}
-ASSUMED_FIXED = {"fit_denoiser": 20.0, "fit_guide": 20.0, "search": 10.0}
+ASSUMED_FIXED = {"fit_denoiser": 30.0, "fit_guide": 30.0, "search": 10.0}
 """Seconds around the work itself where no finished job tells: workers start and import."""
-ASSUMED_FIXED_ELSE = 3.0
+ASSUMED_FIXED_ELSE = 1.0
 
 
 # --- what a job asks for ----------------------------------------------------------------------
