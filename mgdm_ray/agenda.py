@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Mapping
 
 from mgdm_ray.jobs import base
-from mgdm_ray.plan import Job
+from mgdm_ray.plan import FITS, Job
 from mgdm_ray.records import Record
 
 
@@ -63,9 +63,6 @@ class Agenda:
             return self.end(job, base.held_up(job, bad))
         heapq.heappush(self._ready.setdefault(group_of(job), []), self._order[job.key])
         return []
-
-
-FITS = ("fit_denoiser", "fit_guide")
 
 
 def group_of(job: Job) -> str:

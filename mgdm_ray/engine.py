@@ -16,13 +16,13 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
-from mgdm_ray.agenda import FITS, Agenda, group_of
+from mgdm_ray.agenda import Agenda, group_of
 from mgdm_ray.claims import Claims
 from mgdm_ray.config import InputError, ResourcesConfig
 from mgdm_ray.environment import QUIET, StartError, StudyStopped, cores, plugins
 from mgdm_ray.jobs import base
 from mgdm_ray.jobs.base import Context, JobFunction, Outcome, Progress, TrainingTask
-from mgdm_ray.plan import Job
+from mgdm_ray.plan import FITS, SAMPLINGS, Job
 from mgdm_ray.price import shortages
 from mgdm_ray.records import NO_SPACE, OUT_OF_MEMORY, WORKER_DIED, Record
 
@@ -39,7 +39,6 @@ class Live:
     note: str
 
 
-SAMPLINGS = ("generate", "encode", "decode")
 SHRINKABLE = (*SAMPLINGS, "fit_downstream")
 """Kinds that can work on fewer images at a time."""
 HOLD_S = 60.0

@@ -32,6 +32,8 @@ VERSIONS = {
     "fit_downstream": 1,
 }
 KINDS = tuple(VERSIONS)
+FITS = ("fit_denoiser", "fit_guide")
+SAMPLINGS = ("generate", "encode", "decode")
 
 
 @dataclass(frozen=True)

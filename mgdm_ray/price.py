@@ -17,18 +17,16 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from mgdm_ray.config import InputError, ResourcesConfig
-from mgdm_ray.plan import KINDS, Job
+from mgdm_ray.plan import FITS, KINDS, SAMPLINGS, Job
 
 if TYPE_CHECKING:
     from mgdm_ray.store import Store
 
-FITS = ("fit_denoiser", "fit_guide")
-SAMPLINGS = ("generate", "encode", "decode")
 PROBES_FILE = "probes.json"
 PROBE_FIELDS = {"kind", "family", "seconds_per_work", "bytes_per_item"}
-ASSUMED_FIXED = {"fit_denoiser": 20.0, "fit_guide": 20.0, "search": 10.0}
+ASSUMED_FIXED = {"fit_denoiser": 30.0, "fit_guide": 30.0, "search": 10.0}
 """Seconds around the work itself where no finished job tells: workers start and import."""
-ASSUMED_FIXED_ELSE = 3.0
+ASSUMED_FIXED_ELSE = 1.0
 
 
 # --- what a job asks for ----------------------------------------------------------------------

@@ -234,7 +234,7 @@ def test_a_probe_serves_only_where_no_job_has_run(tmp_path: Path) -> None:
     asked = fit_of(300, "fit_guide")
     found = Figures([], probes).estimate(asked, 1)
     assert found is not None
-    assert (found.seconds, found.bytes, found.basis) == (pytest.approx(50), 8, "probe")
+    assert (found.seconds, found.bytes, found.basis) == (pytest.approx(30 + 30), 8, "probe")
     seen = Figures([Figure(asked, 55)], probes).estimate(asked, 1)
     assert seen is not None
     assert (seen.seconds, seen.basis) == (55, "equal jobs")

@@ -20,6 +20,7 @@ import yaml
 
 from mgdm_ray.claims import Claims
 from mgdm_ray.config import StudyConfig
+from mgdm_ray.jobs.base import base_record
 from mgdm_ray.plan import Plan, make_plan
 from mgdm_ray.records import Record, read_records
 from mgdm_ray.store import Store
@@ -352,9 +353,10 @@ def test_a_study_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
     study, storage = tmp_path / "tiny.yaml", tmp_path / "runs"
     study.write_text(yaml.safe_dump(TINY))
     done = Store(storage)
-    with done.writing("fit_downstream", cell := plan_of(TINY).cells()[0].key) as folder:
-        record = Record(key=cell, kind="fit_downstream", status="done")
-        done.commit("fit_downstream", cell, folder, asdict(record), {"inputs": {}, "needs": {}})
+    cell = plan_of(TINY).cells()[0]
+    with done.writing(cell.kind, cell.key) as folder:
+        provenance = {"inputs": cell.inputs, "needs": cell.needs}
+        done.commit(cell.kind, cell.key, folder, asdict(base_record(cell)), provenance)
     claims = Claims(storage)
     assert claims.take("study", "tiny")
     refused = run(study, storage, "--report-only")
@@ -439,8 +441,6 @@ def test_a_measurement_of_the_user_guides_a_study(tmp_path: Path) -> None:
 def test_a_failure_costs_only_what_needs_it(tmp_path: Path) -> None:
     """Latents that lost their file: the decode and its cells fail with the reason, the rest goes
     on, exit 1; what failed waits for --retry-failed."""
-    from mgdm_ray.jobs.base import base_record
-
     study, storage = tmp_path / "tiny.yaml", tmp_path / "runs"
     small = {**TINY, "search": None, "networks": ["squeezenet1_1"]}
     small["arms"] = ["duplicate", "roundtrip"]
