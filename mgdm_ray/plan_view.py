@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgdm_ray.config import StudyConfig
-from mgdm_ray.plan import Job, Plan
+from mgdm_ray.plan import FITS, SAMPLINGS, Job, Plan
 from mgdm_ray.price import (
-    FITS,
-    SAMPLINGS,
     Ask,
     Effort,
     Estimate,
