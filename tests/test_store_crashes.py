@@ -27,6 +27,7 @@ from mgdm_ray.records import Record, append_record, read_records, write_records
 from mgdm_ray.store import Store, no_space
 from tests.crash_points import SORTS, Operation, calls_of, every_fault, power_failures
 
+fork = multiprocessing.get_context("fork")
 KIND, KEY = "encode", "0" * 32
 PAYLOAD = {"a.bin": b"a" * 3000, "empty": b"", "sub/deep/b.bin": b"b" * 2000}
 
@@ -291,14 +292,14 @@ def test_the_crash_points_are_those_that_the_system_sees(tmp_path: Path) -> None
     operation, root, log = STORE_OPERATIONS[0], tmp_path / "traced", tmp_path / "trace"
     operation.prepare(root)
     calls = "fsync,rename,renameat,renameat2,mkdir,mkdirat,write,unlink,unlinkat,rmdir"
-    ready, go = multiprocessing.Event(), multiprocessing.Event()
+    ready, go = fork.Event(), fork.Event()
 
     def act() -> None:
         ready.set()
         go.wait(30)
         operation.act(root)
 
-    child = multiprocessing.get_context("fork").Process(target=act)
+    child = fork.Process(target=act)
     child.start()
     ready.wait(30)
     tracer = subprocess.Popen(
@@ -416,13 +417,13 @@ def _sweep_again_and_again(root: Path) -> None:
 def test_rivals_make_one_artefact_and_a_sweep_beside_them_harms_none(tmp_path: Path) -> None:
     """Would catch two processes that commit one key at once and crash, delete each other's or mix
     theirs, over rubbish in its place; and a sweep that takes the folder of a live writer."""
-    context, rounds, writers = multiprocessing.get_context("fork"), 200, 3
-    barrier = context.Barrier(writers)
+    rounds, writers = 200, 3
+    barrier = fork.Barrier(writers)
     processes = [
-        context.Process(target=_put_again_and_again, args=(tmp_path, rounds, barrier, not number))
+        fork.Process(target=_put_again_and_again, args=(tmp_path, rounds, barrier, not number))
         for number in range(writers)
     ]
-    sweeper = context.Process(target=_sweep_again_and_again, args=(tmp_path,))
+    sweeper = fork.Process(target=_sweep_again_and_again, args=(tmp_path,))
     for process in [*processes, sweeper]:
         process.start()
     for process in processes:
@@ -445,7 +446,7 @@ def test_a_sweep_tells_the_dead_from_the_living(tmp_path: Path) -> None:
     """Would catch a start that deletes what another process is writing just now, or that believes
     clocks: the live folder is the oldest, the dead one from the future."""
     store = Store(tmp_path)
-    ready = multiprocessing.Event()
+    ready = fork.Event()
 
     def write_and_wait() -> None:
         with store.writing(KIND, KEY) as folder:
@@ -453,7 +454,7 @@ def test_a_sweep_tells_the_dead_from_the_living(tmp_path: Path) -> None:
             ready.set()
             time.sleep(600)
 
-    process = multiprocessing.get_context("fork").Process(target=write_and_wait)
+    process = fork.Process(target=write_and_wait)
     process.start()
     assert ready.wait(60)
     [theirs] = [p for p in (tmp_path / "tmp").iterdir() if p.is_dir()]
@@ -567,6 +568,21 @@ def test_times_of_files_damage_nothing(tmp_path: Path) -> None:
             os.utime(path, (moment, moment))
         for contents in ("sizes", "changed", "all"):
             assert Store(tmp_path).check(KIND, KEY, contents) == ""
+
+
+def test_artefacts_of_older_versions_are_whole(tmp_path: Path) -> None:
+    """Would catch a storage that is computed anew because its manifests say less than new ones."""
+    put(tmp_path)
+    folder = Store(tmp_path).folder(KIND, KEY)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for facts in manifest["files"].values():
+        del facts["mtime_ns"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "done").write_bytes(b"")
+    for contents in ("sizes", "changed", "all"):
+        assert Store(tmp_path).check(KIND, KEY, contents) == ""
+    _flip(folder)
+    assert Store(tmp_path).check(KIND, KEY).startswith("sub/deep/b.bin has another checksum")
 
 
 def test_a_full_disk_is_recognised_behind_other_errors() -> None:
