@@ -150,11 +150,14 @@ class Disk:
         encoding: str | None = None,
         errors: str | None = None,
         newline: str | None = None,
-        *rest: Any,
+        closefd: bool = True,
+        opener: Any = None,
     ) -> Any:
         full = None if isinstance(file, int) else self._inside(file)
         if full is None or not set(mode) & set("wax+"):
-            return self.real["io.open"](file, mode, buffering, encoding, errors, newline, *rest)
+            return self.real["io.open"](
+                file, mode, buffering, encoding, errors, newline, closefd, opener
+            )
         plain = mode.replace("b", "").replace("t", "")
         note = Call("create", full, other="truncate" if "w" in mode else "")
         raw = self.change(note, lambda: _File(full, plain, self))
