@@ -20,6 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "diffusion": {"config", "seeding"},
     "downstream": {"config", "seeding"},
     "plan": {"config", "seeding"},
+    "proposals": {"config", "plan", "seeding"},
     "jobs": {
         "config",
         "data",
@@ -32,14 +33,18 @@ ALLOWED: dict[str, set[str]] = {
     },
     "engine": {"config", "environment", "jobs", "plan", "records", "search", "store", "training"},
     "training": {"config", "diffusion", "jobs", "plan", "store"},
-    "search": {"config", "data", "jobs", "plan", "seeding", "store"},
+    "search": {"config", "data", "jobs", "plan", "proposals", "store"},
     "tracking": {"records"},
     "tables": {"records", "stats"},
     "figures": {"records", "stats", "tables"},
     "report": {"records", "stats", "tables", "figures"},
 }
 # library -> the only parts that may import it, anywhere in a file
-ONLY = {"ray": {"engine", "training", "search"}, "mlflow": {"tracking"}, "optuna": {"search"}}
+ONLY = {
+    "ray": {"engine", "training", "search"},
+    "mlflow": {"tracking"},
+    "optuna": {"proposals", "search"},
+}
 WITHOUT_TORCH = {*LEAVES, "plan", "report", "tables", "figures", "tracking", "study"} - {"seeding"}
 
 
