@@ -20,7 +20,7 @@ from mgdm_ray import environment
 from mgdm_ray.config import ResourcesConfig, StudyConfig
 from mgdm_ray.jobs.base import Context
 from mgdm_ray.plan import Job, make_plan
-from mgdm_ray.proposals import SeededSampler, draw, space
+from mgdm_ray.proposals import SAMPLERS, draw, setting_of, space
 
 TARGET = 0.3
 """Seconds a trial at most."""
@@ -59,17 +59,17 @@ def job_of(trials: int, sampler: str) -> tuple[Job, StudyConfig]:
 
 
 def plain(job: Job, storage: optuna.storages.BaseStorage | None) -> Callable[[], None]:
-    """Optuna alone, with our sampler and space."""
+    """Optuna alone, with our sampler, which remembers, and our space."""
     within = space(job, 2)
 
     def run() -> None:
-        study = optuna.create_study(
-            direction="maximize", sampler=SeededSampler(job, []), storage=storage
-        )
+        sampler = SAMPLERS[job.inputs["sampler"]](job, 0)
+        study = optuna.create_study(direction="maximize", sampler=sampler, storage=storage)
         scorer = Nothing()
         for _ in range(job.inputs["trials"]):
             trial = study.ask()
-            added = scorer.decode(draw(job, within, trial))
+            draw(job, within, trial)
+            added = scorer.decode(setting_of(job, trial.params))
             study.tell(trial, scorer.score("resnet18", added, 0))
 
     return run

@@ -1,6 +1,6 @@
 """Which settings a search tries: its space, its start points, Optuna's samplers and pruners.
 
-A suggestion is a function of the search's seed, the trial's number and the finished trials, never
+A suggestion is a function of the search's seed, the trial's number and the trials before it, never
 of what a sampler remembers: a search that was killed goes on as if it had not been.
 """
 
@@ -35,7 +35,7 @@ Parameters = dict[str, Any]
 
 
 def space(job: Job, num_classes: int) -> dict[str, BaseDistribution]:
-    """What this search may choose; a trial has those parameters that ``names_of`` gives it.
+    """What this search may choose; of several strengths a trial has that of its measurement.
 
     For two classes entropy, margin and least confidence are functions of |p1 - p2| that fall with
     it, so their gradients have one direction, and ``normalised`` and ``relative`` keep nothing
@@ -70,19 +70,11 @@ def strength_name(job: Job, measurement: str) -> str:
     return f"uncertainty_scale/{measurement}" if own else "uncertainty_scale"
 
 
-def draw(job: Job, within: Mapping[str, BaseDistribution], trial: Trial) -> dict[str, Any]:
-    """The guidance setting that ``trial`` tries; what it has been given before stays."""
-    inputs = job.inputs
-    stage_one = _suggest(trial, "stage_one", within)
+def draw(job: Job, within: Mapping[str, BaseDistribution], trial: Trial) -> None:
+    """Give ``trial`` all its parameters."""
+    _suggest(trial, "stage_one", within)
     measurement = _suggest(trial, "measurement", within)
-    guidance_scale, classifier_scale = inputs["stage_one"][stage_one]
-    return {
-        "guidance_scale": guidance_scale,
-        "classifier_scale": classifier_scale,
-        "measurement": measurement,
-        "uncertainty_scale": _suggest(trial, strength_name(job, measurement), within),
-        **{name: inputs["space"][name] for name in GuidanceControls.model_fields},
-    }
+    _suggest(trial, strength_name(job, measurement), within)
 
 
 def _suggest(trial: Trial, name: str, within: Mapping[str, BaseDistribution]) -> Any:
@@ -91,6 +83,19 @@ def _suggest(trial: Trial, name: str, within: Mapping[str, BaseDistribution]) ->
         return trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
     assert isinstance(distribution, CategoricalDistribution)
     return trial.suggest_categorical(name, distribution.choices)
+
+
+def setting_of(job: Job, chosen: Parameters) -> dict[str, Any]:
+    """The guidance setting behind a point of the space."""
+    inputs, measurement = job.inputs, chosen["measurement"]
+    guidance_scale, classifier_scale = inputs["stage_one"][chosen["stage_one"]]
+    return {
+        "guidance_scale": guidance_scale,
+        "classifier_scale": classifier_scale,
+        "measurement": measurement,
+        "uncertainty_scale": chosen[strength_name(job, measurement)],
+        **{name: inputs["space"][name] for name in GuidanceControls.model_fields},
+    }
 
 
 def fixed_points(job: Job, within: Mapping[str, BaseDistribution]) -> list[Parameters]:
@@ -156,7 +161,11 @@ def _tpe(job: Job, seed: int) -> BaseSampler:
 
 
 def _gp(_job: Job, seed: int) -> BaseSampler:
-    return GPSampler(seed=seed, n_startup_trials=STARTUP)
+    return GPSampler(
+        seed=seed,
+        n_startup_trials=STARTUP,
+        warn_independent_sampling=False,  # of ranges of a measurement's own, which it cannot model
+    )
 
 
 def _nsga2(job: Job, seed: int) -> BaseSampler:
@@ -177,55 +186,35 @@ SAMPLERS: dict[str, Callable[[Job, int], BaseSampler]] = {
 }
 
 
-class SeededSampler(BaseSampler):
-    """The job's sampler, made anew for every question from a seed of the trial's own.
+def propose(
+    job: Job,
+    within: Mapping[str, BaseDistribution],
+    points: Sequence[Parameters],
+    study: optuna.Study,
+) -> FrozenTrial:
+    """The study's next trial with all its parameters, RUNNING; the study itself stays as it is.
 
-    A trial whose process died with some parameters drawn gets the others as it would have: each
-    has its own seed. The first trials are ``points``.
+    Drawn in a copy without a past: a sampler that is killed while it draws leaves nothing that
+    would change what it draws the next time (NSGA-II and GPSampler write notes into a study).
     """
-
-    def __init__(self, job: Job, points: Sequence[Parameters]) -> None:
-        self.job, self.points = job, points
-        self.relative: BaseSampler | None = None
-
-    def _fresh(self, trial: FrozenTrial, part: str) -> BaseSampler:
-        seed = derive_seed("search", self.job.inputs["seed"], trial.number, part) % 2**32
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return SAMPLERS[self.job.inputs["sampler"]](self.job, seed)
-
-    def _point(self, trial: FrozenTrial) -> Parameters:
-        return self.points[trial.number] if trial.number < len(self.points) else {}
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        self.relative = self._fresh(trial, "relative")
-        return self.relative.infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> Parameters:
-        # Asked for fixed points too: NSGA-II counts the trial to its generation here.
-        assert self.relative is not None, "Optuna asks for the relative space first"
-        drawn = self.relative.sample_relative(study, trial, search_space)
-        fixed = self._point(trial)
-        if not fixed:
-            return drawn
-        return {name: value for name, value in fixed.items() if name in search_space}
-
-    def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        fixed = self._point(trial)
-        if param_name in fixed:
-            return fixed[param_name]
-        sampler = self._fresh(trial, param_name)
-        return sampler.sample_independent(study, trial, param_name, param_distribution)
+    before = study.get_trials(deepcopy=False)
+    number = len(before)
+    seed = derive_seed("search", job.inputs["seed"], number) % 2**32
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = SAMPLERS[job.inputs["sampler"]](job, seed)
+    scratch = optuna.create_study(directions=study.directions, sampler=sampler)
+    for trial in before:
+        plain = copy.copy(trial)
+        plain.user_attrs = {}  # no sampler reads them, and each is copied
+        scratch.add_trial(plain)
+    if number < len(points):
+        scratch.enqueue_trial(points[number])
+    new = scratch.ask()
+    if number < len(points):
+        _ = new.relative_params  # here NSGA-II counts a trial to its generation
+    draw(job, within, new)
+    return scratch.get_trials(deepcopy=False)[number]
 
 
 class Asha(BasePruner):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import optuna
 import ray
+from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from ray import tune
@@ -30,7 +31,7 @@ from ray.tune.search.optuna import OptunaSearch
 from mgdm_ray.config import ResourcesConfig
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.jobs.base import Context, JobError, Outcome, reason_of, silent
-from mgdm_ray.proposals import PRUNERS, SeededSampler, draw, fixed_points, should_prune, space
+from mgdm_ray.proposals import PRUNERS, fixed_points, propose, setting_of, should_prune, space
 
 if TYPE_CHECKING:
     from mgdm_ray.plan import Job
@@ -161,20 +162,21 @@ def optuna_study_name(job: Job) -> str:
 class Ledger(OptunaSearch):  # type: ignore[misc]
     """OptunaSearch over a study that outlives its process.
 
-    Trials that a dead process left RUNNING are handed out first, with their number and what has
-    been drawn for them, then new ones. Nothing else remembers a trial.
+    Trials that a dead process left RUNNING are handed out first, with their number and parameters,
+    then new ones. Nothing else remembers a trial.
     """
 
     def __init__(self, job: Job, num_classes: int, storage: RDBStorage) -> None:
         self.job, self.within = job, space(job, num_classes)
+        self.points = fixed_points(job, self.within)
         self.lost = False
         several = job.inputs["objective"] == "accuracy_and_cost"
         self._names = [METRIC, COST] if several else [METRIC]
         super().__init__(
-            space=self._draw,
+            space=dict(self.within),
             metric=self._names if several else METRIC,
             mode=["max", "min"] if several else "max",
-            sampler=SeededSampler(job, fixed_points(job, self.within)),
+            sampler=RandomSampler(),  # never asked: ``propose`` is
             study_name=optuna_study_name(job),
             storage=storage,
         )
@@ -182,9 +184,6 @@ class Ledger(OptunaSearch):  # type: ignore[misc]
         self.study.pruner = PRUNERS[job.inputs["pruner"]]()
         self.open: dict[str, optuna.Trial] = {}
         self.orphans = [t for t in self.trials() if t.state == TrialState.RUNNING]
-
-    def _draw(self, trial: optuna.Trial) -> dict[str, Any]:
-        return draw(self.job, self.within, trial)
 
     def trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
@@ -200,11 +199,12 @@ class Ledger(OptunaSearch):  # type: ignore[misc]
             # What comes after a trial depends on how it ended: the next start tries it again.
             return str(OptunaSearch.FINISHED)
         if self.orphans:
-            trial = optuna.Trial(self.study, self.orphans.pop(0)._trial_id)
+            chosen = self.orphans.pop(0)
         else:
-            trial = self.study.ask()
-        self.open[trial_id] = trial
-        return self._draw(trial)
+            self.study.add_trial(propose(self.job, self.within, self.points, self.study))
+            chosen = self.trials()[-1]
+        self.open[trial_id] = optuna.Trial(self.study, chosen._trial_id)
+        return setting_of(self.job, chosen.params)
 
     def report(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Note the mean over the networks so far; True where the trial should be pruned."""
