@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +25,11 @@ from mgdm_ray.proposals import SAMPLERS, draw, setting_of, space
 
 TARGET = 0.3
 """Seconds a trial at most."""
+CLASSES = 5
+SPACE = {
+    "guidance_scale": [1.0, 1.5, 3.0],
+    "measurement": ["entropy", "margin", "least_confidence"],
+}
 
 
 class Nothing:
@@ -47,20 +53,20 @@ def job_of(trials: int, sampler: str) -> tuple[Job, StudyConfig]:
     config = StudyConfig.model_validate(
         {
             "name": "benchmark",
-            "datasets": ["phantom-ultrasound"],
+            "datasets": ["phantom-fundus"],
             "networks": ["resnet18"],
             "arms": ["disturb"],
-            "search": {"trials": trials, "sampler": sampler},
+            "search": {"trials": trials, "sampler": sampler, "space": SPACE},
         }
     )
-    plan = make_plan(config, {"phantom-ultrasound": "x"})
+    plan = make_plan(config, {"phantom-fundus": "x"})
     [job] = [job for job in plan.jobs.values() if job.kind == "search"]
     return job, config
 
 
 def plain(job: Job, storage: optuna.storages.BaseStorage | None) -> Callable[[], None]:
     """Optuna alone, with our sampler, which remembers, and our space."""
-    within = space(job, 2)
+    within = space(job, CLASSES)
 
     def run() -> None:
         sampler = SAMPLERS[job.inputs["sampler"]](job, 0)
@@ -87,6 +93,8 @@ def main() -> None:
     parser.add_argument("--sampler", default="tpe", help="tpe, gp, nsga2, random or grid")
     options = parser.parse_args()
     environment.prepare(local=True)
+    # As in Ray's workers; GPSampler imports torch, which reads it then.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     from mgdm_ray import engine, search
 
     job, config = job_of(options.trials, options.sampler)

@@ -131,6 +131,12 @@ def test_deaths_at_any_write_change_nothing(
         assert {row["status"] for row in expected} == {"done", "pruned"}
 
 
+def test_how_trials_are_chosen_and_stopped_is_part_of_the_key() -> None:
+    """Would catch the trials of one rule served for another."""
+    options = ({}, {"pruner": "asha"}, {"pruner": "median"}, {"sampler": "gp"}, {"repeats": 2})
+    assert len({search_job(**changed).key for changed in options}) == len(options)
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "random", "grid"])
 def test_another_seed_is_another_search(sampler: str, empty: Path, tmp_path: Path) -> None:
     """Would catch a seed that does not reach a sampler: all searches would try the same."""
