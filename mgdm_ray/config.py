@@ -365,6 +365,16 @@ class ScaleRange(Frozen):
             raise ValueError(f"'low' must be below 'high'; got {self.low} and {self.high}")
         return self
 
+    def holds(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+class MeasurementSpace(Frozen):
+    """What is searched differently for one measurement."""
+
+    uncertainty_scale: ScaleRange
+    """Stage-2 strength of trials with this measurement."""
+
 
 class SearchSpace(GuidanceControls):
     """What the search may choose. Lists are categorical: their samples and latents are reused.
@@ -384,11 +394,42 @@ class SearchSpace(GuidanceControls):
     """Stage-2 measurements. Of the two that are equal for two classes, one is dropped there."""
     uncertainty_scale: ScaleRange = ScaleRange(low=0.02, high=0.5)
     """Stage-2 strength."""
+    per_measurement: dict[MeasurementName, MeasurementSpace] = {}
+    """Other ranges for some of the measurements: an optimum of one says little of another's."""
 
     @field_validator("measurement")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return unique(value, "measurement")
+
+    @model_validator(mode="after")
+    def _of_the_space(self) -> Self:
+        for name in self.per_measurement:
+            if name not in self.measurement:
+                raise ValueError(
+                    f"'per_measurement' names {name!r}, which is not searched; "
+                    f"'measurement' is {list(self.measurement)}"
+                )
+        return self
+
+    def strength_of(self, measurement: str) -> ScaleRange:
+        """The range of ``uncertainty_scale`` for this measurement."""
+        own = self.per_measurement.get(measurement)
+        return self.uncertainty_scale if own is None else own.uncertainty_scale
+
+
+class StartPoint(Frozen):
+    """A setting that is tried before the sampler suggests any."""
+
+    measurement: MeasurementName
+    """One of ``space.measurement``. Over two classes, where several are one direction and only
+    one is tried, a point with another one is passed over."""
+    uncertainty_scale: float = Field(gt=0, le=1e6)
+    """Within the range of ``space``."""
+    guidance_scale: float | None = Field(None, ge=0, le=50)
+    """One of ``space.guidance_scale``; needed where there are several."""
+    classifier_scale: float | None = Field(None, ge=0, le=1000)
+    """One of ``space.classifier_scale``; needed where there are several."""
 
 
 class SearchConfig(Frozen):
@@ -396,8 +437,23 @@ class SearchConfig(Frozen):
 
     trials: int = Field(12, ge=1, le=100_000)
     """Number of settings tried per search."""
-    sampler: Literal["tpe", "random"] = "tpe"
-    """Optuna's sampler."""
+    sampler: Literal["tpe", "gp", "nsga2", "random", "grid"] = "tpe"
+    """Optuna's sampler; ``grid`` spaces the strengths evenly, so that ``trials`` of them cover the
+    space, in random order."""
+    pruner: Literal["none", "median", "asha"] = "none"
+    """Stops a trial after one of its networks: ``median`` where its mean so far is below the
+    median of the finished trials (from the sixth on), ``asha`` where it is not in the upper half
+    after 1, 2, 4, ... networks."""
+    objective: Literal["accuracy", "accuracy_and_cost"] = "accuracy"
+    """The second one also wants few forwards per image; the setting chosen in the end is the most
+    accurate one. Without pruning."""
+    repeats: int = Field(1, ge=1, le=100)
+    """Seeds with which a trial trains each proxy network; the score is their mean."""
+    start: tuple[StartPoint, ...] = ()
+    """Settings to try first."""
+    warm_start: Name | None = None
+    """An earlier study in the same storage: per dataset, its best settings that lie in the space
+    are tried first, after ``start``."""
     networks: tuple[Network, ...] = Field(("squeezenet1_1",), min_length=1)
     """Proxy networks: a trial's score is their mean validation balanced accuracy."""
     per: Literal["dataset", "network"] = "dataset"
@@ -414,6 +470,46 @@ class SearchConfig(Frozen):
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return unique(value, "network")
+
+    @model_validator(mode="after")
+    def _pruning(self) -> Self:
+        if self.pruner == "none":
+            return self
+        if self.objective != "accuracy":
+            raise ValueError(
+                f"pruner {self.pruner!r} compares one score; with objective {self.objective!r} "
+                "there are two: set pruner to none"
+            )
+        if self.per == "network" or len(self.networks) == 1:
+            raise ValueError(
+                f"pruner {self.pruner!r} stops a trial between its proxy networks, and there is "
+                "only one: give several in 'networks' (with 'per: dataset'), or set pruner to none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _start(self) -> Self:
+        if len(self.start) > self.trials:
+            raise ValueError(
+                f"'start' has {len(self.start)} points, but there are only {self.trials} trials"
+            )
+        for index, point in enumerate(self.start):
+            self._require_inside(index, point)
+        return self
+
+    def _require_inside(self, index: int, point: StartPoint) -> None:
+        where = f"start[{index}]"
+        if point.measurement not in self.space.measurement:
+            raise ValueError(
+                f"{where}: measurement {point.measurement!r} is not in space.measurement "
+                f"{list(self.space.measurement)}"
+            )
+        strength = self.space.strength_of(point.measurement)
+        if not strength.holds(point.uncertainty_scale):
+            raise ValueError(
+                f"{where}: uncertainty_scale {point.uncertainty_scale:g} is outside the space's "
+                f"{strength.low:g} to {strength.high:g} for {point.measurement!r}"
+            )
 
 
 class DownstreamConfig(Frozen):
@@ -570,6 +666,45 @@ class StudyConfig(Frozen):
             raise ValueError(
                 "sampling.inversion_iterations needs denoiser.prediction 'v': with "
                 f"{self.denoiser.prediction!r} the iteration diverges near pure noise"
+            )
+        return self
+
+    def stage_one(self) -> list[tuple[float, float]]:
+        """(guidance_scale, classifier_scale) candidates: what the search may choose from."""
+        sampling = self.sampling
+        space = self.search.space if self.search else None
+        free = (space and space.guidance_scale) or (sampling.guidance_scale,)
+        guided = (space and space.classifier_scale) or (sampling.classifier_scale,)
+        return [(float(g), float(s)) for g in free for s in guided]
+
+    def placed(self, point: StartPoint) -> StartPoint:
+        """``point`` with its stage-1 scales filled in; ValueError where they are no candidate."""
+        given = (point.guidance_scale, point.classifier_scale)
+        found = [
+            candidate
+            for candidate in self.stage_one()
+            if all(g is None or g == c for g, c in zip(given, candidate, strict=True))
+        ]
+        if len(found) != 1:
+            every = ", ".join(f"{g:g} and {s:g}" for g, s in self.stage_one())
+            raise ValueError(
+                "guidance_scale and classifier_scale must name one of the stage-1 candidates "
+                f"(here {every}); got {given[0]} and {given[1]}"
+            )
+        names = ("guidance_scale", "classifier_scale")
+        return point.model_copy(update=dict(zip(names, found[0], strict=True)))
+
+    @model_validator(mode="after")
+    def _start_points(self) -> Self:
+        for index, point in enumerate(self.search.start if self.search else ()):
+            try:
+                self.placed(point)
+            except ValueError as error:
+                raise ValueError(f"search.start[{index}]: {error}") from None
+        if self.search and self.search.warm_start == self.name:
+            raise ValueError(
+                f"search.warm_start {self.name!r} is this study itself, whose trials would change "
+                "what it has to compute; name an earlier study"
             )
         return self
 

@@ -7,7 +7,7 @@ change the result: the job's inputs, the keys of its needs, and the version of i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from mgdm_ray.config import (
     DatasetConfig,
     GuideConfig,
     ReferenceFault,
+    SearchConfig,
+    StartPoint,
     StudyConfig,
     TrainConfig,
 )
@@ -27,7 +29,7 @@ VERSIONS = {
     "fit_guide": 2,
     "generate": 1,
     "encode": 2,
-    "search": 2,
+    "search": 3,
     "decode": 2,
     "fit_downstream": 1,
 }
@@ -80,11 +82,19 @@ class Plan:
         return [job for job in self.jobs.values() if job.kind == "fit_downstream"]
 
 
-def make_plan(config: StudyConfig, fingerprints: Mapping[str, str]) -> Plan:
-    """All jobs of a study; ``fingerprints`` identify the content of each dataset by name."""
+def make_plan(
+    config: StudyConfig,
+    fingerprints: Mapping[str, str],
+    warm: Mapping[str, Sequence[StartPoint]] | None = None,
+) -> Plan:
+    """All jobs of a study; ``fingerprints`` identify the content of each dataset by name.
+
+    ``warm`` are the settings that ``search.warm_start`` stands for, by dataset.
+    """
     jobs: dict[str, Job] = {}
     for dataset in config.datasets:
-        _DatasetPlan(config, dataset, fingerprints[dataset.name], jobs).build()
+        start = (warm or {}).get(dataset.name, ())
+        _DatasetPlan(config, dataset, fingerprints[dataset.name], start, jobs).build()
     return Plan(jobs)
 
 
@@ -92,9 +102,15 @@ class _DatasetPlan:
     """Adds the jobs of one dataset; datasets share nothing, so changing one leaves the others."""
 
     def __init__(
-        self, config: StudyConfig, dataset: DatasetConfig, fingerprint: str, jobs: dict[str, Job]
+        self,
+        config: StudyConfig,
+        dataset: DatasetConfig,
+        fingerprint: str,
+        warm: Sequence[StartPoint],
+        jobs: dict[str, Job],
     ) -> None:
         self.config = config
+        self.warm = warm
         self.dataset = dataset.name
         # Where the file lies does not matter, what is in it does.
         self.data = {**dataset.model_dump(mode="json", exclude={"path"}), "content": fingerprint}
@@ -153,14 +169,6 @@ class _DatasetPlan:
             "seed": self.config.seed,
         }
 
-    def stage_one(self) -> list[tuple[float, float]]:
-        """(guidance_scale, classifier_scale) candidates: what the search may choose from."""
-        sampling = self.config.sampling
-        space = self.config.search.space if self.config.search else None
-        free = (space and space.guidance_scale) or (sampling.guidance_scale,)
-        guided = (space and space.classifier_scale) or (sampling.classifier_scale,)
-        return [(float(g), float(s)) for g in free for s in guided]
-
     def generate(self, guidance_scale: float, classifier_scale: float) -> str:
         needs = {"denoiser": self.denoiser()}
         if classifier_scale:
@@ -209,14 +217,18 @@ class _DatasetPlan:
             return None
         proxies = [network] if search.per == "network" else list(search.networks)
         needs = {"denoiser": self.denoiser(), "guide": self.guide()}
-        for index, candidate in enumerate(self.stage_one()):
+        for index, candidate in enumerate(self.config.stage_one()):
             needs[f"latents/{index}"] = self.encode(*candidate)
         inputs = {
             "trials": search.trials,
             "sampler": search.sampler,
+            "pruner": search.pruner,
+            "objective": search.objective,
+            "repeats": search.repeats,
+            "start": self.start_points(search),
             "networks": proxies,
             "images": search.images,
-            "stage_one": [list(c) for c in self.stage_one()],
+            "stage_one": [list(c) for c in self.config.stage_one()],
             "space": search.space.model_dump(
                 mode="json", exclude={"guidance_scale", "classifier_scale"}
             ),
@@ -230,12 +242,20 @@ class _DatasetPlan:
             # A trial does what these jobs do.
             "versions": [VERSIONS["decode"], VERSIONS["fit_downstream"]],
         }
+        if search.objective == "accuracy_and_cost":  # only there all of the pipeline counts
+            inputs["inversion_iterations"] = self.config.sampling.inversion_iterations
         shown = network if search.per == "network" else None
         return self.add("search", inputs, needs, network=shown)
 
+    def start_points(self, search: SearchConfig) -> list[dict[str, Any]]:
+        """What is tried first: the study's own points, then those of earlier searches."""
+        own = [self.config.placed(point) for point in search.start]
+        points = [*own, *(point for point in self.warm if point not in own)]
+        return [point.model_dump(mode="json") for point in points[: search.trials]]
+
     def choice(self, what: str, network: str, *, needs_setting: bool) -> dict[str, str]:
         """The candidates of stage 1 (images or latents), and the search where one must choose."""
-        candidates = self.stage_one()
+        candidates = self.config.stage_one()
         make = self.generate if what == "images" else self.encode
         needs = {f"{what}/{i}": make(*c) for i, c in enumerate(candidates)}
         if len(candidates) > 1 or needs_setting:

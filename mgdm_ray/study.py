@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from mgdm_ray import plan_view
 from mgdm_ray.claims import Claims
-from mgdm_ray.config import InputError, StudyConfig, load_study
+from mgdm_ray.config import GuidanceControls, InputError, StartPoint, StudyConfig, load_study
 from mgdm_ray.environment import StartError, StudyStopped, cores, gpus
 from mgdm_ray.plan import Job, Plan, make_plan
 from mgdm_ray.plan_view import Outlook
@@ -127,6 +127,59 @@ def _command_line(argv: Sequence[str] | None) -> str:
     return shlex.join(["python", "-m", "mgdm_ray.study", *(sys.argv[1:] if argv is None else argv)])
 
 
+WARM_POINTS = 3
+"""How many settings of an earlier search a dataset's new one tries first."""
+
+
+def warm_points(config: StudyConfig, root: Path) -> dict[str, list[StartPoint]]:
+    """What ``search.warm_start`` stands for: per dataset, the best settings in the space.
+
+    Raises InputError where there is no such study, or nothing in it that could be tried.
+    """
+    if config.search is None or config.search.warm_start is None:
+        return {}
+    name = config.search.warm_start
+    path = root / "studies" / name / "records.jsonl"
+    if not path.is_file():
+        found = sorted(p.parent.name for p in root.glob("studies/*/records.jsonl"))
+        raise InputError(
+            f"search.warm_start: there is no study {name!r} in {root}; "
+            + (f"there are: {', '.join(found)}" if found else "there is none at all yet")
+        )
+    trials = [r for r in read_records(path) if r.kind == "trial" and "score" in r.metrics]
+    trials = [r for r in trials if r.status == "done"]
+    points: dict[str, list[StartPoint]] = {}
+    for record in sorted(trials, key=lambda r: (-r.metrics["score"], r.key)):
+        best = points.setdefault(str(record.dataset), [])
+        point = start_point(config, record.setting)
+        if point is not None and point not in best and len(best) < WARM_POINTS:
+            best.append(point)
+    names = [d.name for d in config.datasets]
+    if not any(points.get(dataset) for dataset in names):
+        raise InputError(
+            f"search.warm_start: none of the {len(trials)} finished trials of {name!r} is of "
+            f"{', '.join(names)} and in this study's search.space; widen the space, or leave "
+            "warm_start out"
+        )
+    return {dataset: points.get(dataset, []) for dataset in names}
+
+
+def start_point(config: StudyConfig, setting: Mapping[str, Any]) -> StartPoint | None:
+    """The setting as a start point of this study's search; None where it is not in its space."""
+    assert config.search is not None
+    space = config.search.space
+    controls = space.model_dump(mode="json", include=set(GuidanceControls.model_fields))
+    if any(setting.get(name) != value for name, value in controls.items()):
+        return None
+    names = StartPoint.model_fields
+    try:
+        point = config.placed(StartPoint.model_validate({n: setting.get(n) for n in names}))
+    except ValueError:  # pydantic's too: a measurement that is not known here
+        return None
+    inside = space.strength_of(point.measurement).holds(point.uncertainty_scale)
+    return point if inside and point.measurement in space.measurement else None
+
+
 class Study:
     """One invocation: the resolved study, its plan, and what the storage already holds."""
 
@@ -147,7 +200,9 @@ class Study:
         self.fingerprints = {
             d.name: fingerprint(d, self.config.data_dir) for d in self.config.datasets
         }
-        self.plan: Plan = make_plan(self.config, self.fingerprints)
+        self.plan: Plan = make_plan(
+            self.config, self.fingerprints, warm_points(self.config, self.store.root)
+        )
 
     # --- what is there ------------------------------------------------------------------
 
@@ -562,6 +617,8 @@ def _trial(search: Record, row: dict[str, Any]) -> Record:
     if "score" in row:
         metrics = {"score": row["score"]}
         metrics |= {f"score_{network}": value for network, value in row["per_network"].items()}
+        if "cost" in row:
+            metrics |= {"cost": row["cost"], "on_pareto_front": float(row["front"])}
     return dataclasses.replace(
         search,
         key=content_key(["trial", search.key, row["number"]]),

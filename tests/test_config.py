@@ -85,6 +85,61 @@ def refusal(write_study: Any, study: dict[str, Any], *overrides: str) -> str:
             {"search": {"space": {"uncertainty_scale": {"low": 2, "high": 1}}}},
             ["'low' must be below 'high'; got 2.0 and 1.0"],
         ),
+        (
+            {
+                "search": {
+                    "space": {
+                        "measurement": ["entropy"],
+                        "per_measurement": {"energy": {"uncertainty_scale": {"low": 1, "high": 2}}},
+                    }
+                }
+            },
+            ["'per_measurement' names 'energy', which is not searched", "['entropy']"],
+        ),
+        (
+            {"search": {"pruner": "asha", "networks": ["alexnet"]}},
+            ["pruner 'asha' stops a trial between its proxy networks", "set pruner to none"],
+        ),
+        (
+            {
+                "search": {
+                    "pruner": "median",
+                    "objective": "accuracy_and_cost",
+                    "networks": ["alexnet", "resnet18"],
+                }
+            },
+            ["pruner 'median' compares one score", "there are two: set pruner to none"],
+        ),
+        (
+            {"search": {"sampler": "nsga3"}},
+            ["unknown value 'nsga3' in search.sampler", "did you mean 'nsga2'"],
+        ),
+        (
+            {"search": {"start": [{"measurement": "energy", "uncertainty_scale": 0.1}]}},
+            ["start[0]: measurement 'energy' is not in space.measurement"],
+        ),
+        (
+            {"search": {"start": [{"measurement": "entropy", "uncertainty_scale": 9}]}},
+            ["start[0]: uncertainty_scale 9 is outside the space's 0.02 to 0.5 for 'entropy'"],
+        ),
+        (
+            {
+                "search": {
+                    "start": [{"measurement": "entropy", "uncertainty_scale": 0.1}],
+                    "space": {"guidance_scale": [1, 2]},
+                }
+            },
+            ["search.start[0]", "must name one of the stage-1 candidates (here 1 and 0, 2 and 0)"],
+        ),
+        (
+            {
+                "search": {
+                    "trials": 1,
+                    "start": 2 * [{"measurement": "entropy", "uncertainty_scale": 0.1}],
+                }
+            },
+            ["'start' has 2 points, but there are only 1 trials"],
+        ),
     ],
 )
 def test_a_mistake_names_place_value_and_way_out(

@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "plan": {"config", "seeding"},
     "price": {"config", "plan", "store"},
     "plan_view": {"config", "jobs", "plan", "price", "records", "store", "timeline"},
+    "proposals": {"config", "plan", "seeding"},
     "jobs": {
         "config",
         "data",
@@ -60,14 +61,18 @@ ALLOWED: dict[str, set[str]] = {
         "training",
     },
     "training": {"config", "diffusion", "jobs", "plan", "records", "store"},
-    "search": {"config", "data", "jobs", "plan", "seeding", "store"},
+    "search": {"config", "data", "jobs", "plan", "proposals", "store"},
     "tracking": {"records"},
     "tables": {"records", "stats"},
     "figures": {"records", "stats", "tables"},
     "report": {"records", "stats", "tables", "figures"},
 }
 # library -> the only parts that may import it, anywhere in a file
-ONLY = {"ray": {"engine", "training", "search"}, "mlflow": {"tracking"}, "optuna": {"search"}}
+ONLY = {
+    "ray": {"engine", "training", "search"},
+    "mlflow": {"tracking"},
+    "optuna": {"proposals", "search"},
+}
 WITHOUT_TORCH = {
     *LEAVES,
     "agenda",

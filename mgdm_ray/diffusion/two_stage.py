@@ -117,7 +117,7 @@ def encode(
     indices = range(len(images)) if indices is None else indices
     denoiser, shape = _prepared(denoiser, config, device), tuple(images.shape[1:])
     size = batch_size_for(config, shape, denoiser, None, Execution(device=device))
-    pairs = _depth(config, schedule)
+    pairs = _depth(config, schedule.num_train_timesteps)
     above = _level_above(pairs, config, schedule)
 
     def one_batch(rows: slice) -> Tensor:
@@ -174,7 +174,7 @@ def decode(
         setting = faults.setting(setting, null_label(denoiser))
     shape = tuple(latents.shape[1:])
     size = batch_size_for(config, shape, denoiser, guide, Execution(device=device))
-    pairs = _depth(config, schedule)
+    pairs = _depth(config, schedule.num_train_timesteps)
 
     def one_batch(rows: slice) -> Tensor:
         y = labels[rows].to(device)
@@ -201,10 +201,33 @@ def decode(
     return _in_batches(one_batch, labels, indices, size, shape, on_batch)
 
 
-def _depth(config: SamplingConfig, schedule: NoiseSchedule) -> list[Pair]:
+def forwards_per_image(
+    config: SamplingConfig, setting: GuidanceSetting, num_train_timesteps: int = 1000
+) -> int:
+    """Forwards of denoiser and guide together that one image takes from noise to decoded.
+
+    N (f(g) + [s != 0]) + n (1 + i) + n f(g') + m: N steps of generate, n of encode and of decode
+    (fewer with ``strength``), m of these within the setting's interval; i is
+    ``inversion_iterations``, and f, classifier-free guidance, 1 for a scale of 0 or 1, else 2.
+    The guide's backward passes are not counted.
+    """
+    steps = len(timestep_pairs(num_train_timesteps, config.num_inference_steps))
+    levels = _depth(config, num_train_timesteps)
+    first, last = setting.interval
+    measured = sum(first <= t <= last for t, _ in levels) if setting.uncertainty_scale else 0
+    generated = steps * (_per_step(config.guidance_scale) + (config.classifier_scale != 0))
+    encoded = len(levels) * (1 + config.inversion_iterations)
+    return generated + encoded + len(levels) * _per_step(setting.decode_guidance_scale) + measured
+
+
+def _per_step(guidance_scale: float) -> int:
+    return 1 if guidance_scale in (0, 1) else 2
+
+
+def _depth(config: SamplingConfig, num_train_timesteps: int) -> list[Pair]:
     """The part of the grid that encode climbs and decode descends: up to ``strength`` T."""
-    highest = config.strength * (schedule.num_train_timesteps - 1)
-    pairs = timestep_pairs(schedule.num_train_timesteps, config.num_inference_steps)
+    highest = config.strength * (num_train_timesteps - 1)
+    pairs = timestep_pairs(num_train_timesteps, config.num_inference_steps)
     return [(t, t_prev) for t, t_prev in pairs if t <= highest]
 
 

@@ -67,7 +67,7 @@ class Context:
 
     storage: str
     study_folder: str
-    """Where this study's own files go: the search journal."""
+    """Where this study's own files go: the searches' databases."""
     datasets: dict[str, DatasetConfig]
     data_dir: str | None = None
     sampling_batch: int | Literal["auto"] = "auto"

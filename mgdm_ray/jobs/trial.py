@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mgdm_ray.config import DownstreamConfig, GuidanceSetting
+from mgdm_ray.config import DownstreamConfig, GuidanceSetting, SamplingConfig
 from mgdm_ray.data.load import to_tensor
 from mgdm_ray.data.mix import training_set
+from mgdm_ray.diffusion.two_stage import forwards_per_image
 from mgdm_ray.downstream.fit import fit
 from mgdm_ray.downstream.metrics import score
 from mgdm_ray.downstream.zoo import build_network
@@ -35,9 +36,7 @@ class TrialScorer:
     def decode(self, setting: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         candidates = [tuple(c) for c in self.job.inputs["stage_one"]]
         index = candidates.index((setting["guidance_scale"], setting["classifier_scale"]))
-        guidance = GuidanceSetting.model_validate(
-            {name: setting[name] for name in GuidanceSetting.model_fields}
-        )
+        guidance = _guidance(setting)
         key = self.job.needs[f"latents/{index}"]
         count = count_images(self.context, "encode", key)
         # Classes are evenly mixed: a beginning has the shares of the whole.
@@ -45,10 +44,23 @@ class TrialScorer:
         images, labels = decoder(self.job, self.context, count, key, guidance)(range(count))
         return images, torch.from_numpy(labels)
 
-    def score(self, network: str, added: tuple[torch.Tensor, torch.Tensor]) -> float:
-        """Validation balanced accuracy of ``network`` trained on real plus added images."""
+    def cost(self, setting: Mapping[str, Any]) -> float:
+        """Forwards of denoiser and guide that an image of this setting takes, stage 1 included."""
+        fields = SamplingConfig.model_fields
+        given = {name: value for name, value in self.job.inputs.items() if name in fields}
+        scales = {name: setting[name] for name in ("guidance_scale", "classifier_scale")}
+        config = SamplingConfig.model_validate({**given, **scales})
+        return float(forwards_per_image(config, _guidance(setting)))
+
+    def score(
+        self, network: str, added: tuple[torch.Tensor, torch.Tensor], repeat: int = 0
+    ) -> float:
+        """Validation balanced accuracy of ``network`` trained on real plus added images.
+
+        ``repeat`` is the seed of its weights and batches, the same for every setting.
+        """
         images, labels = training_set(self.train, added)
-        seed = ("search", self.job.inputs["seed"], network)
+        seed = ("search", self.job.inputs["seed"], network, repeat)
         model = build_network(
             network, self.info.num_classes, self.info.channels, images.shape[-1], *seed
         )
@@ -65,3 +77,9 @@ class TrialScorer:
         )
         metrics = score(result.probabilities["val"], self.val.labels, self.info.task)
         return metrics["balanced_accuracy"]
+
+
+def _guidance(setting: Mapping[str, Any]) -> GuidanceSetting:
+    return GuidanceSetting.model_validate(
+        {name: setting[name] for name in GuidanceSetting.model_fields}
+    )

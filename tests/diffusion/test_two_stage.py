@@ -11,7 +11,13 @@ from torch import nn
 
 from mgdm_ray.config import GuidanceSetting, SamplingConfig, UNetConfig
 from mgdm_ray.diffusion.schedule import make_schedule, timestep_pairs
-from mgdm_ray.diffusion.two_stage import NonFiniteSample, decode, encode, generate
+from mgdm_ray.diffusion.two_stage import (
+    NonFiniteSample,
+    decode,
+    encode,
+    forwards_per_image,
+    generate,
+)
 from mgdm_ray.diffusion.unet import build_denoiser, build_guide
 from tests.diffusion.conftest import give_every_weight_influence
 
@@ -297,3 +303,33 @@ def test_every_image_of_a_batch_may_have_its_own_strength(networks, gradient):
         alone = run([0, 1, 2], chosen.model_copy(update={"uncertainty_scale": gamma}))
         torch.testing.assert_close(together[3 * index : 3 * index + 3], alone, rtol=1e-3, atol=1e-3)
     assert float((together[:3] - together[-3:]).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("config", "setting"),
+    [
+        ({}, {}),
+        ({"guidance_scale": 1.0, "classifier_scale": 0.0}, {"uncertainty_scale": 0.0}),
+        ({"guidance_scale": 0.0, "inversion_iterations": 2}, {"interval": (200, 999)}),
+        ({"guidance_scale": 3.0, "strength": 0.7}, {"decode_guidance_scale": 2.0}),
+        ({"num_inference_steps": 9}, {"gradient": "raw", "label_scale": 0.5}),
+    ],
+)
+def test_forwards_are_as_many_as_are_counted(networks, config, setting):
+    """Catches a price of a setting that is not what it costs: a search would trade against it."""
+    config = CONFIG.model_copy(update={"guidance_scale": 2.0, **config})
+    setting = GuidanceSetting(**setting)
+    rows = 0
+
+    def count(_network, inputs):
+        nonlocal rows
+        rows += len(inputs[0])
+
+    hooks = [network.register_forward_pre_hook(count) for network in networks]
+    labels, denoiser, guide = LABELS[:2], *networks
+    images = make(networks, labels, range(2), config)
+    latents = encode(denoiser, images, labels, config, **COMMON)
+    decode(denoiser, guide, latents, labels, range(2), setting, config, **COMMON)
+    for hook in hooks:
+        hook.remove()
+    assert rows == 2 * forwards_per_image(config, setting)
