@@ -32,6 +32,7 @@ from mgdm_ray.config import ResourcesConfig
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.jobs.base import Context, JobError, Outcome, reason_of, silent
 from mgdm_ray.proposals import PRUNERS, fixed_points, propose, setting_of, should_prune, space
+from mgdm_ray.records import WORKER_DIED
 
 if TYPE_CHECKING:
     from mgdm_ray.plan import Job
@@ -40,8 +41,6 @@ METRIC, COST = "score", "cost"
 OUTCOME = "outcome"
 """The user attribute of an Optuna trial that holds what its record needs."""
 STATUSES = {TrialState.COMPLETE: "done", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
-WORKER_DIED = "its worker died"
-"""How the reason begins where no setting is to blame: the search goes on at the next start."""
 
 
 class Scorer(Protocol):

@@ -61,7 +61,7 @@ ALLOWED: dict[str, set[str]] = {
         "training",
     },
     "training": {"config", "diffusion", "jobs", "plan", "records", "store"},
-    "search": {"config", "data", "jobs", "plan", "proposals", "store"},
+    "search": {"config", "data", "jobs", "plan", "proposals", "records", "store"},
     "tracking": {"records"},
     "tables": {"records", "stats"},
     "figures": {"records", "stats", "tables"},
