@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
+import time
 from pathlib import Path
 
 QUIET = {
@@ -29,6 +30,26 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+class Busy:
+    """How busy this machine's cores are from now on, whoever uses them."""
+
+    def __init__(self) -> None:
+        import psutil
+
+        self._times = psutil.cpu_times
+        self._before = psutil.cpu_times()
+        self._started = time.monotonic()
+
+    def __str__(self) -> str:
+        """``2.8 min, cores busy 87 %``."""
+        after = self._times()
+        spent = [now - then for now, then in zip(after, self._before, strict=True)]
+        names = list(after._fields)
+        idle = sum(spent[names.index(name)] for name in ("idle", "iowait") if name in names)
+        share = 1 - idle / sum(spent) if sum(spent) > 0 else 0.0
+        return f"{(time.monotonic() - self._started) / 60:.1f} min, cores busy {share:.0%}"
 
 
 def gpus() -> int:

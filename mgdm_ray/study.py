@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import hashlib
 import importlib
 import json
 import os
@@ -16,26 +14,24 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mgdm_ray import plan_view
 from mgdm_ray.claims import Claims
-from mgdm_ray.config import GuidanceControls, InputError, StartPoint, StudyConfig, load_study
+from mgdm_ray.closing import Closing
+from mgdm_ray.config import InputError, StudyConfig, load_study
 from mgdm_ray.environment import StartError, StudyStopped, cores, gpus
 from mgdm_ray.plan import Job, Plan, make_plan
 from mgdm_ray.plan_view import Outlook
 from mgdm_ray.price import manifests_in, read_probes
-from mgdm_ray.records import Record, append_record, read_records, write_records
-from mgdm_ray.seeding import content_key
+from mgdm_ray.records import Record, append_record, read_records
 from mgdm_ray.store import Store, no_space
+from mgdm_ray.warm_start import warm_points
 
 if TYPE_CHECKING:
     from mgdm_ray.jobs.base import Context
-    from mgdm_ray.tracking import Tracker
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
-CLOSED_FILE = "closed"
-"""Holds the state of the study at its last complete end."""
 DETERMINISTIC_BATCH = 64
 """Images per forward while sampling in deterministic mode, where none is given."""
 
@@ -125,59 +121,6 @@ def _stop_if_interrupted() -> None:
 
 def _command_line(argv: Sequence[str] | None) -> str:
     return shlex.join(["python", "-m", "mgdm_ray.study", *(sys.argv[1:] if argv is None else argv)])
-
-
-WARM_POINTS = 3
-"""How many settings of an earlier search a dataset's new one tries first."""
-
-
-def warm_points(config: StudyConfig, root: Path) -> dict[str, list[StartPoint]]:
-    """What ``search.warm_start`` stands for: per dataset, the best settings in the space.
-
-    Raises InputError where there is no such study, or nothing in it that could be tried.
-    """
-    if config.search is None or config.search.warm_start is None:
-        return {}
-    name = config.search.warm_start
-    path = root / "studies" / name / "records.jsonl"
-    if not path.is_file():
-        found = sorted(p.parent.name for p in root.glob("studies/*/records.jsonl"))
-        raise InputError(
-            f"search.warm_start: there is no study {name!r} in {root}; "
-            + (f"there are: {', '.join(found)}" if found else "there is none at all yet")
-        )
-    trials = [r for r in read_records(path) if r.kind == "trial" and "score" in r.metrics]
-    trials = [r for r in trials if r.status == "done"]
-    points: dict[str, list[StartPoint]] = {}
-    for record in sorted(trials, key=lambda r: (-r.metrics["score"], r.key)):
-        best = points.setdefault(str(record.dataset), [])
-        point = start_point(config, record.setting)
-        if point is not None and point not in best and len(best) < WARM_POINTS:
-            best.append(point)
-    names = [d.name for d in config.datasets]
-    if not any(points.get(dataset) for dataset in names):
-        raise InputError(
-            f"search.warm_start: none of the {len(trials)} finished trials of {name!r} is of "
-            f"{', '.join(names)} and in this study's search.space; widen the space, or leave "
-            "warm_start out"
-        )
-    return {dataset: points.get(dataset, []) for dataset in names}
-
-
-def start_point(config: StudyConfig, setting: Mapping[str, Any]) -> StartPoint | None:
-    """The setting as a start point of this study's search; None where it is not in its space."""
-    assert config.search is not None
-    space = config.search.space
-    controls = space.model_dump(mode="json", include=set(GuidanceControls.model_fields))
-    if any(setting.get(name) != value for name, value in controls.items()):
-        return None
-    names = StartPoint.model_fields
-    try:
-        point = config.placed(StartPoint.model_validate({n: setting.get(n) for n in names}))
-    except ValueError:  # pydantic's too: a measurement that is not known here
-        return None
-    inside = space.strength_of(point.measurement).holds(point.uncertainty_scale)
-    return point if inside and point.measurement in space.measurement else None
 
 
 class Study:
@@ -278,7 +221,12 @@ class Study:
             raise InputError(f"--report-only: {self.store.root} holds nothing of this study")
         if not self.leads():
             raise StartError(f"{self.folder} is in use by {self.leader()}: wait for it")
-        return self.close(known, time.monotonic())
+        closing = self.closing()
+        closing.close(known, 0.0, anew=True)
+        # Jobs that have not run yet are no failure here.
+        failed = any(record.status == "failed" for record in known.values())
+        closing.summary(known)
+        return FAILED if failed else DONE
 
     def outlook(self) -> Outlook:
         """The plan, what the storage holds, and this machine."""
@@ -343,7 +291,13 @@ class Study:
             print(f"nothing left to do here; {self.leader()} writes the report", flush=True)
             while not self.leads():
                 time.sleep(1)
-        return self.close(known, started)
+        closing = self.closing()
+        closing.close(known, time.monotonic() - started)
+        return DONE if closing.summary(known) else FAILED
+
+    def closing(self) -> Closing:
+        command = _command_line(None)
+        return Closing(self.config, self.plan, self.store, self.fingerprints, command, self.started)
 
     def leads(self) -> bool:
         """Whether this driver writes the study's records, MLflow and report.
@@ -379,11 +333,12 @@ class Study:
         from mgdm_ray.progress import Display
         from mgdm_ray.tracking import Mirror
 
-        path = self.folder / "records.jsonl"
+        busy = environment.Busy()
+        closing, path = self.closing(), self.folder / "records.jsonl"
         resources, leads = self.config.resources, self.leads()
         with (
             engine.cluster(self.arguments.address),
-            Mirror(self.connect_mlflow if leads else None) as mirror,
+            Mirror(closing.connect_mlflow if leads else None) as mirror,
             Display(len(self.plan.jobs), len(self.plan.jobs) - len(todo), Console()) as display,
         ):
             _catch_signals()  # ray.init has put its own handlers there
@@ -397,9 +352,9 @@ class Study:
                 known[job.key] = record
                 note = record.reason if record.status != "done" else _headline(record)
                 display.job_ended(job.label, record.status, record.seconds, note)
-                for row in self.with_trials(record) if leads else ():
+                for row in closing.with_trials(record) if leads else ():
                     append_record(path, row)
-                    mirror.log(row, self.artefact(row))
+                    mirror.log(row, closing.artefact(row))
 
             engine.run_plan(
                 todo,
@@ -411,6 +366,8 @@ class Study:
                 on_live,
                 fail_fast=self.arguments.fail_fast,
             )
+            if self.arguments.address is None:
+                display.say(f"computed in {busy}")
 
     def trials_at_once(self) -> int:
         if self.config.deterministic:
@@ -448,187 +405,12 @@ class Study:
             },
         )
 
-    def connect_mlflow(self) -> Tracker:
-        """A new connection to MLflow; takes seconds."""
-        from mgdm_ray.tracking import Tracker
-
-        return Tracker(
-            self.tracking_uri(),
-            str(self.store.root / "mlflow-artifacts"),
-            self.config.tracking.experiment,
-            self.config.name,
-            # A changed study gets a parent run of its own, so that old cells do not mix with new.
-            content_key(["study", self.config.name, self.plan.key]),
-            datasets={
-                d.name: {
-                    "digest": self.fingerprints[d.name][:36],
-                    "source": d.path or d.name,
-                    **d.model_dump(mode="json", exclude={"name", "path"}),
-                }
-                for d in self.config.datasets
-            },
-        )
-
-    def artefact(self, record: Record) -> Path | None:
-        if record.kind == "trial" or not self.store.is_done(record.kind, record.key):
-            return None
-        return self.store.folder(record.kind, record.key)
-
-    def with_trials(self, record: Record) -> list[Record]:
-        """A search's record together with one record per trial."""
-        if record.kind != "search" or record.status != "done":
-            return [record]
-        rows = json.loads((self.store.folder("search", record.key) / "trials.json").read_text())
-        return [record, *(_trial(record, row) for row in rows)]
-
-    # --- the end ------------------------------------------------------------------------
-
-    def close(self, known: dict[str, Record], started: float) -> int:
-        """Bring records.jsonl, MLflow and report up to date with ``known``; say what came out."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        records = [row for record in known.values() for row in self.with_trials(record)]
-        write_records(self.folder / "records.jsonl", records)
-        if self.is_closed() and not self.arguments.report_only:
-            return self.summary(records)
-        if len(records) > 500:
-            print(f"writing {len(records)} records to MLflow, and the report", flush=True)
-        tracker = self.connect_mlflow()
-        for record in records:
-            tracker.log(record, self.artefact(record))
-        report = self.report(records, started)
-        resolved = self.folder / "study.resolved.yaml"
-        tracker.finish(records, report, resolved.read_text() if resolved.exists() else "")
-        if tracker.active:  # else the next run tries again
-            (self.folder / CLOSED_FILE).write_text(self.state(), encoding="utf-8")
-        return self.summary(records)
-
-    def state(self) -> str:
-        """A hash of all that the report and MLflow are made from."""
-        from mgdm_ray.provenance import git_commit, versions
-
-        records = (self.folder / "records.jsonl").read_bytes()
-        digest = hashlib.sha256(records).hexdigest()
-        config = self.config.model_dump(mode="json")
-        return content_key([digest, config, self.fingerprints, versions(), git_commit() or ""])
-
-    def is_closed(self) -> bool:
-        """Whether report and MLflow already say what the records say."""
-        path = self.folder / CLOSED_FILE
-        page = self.folder / "report.html"
-        return page.is_file() and path.is_file() and path.read_text() == self.state()
-
-    def report(self, records: list[Record], started: float) -> Path:
-        import yaml
-
-        from mgdm_ray.data.info import dataset_info
-        from mgdm_ray.provenance import git_commit, versions
-        from mgdm_ray.report import ReportContext, write_report
-
-        contrast = "does adding them beat adding copies of real images"
-        context = ReportContext(
-            study_name=self.config.name,
-            question=f"Do synthetic images make these classifiers better, and {contrast}?",
-            config_yaml=yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False),
-            command=_command_line(None),
-            started=self.started,
-            seconds=time.monotonic() - started,
-            versions=versions(),
-            git_commit=git_commit(),
-            storage=str(self.store.root),
-            mlflow_command=self.mlflow_command(),
-            artefact=self.artefact,
-            datasets=[dataset_info(d, self.config.data_dir) for d in self.config.datasets],
-            findings=self.findings(),
-            expected_cells=[
-                (job.dataset, str(job.network), str(job.arm), int(job.seed or 0))
-                for job in self.plan.cells()
-            ],
-            plan_counts=self.plan.counts(),
-        )
-        return write_report(self.folder, records, context)
-
-    def findings(self) -> dict[str, list[str]]:
-        """What is wrong with the splits of each dataset. Opens test data: for the report only."""
-        from mgdm_ray.data.checks import check_splits
-        from mgdm_ray.data.load import SPLITS, load_split
-
-        return {
-            dataset.name: [
-                finding.message
-                for finding in check_splits(
-                    {s: load_split(dataset, s, self.config.data_dir) for s in SPLITS}
-                )
-                if finding.serious
-            ]
-            for dataset in self.config.datasets
-        }
-
-    def mlflow_command(self) -> str:
-        from mgdm_ray.tracking import ui_command
-
-        return ui_command(self.tracking_uri())
-
-    def tracking_uri(self) -> str:
-        return self.config.tracking.uri or f"sqlite:///{self.store.root}/mlflow.db"
-
-    def summary(self, records: list[Record]) -> int:
-        from mgdm_ray.jobs.base import log_path
-        from mgdm_ray.report import result_table
-
-        print("\nbalanced accuracy on the test split, mean and sd over networks and seeds\n")
-        print(result_table(records))
-        for record in records:
-            share = record.metrics.get("share_of_t_at_chance", 0.0)
-            if record.kind == "fit_guide" and share > 0.5:
-                print(
-                    f"\nwarning: the guide of {record.dataset} is no better than chance at "
-                    f"{share:.0%} of the noise levels: guidance hardly knows the classes there; "
-                    "train it longer (guide.steps), or on more images"
-                )
-        print(f"\nreport:  {self.folder / 'report.html'}")
-        print(f"compare: {self.mlflow_command()}")
-        bad = [r for r in records if r.status == "failed" and r.kind != "trial"]
-        missing = len(self.plan.jobs) - sum(r.key in self.plan.jobs for r in records)
-        if missing:
-            print(f"{missing} of {len(self.plan.jobs)} jobs have not run")
-        if not bad:
-            return DONE if not missing or self.arguments.report_only else FAILED
-        lasting = [r for r in bad if not r.is_transient]
-        again = "the same command tries again"
-        if lasting:
-            again = "run again with --retry-failed once the cause is mended"
-        print(f"\n{len(bad)} jobs failed; {again}:")
-        for record in [r for r in bad if not r.reason.startswith("needs ")][:20]:
-            job = self.plan.jobs[record.key]
-            print(f"  {job.label}: {record.reason}\n    log: {log_path(self.store, job)}")
-        return FAILED
-
 
 def _headline(record: Record) -> str:
     for name in ("balanced_accuracy", "best_score", "balanced_accuracy_over_t", "loss"):
         if name in record.metrics:
             return f"{name.replace('_', ' ')} {record.metrics[name]:.3f}"
     return ""
-
-
-def _trial(search: Record, row: dict[str, Any]) -> Record:
-    """The record of one trial of a search, from a row of its trials.json."""
-    metrics: dict[str, float] = {}
-    if "score" in row:
-        metrics = {"score": row["score"]}
-        metrics |= {f"score_{network}": value for network, value in row["per_network"].items()}
-        if "cost" in row:
-            metrics |= {"cost": row["cost"], "on_pareto_front": float(row["front"])}
-    return dataclasses.replace(
-        search,
-        key=content_key(["trial", search.key, row["number"]]),
-        kind="trial",
-        status=row["status"],
-        reason=row["reason"],
-        setting=row["setting"],
-        metrics=metrics,
-        seconds=row["seconds"],
-    )
 
 
 if __name__ == "__main__":

@@ -47,6 +47,19 @@ ALLOWED: dict[str, set[str]] = {
         "store",
     },
     "agenda": {"jobs", "plan", "records"},
+    "warm_start": {"config", "records"},
+    "closing": {
+        "config",
+        "data",
+        "jobs",
+        "plan",
+        "provenance",
+        "records",
+        "report",
+        "seeding",
+        "store",
+        "tracking",
+    },
     "engine": {
         "agenda",
         "claims",
@@ -77,6 +90,7 @@ WITHOUT_TORCH = {
     *LEAVES,
     "agenda",
     "claims",
+    "closing",
     "plan",
     "plan_view",
     "price",
@@ -87,6 +101,7 @@ WITHOUT_TORCH = {
     "figures",
     "tracking",
     "study",
+    "warm_start",
 } - {"seeding"}
 
 

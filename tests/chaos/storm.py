@@ -171,7 +171,7 @@ class Storm:
             codes = []
             while True:
                 driver = self.start(storage, options)
-                if self.done.total() < self.kills and self.random.random() < 0.8:
+                while driver.poll() is None and self.done.total() < self.kills:
                     self.disturb(driver, server, storage.name)
                 codes.append(driver.wait(timeout=PATIENCE_S * 2))
                 if codes[-1] == 0:
@@ -195,14 +195,13 @@ class Storm:
         self, driver: subprocess.Popen[bytes], server: MlflowServer | None, where: str
     ) -> None:
         """Wait for a random phase, then a little, and kill something of it."""
-        phase = self.random.choice([*PHASES, "any"])
+        phase = self.random.choice([*PHASES, "any", "any"])
         targets = [f"driver {name}" for name in DRIVER_SIGNALS]
         targets += [phase] * 3 if phase != "any" else []
         targets += ["mlflow server"] * 2 if server else []
         target = self.random.choice(targets)
-        if phase == "any":
-            self.sleep(driver, self.random.uniform(0, 40))
-        else:
+        self.sleep(driver, self.random.uniform(0, 20))
+        if phase != "any":
             self.wait_for(driver, PHASES[phase])
             self.sleep(driver, self.random.expovariate(1 / 0.7))
         if driver.poll() is not None:

@@ -1,0 +1,219 @@
+"""The end of a study: its records, MLflow and report brought up to date, and what is said of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mgdm_ray.config import StudyConfig
+from mgdm_ray.plan import Plan
+from mgdm_ray.records import Record, write_records
+from mgdm_ray.seeding import content_key
+from mgdm_ray.store import Store
+
+if TYPE_CHECKING:
+    from mgdm_ray.tracking import Tracker
+
+CLOSED_FILE = "closed"
+"""Holds the state of the study at its last complete end."""
+MANY = 500
+"""Records from which writing them takes so long that it is said."""
+
+
+@dataclass(frozen=True)
+class Closing:
+    """What the end of a study is made from."""
+
+    config: StudyConfig
+    plan: Plan
+    store: Store
+    fingerprints: dict[str, str]
+    """Of the datasets' content, by name."""
+    command: str
+    started: str
+    """When this invocation began, for people."""
+
+    @property
+    def folder(self) -> Path:
+        return self.store.root / "studies" / self.config.name
+
+    def connect_mlflow(self) -> Tracker:
+        """A new connection to MLflow; takes seconds."""
+        from mgdm_ray.tracking import Tracker
+
+        return Tracker(
+            self.tracking_uri(),
+            str(self.store.root / "mlflow-artifacts"),
+            self.config.tracking.experiment,
+            self.config.name,
+            # A changed study gets a parent run of its own, so that old cells do not mix with new.
+            content_key(["study", self.config.name, self.plan.key]),
+            datasets={
+                d.name: {
+                    "digest": self.fingerprints[d.name][:36],
+                    "source": d.path or d.name,
+                    **d.model_dump(mode="json", exclude={"name", "path"}),
+                }
+                for d in self.config.datasets
+            },
+        )
+
+    def artefact(self, record: Record) -> Path | None:
+        if record.kind == "trial" or not self.store.is_done(record.kind, record.key):
+            return None
+        return self.store.folder(record.kind, record.key)
+
+    def with_trials(self, record: Record) -> list[Record]:
+        """A search's record together with one record per trial."""
+        if record.kind != "search" or record.status != "done":
+            return [record]
+        rows = json.loads((self.store.folder("search", record.key) / "trials.json").read_text())
+        return [record, *(_trial(record, row) for row in rows)]
+
+    def close(self, known: dict[str, Record], seconds: float, *, anew: bool = False) -> None:
+        """Bring records.jsonl, MLflow and report up to date with ``known``.
+
+        ``seconds`` is how long this invocation took so far. Nothing is written again where the
+        records are what they were, unless ``anew``.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        records = [row for record in known.values() for row in self.with_trials(record)]
+        write_records(self.folder / "records.jsonl", records)
+        if self.is_closed() and not anew:
+            return
+        if len(records) > MANY:
+            print(f"writing {len(records)} records to MLflow, and the report", flush=True)
+        tracker = self.connect_mlflow()
+        for record in records:
+            tracker.log(record, self.artefact(record))
+        report = self.report(records, seconds)
+        resolved = self.folder / "study.resolved.yaml"
+        tracker.finish(records, report, resolved.read_text() if resolved.exists() else "")
+        if tracker.active:  # else the next run tries again
+            (self.folder / CLOSED_FILE).write_text(self.state(), encoding="utf-8")
+
+    def state(self) -> str:
+        """A hash of all that the report and MLflow are made from."""
+        from mgdm_ray.provenance import git_commit, versions
+
+        records = (self.folder / "records.jsonl").read_bytes()
+        digest = hashlib.sha256(records).hexdigest()
+        config = self.config.model_dump(mode="json")
+        return content_key([digest, config, self.fingerprints, versions(), git_commit() or ""])
+
+    def is_closed(self) -> bool:
+        """Whether report and MLflow already say what the records say."""
+        path = self.folder / CLOSED_FILE
+        page = self.folder / "report.html"
+        return page.is_file() and path.is_file() and path.read_text() == self.state()
+
+    def report(self, records: list[Record], seconds: float) -> Path:
+        import yaml
+
+        from mgdm_ray.data.info import dataset_info
+        from mgdm_ray.provenance import git_commit, versions
+        from mgdm_ray.report import ReportContext, write_report
+
+        contrast = "does adding them beat adding copies of real images"
+        context = ReportContext(
+            study_name=self.config.name,
+            question=f"Do synthetic images make these classifiers better, and {contrast}?",
+            config_yaml=yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False),
+            command=self.command,
+            started=self.started,
+            seconds=seconds,
+            versions=versions(),
+            git_commit=git_commit(),
+            storage=str(self.store.root),
+            mlflow_command=self.mlflow_command(),
+            artefact=self.artefact,
+            datasets=[dataset_info(d, self.config.data_dir) for d in self.config.datasets],
+            findings=self.findings(),
+            expected_cells=[
+                (job.dataset, str(job.network), str(job.arm), int(job.seed or 0))
+                for job in self.plan.cells()
+            ],
+            plan_counts=self.plan.counts(),
+        )
+        return write_report(self.folder, records, context)
+
+    def findings(self) -> dict[str, list[str]]:
+        """What is wrong with the splits of each dataset. Opens test data: for the report only."""
+        from mgdm_ray.data.checks import check_splits
+        from mgdm_ray.data.load import SPLITS, load_split
+
+        return {
+            dataset.name: [
+                finding.message
+                for finding in check_splits(
+                    {s: load_split(dataset, s, self.config.data_dir) for s in SPLITS}
+                )
+                if finding.serious
+            ]
+            for dataset in self.config.datasets
+        }
+
+    def mlflow_command(self) -> str:
+        from mgdm_ray.tracking import ui_command
+
+        return ui_command(self.tracking_uri())
+
+    def tracking_uri(self) -> str:
+        return self.config.tracking.uri or f"sqlite:///{self.store.root}/mlflow.db"
+
+    def summary(self, known: dict[str, Record]) -> bool:
+        """Print what came out; False where a job failed or has not run."""
+        from mgdm_ray.jobs.base import log_path
+        from mgdm_ray.report import result_table
+
+        records = list(known.values())
+        print("\nbalanced accuracy on the test split, mean and sd over networks and seeds\n")
+        print(result_table(records))
+        for record in records:
+            share = record.metrics.get("share_of_t_at_chance", 0.0)
+            if record.kind == "fit_guide" and share > 0.5:
+                print(
+                    f"\nwarning: the guide of {record.dataset} is no better than chance at "
+                    f"{share:.0%} of the noise levels: guidance hardly knows the classes there; "
+                    "train it longer (guide.steps), or on more images"
+                )
+        print(f"\nreport:  {self.folder / 'report.html'}")
+        print(f"compare: {self.mlflow_command()}")
+        missing = len(self.plan.jobs) - len(records)
+        if missing:
+            print(f"{missing} of {len(self.plan.jobs)} jobs have not run")
+        bad = [record for record in records if record.status == "failed"]
+        if not bad:
+            return not missing
+        again = "the same command tries again"
+        if any(not record.is_transient for record in bad):
+            again = "run again with --retry-failed once the cause is mended"
+        print(f"\n{len(bad)} jobs failed; {again}:")
+        for record in [r for r in bad if not r.reason.startswith("needs ")][:20]:
+            job = self.plan.jobs[record.key]
+            print(f"  {job.label}: {record.reason}\n    log: {log_path(self.store, job)}")
+        return False
+
+
+def _trial(search: Record, row: dict[str, Any]) -> Record:
+    """The record of one trial of a search, from a row of its trials.json."""
+    metrics: dict[str, float] = {}
+    if "score" in row:
+        metrics = {"score": row["score"]}
+        metrics |= {f"score_{network}": value for network, value in row["per_network"].items()}
+        if "cost" in row:
+            metrics |= {"cost": row["cost"], "on_pareto_front": float(row["front"])}
+    return dataclasses.replace(
+        search,
+        key=content_key(["trial", search.key, row["number"]]),
+        kind="trial",
+        status=row["status"],
+        reason=row["reason"],
+        setting=row["setting"],
+        metrics=metrics,
+        seconds=row["seconds"],
+    )
