@@ -289,7 +289,8 @@ class _Run:
         self.on_record, self.on_live = on_record, on_live
         # It may be on a node that dies: what it shows is not worth more than a new start.
         self.board = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote()
-        self.task = ray.remote(_run_job)
+        # A process that has steered a training or a search keeps their actors alive: it ends.
+        self.steer, self.task = ray.remote(max_calls=1)(_run_job), ray.remote(_run_job)
         self.usual, self.smaller = ray.put(context), ray.put(replace(context, smaller=True))
         self.shared = ray.put(limits), self.board, ray.put(dict(functions))
         self.running: dict[Any, _Attempt] = {}
@@ -385,7 +386,8 @@ class _Run:
             self._submit(job)
 
     def _submit(self, job: Job, *, smaller: bool = False) -> None:
-        ref = self.task.options(
+        task = self.task if group_of(job) == "task" else self.steer
+        ref = task.options(
             **_task_options(job, self.limits.resources),
             max_retries=self.limits.resources.max_retries,
             name=job.label,
