@@ -252,3 +252,19 @@ def test_what_a_dead_trial_was_given_is_kept(empty: Path, tmp_path: Path) -> Non
     again = Ledger(job, 2, RDBStorage(f"sqlite:///{tmp_path / 'one.db'}"))
     assert again.suggest("other") == setting
     assert len(again.trials()) == 1
+
+
+def test_several_trials_that_died_at_once_are_all_taken_on(empty: Path, tmp_path: Path) -> None:
+    """Would catch trials side by side of which a resumed search finishes one, and asks for more
+    than there should be."""
+    job = search_job(trials=5)
+    shutil.copy(empty, tmp_path / "three.db")
+    first = Ledger(job, 2, RDBStorage(f"sqlite:///{tmp_path / 'three.db'}"))
+    settings = [first.suggest(name) for name in ("a", "b", "c")]
+    again = Ledger(job, 2, RDBStorage(f"sqlite:///{tmp_path / 'three.db'}"))
+    assert again.missing == 5
+    play(again, job)
+    rows = again.rows()
+    assert [row["setting"] for row in rows[:3]] == settings
+    assert [row["number"] for row in rows] == [0, 1, 2, 3, 4]
+    assert all(trial.state == TrialState.COMPLETE for trial in again.trials())
