@@ -20,7 +20,7 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler
 from optuna.trial import FrozenTrial, Trial
 
 from mgdm_ray.config import GuidanceControls
-from mgdm_ray.seeding import derive_seed
+from mgdm_ray.seeding import content_key, derive_seed
 
 if TYPE_CHECKING:
     from mgdm_ray.plan import Job
@@ -199,7 +199,10 @@ def propose(
     """
     before = study.get_trials(deepcopy=False)
     number = len(before)
-    seed = derive_seed("search", job.inputs["seed"], number) % 2**32
+    # With the start points: they come from trials of an earlier search, which a search of the same
+    # seed would draw a second time.
+    start = content_key(job.inputs["start"])
+    seed = derive_seed("search", job.inputs["seed"], start, number) % 2**32
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         sampler = SAMPLERS[job.inputs["sampler"]](job, seed)

@@ -79,6 +79,8 @@ class Trial:
     per_network: Mapping[str, float]
     status: str
     seconds: float
+    cost: float = 0.0
+    """Of a search with two objectives."""
 
 
 def cell_id(record: Record) -> CellId:
@@ -242,17 +244,18 @@ def _trial(where: str, row: Mapping[str, Any]) -> Trial:
         per_network=dict(row.get("per_network") or {}),
         status=str(row.get("status", "done")),
         seconds=float(row.get("seconds") or 0.0),
+        cost=float(row.get("cost") or 0.0),
     )
 
 
 def best_trials(found: Iterable[Trial]) -> dict[str, Trial]:
-    """Per search the finished trial with the best score; the first of equals."""
+    """Per search the finished trial with the best score; of equals the cheapest, then the first."""
     best: dict[str, Trial] = {}
     for trial in found:
         if trial.score is None or trial.status not in ("done", "complete"):
             continue
         held = best.get(trial.where)
-        if held is None or trial.score > (held.score or 0.0):
+        if held is None or (trial.score, -trial.cost) > (held.score or 0.0, -held.cost):
             best[trial.where] = trial
     return best
 
