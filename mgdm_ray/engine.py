@@ -402,7 +402,8 @@ class _Run:
         self.starting.pop(job.key, None)
         self.board.clear.remote(job.key)  # here: a worker that died cannot
         if record.reason.startswith(NO_SPACE):
-            raise StudyStopped(record.reason)
+            log_file = base.log_path(self.context.store, job)
+            raise StudyStopped(f"{NO_SPACE}: {job.label} could not write (log: {log_file})")
         if record.reason.startswith(OUT_OF_MEMORY) and job.kind in SHRINKABLE:
             if not attempt.smaller:
                 log.warning("%s: %s; once more with half the images", job.label, record.reason)

@@ -180,7 +180,10 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path) -> None:
         return write_down(job, context, folder)
 
     todo = cells(40)
-    with pytest.raises(StudyStopped, match="no space left on the disk: OSError"):
+    with pytest.raises(
+        StudyStopped,
+        match="no space left on the disk: fit_downstream d net real seed 0 could not write",
+    ):
         run(tmp_path, todo, full)
     before = ran(tmp_path)
     assert before["cell0000"] == 1
