@@ -473,6 +473,30 @@ def test_a_failure_costs_only_what_needs_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_full_disk_says_so_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    """Would catch a traceback, a study of failed jobs, and a result cut short by a full disk: here
+    Ray Train's own checkpoints meet it."""
+    study, storage = tmp_path / "tiny.yaml", tmp_path / "disk"
+    fit = {**TINY, "arms": ["generate"], "networks": ["squeezenet1_1"], "search": None}
+    study.write_text(yaml.safe_dump(fit))
+    storage.mkdir()
+    mount = ["mount", "-t", "tmpfs", "tmpfs", str(storage), "-o"]
+    if subprocess.run([*mount, "size=700k"], capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk is not permitted here")
+    try:
+        full = run(study, storage / "runs")
+        assert full.returncode == 1, full.stdout
+        assert "error: no space left on the disk" in full.stderr
+        assert "the same command goes on" in full.stderr
+        assert "Traceback" not in full.stderr
+        subprocess.run([*mount, "remount,size=300m"], check=True)
+        again = run(study, storage / "runs")
+        assert again.returncode == 0, again.stdout + again.stderr
+    finally:
+        subprocess.run(["umount", str(storage)], check=True)
+
+
+@pytest.mark.slow
 def test_a_worker_that_dies_is_one_failed_cell(tmp_path: Path) -> None:
     """Would catch one dead process taking the study with it, going unnoticed, or being held
     against the cell for good."""
