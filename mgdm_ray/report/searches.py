@@ -221,8 +221,8 @@ def _importance(draft: Draft, searches: Sequence[Record]) -> Html | None:
         "importance",
         figures.importance(shares),
         "Importance of the searched parameters",
-        "Share of the explained variance of the trials' scores that each parameter has by itself "
-        "(fANOVA). Of few trials, or of scores that are mostly noise, it says little.",
+        "Of the variance of scores that single parameters explain, the share of each (fANOVA over "
+        "the finished trials). With few trials, or scores that are mostly noise, it says little.",
     )
     return page.join([plot, note or Html("")])
 
