@@ -134,13 +134,14 @@ def test_a_search_is_confirmed_later(finished: Finished, tmp_path: Path) -> None
     knows of, or that a study without it would have to pay for."""
     again = {**TINY, "name": "confirmed"}
     again["search"] = {**TINY["search"], "confirm": {"settings": 2, "seeds": 2}}
-    study = tmp_path / "confirmed.yaml"
+    study, storage = tmp_path / "confirmed.yaml", tmp_path / "runs"
     study.write_text(yaml.safe_dump(again, sort_keys=False))
-    done = run(study, finished.storage)
+    shutil.copytree(finished.storage / "artifacts", storage / "artifacts")
+    done = run(study, storage)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "17 known, 1 to do" in done.stdout
     assert "done confirm phantom-ultrasound" in done.stdout
-    folder = finished.storage / "studies" / "confirmed"
+    folder = storage / "studies" / "confirmed"
     [record] = [r for r in read_records(folder / "records.jsonl") if r.kind == "confirm"]
     [search] = [r for r in finished.records if r.kind == "search"]
     assert (record.split, record.setting) == ("val", search.setting)
@@ -151,7 +152,7 @@ def test_a_search_is_confirmed_later(finished: Finished, tmp_path: Path) -> None
     assert "3 finished trials are too few, 4 are needed" in page
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{finished.storage}/mlflow.db")
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
     experiment = client.get_experiment_by_name("mgdm-ray")
     assert experiment is not None
     [logged] = client.search_runs([experiment.experiment_id], "tags.kind = 'confirm'")
