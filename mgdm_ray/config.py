@@ -432,6 +432,16 @@ class StartPoint(Frozen):
     """One of ``space.classifier_scale``; needed where there are several."""
 
 
+class ConfirmConfig(Frozen):
+    """Settings that are scored once more after a search, on validation data with fresh seeds."""
+
+    settings: int = Field(6, ge=1, le=1000)
+    """How many: the chosen one, and others evenly spread over the ranks of the finished trials.
+    Fewer than 5 cannot say whether the proxy networks rank for the others."""
+    seeds: int = Field(3, ge=1, le=1000)
+    """Fresh seeds per setting and network."""
+
+
 class SearchConfig(Frozen):
     """Ray Tune + Optuna over guidance settings, scored on validation data only."""
 
@@ -464,6 +474,12 @@ class SearchConfig(Frozen):
     """Optimiser steps of a proxy network; default: ``downstream.steps``."""
     max_concurrent: Positive | None = None
     """Trials at once; default: as many as fit."""
+    seed: int | None = Field(None, ge=0)
+    """Seed of the sampler and of the proxy networks; default: the study's. Another one is another
+    search over the same models, samples and latents."""
+    confirm: ConfirmConfig | None = None
+    """Afterwards, how much too high the best score was, and whether the proxy networks rank
+    settings as the study's other networks do; the report shows both."""
     space: SearchSpace = SearchSpace()
 
     @field_validator("networks")

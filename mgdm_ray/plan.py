@@ -13,6 +13,7 @@ from typing import Any
 
 from mgdm_ray.config import (
     Arm,
+    ConfirmConfig,
     DatasetConfig,
     GuideConfig,
     ReferenceFault,
@@ -30,12 +31,15 @@ VERSIONS = {
     "generate": 1,
     "encode": 2,
     "search": 3,
+    "confirm": 1,
     "decode": 2,
     "fit_downstream": 1,
 }
 KINDS = tuple(VERSIONS)
 FITS = ("fit_denoiser", "fit_guide")
 SAMPLINGS = ("generate", "encode", "decode")
+SCORINGS = ("search", "confirm")
+"""Kinds that score settings: decode under each, train networks, look at validation data."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,19 @@ class Plan:
 
     def cells(self) -> list[Job]:
         return [job for job in self.jobs.values() if job.kind == "fit_downstream"]
+
+
+def search_seed(job: Job) -> int:
+    """Seed of what a search draws itself, as opposed to the images it starts from."""
+    seed: int = job.inputs.get("search_seed", job.inputs["seed"])
+    return seed
+
+
+def fits_per_setting(inputs: Mapping[str, Any]) -> tuple[list[str], int]:
+    """(networks, seeds of each) that a search or a ``confirm`` trains for one setting."""
+    if "proxies" in inputs:
+        return [*inputs["proxies"], *inputs["others"]], inputs["seeds"]
+    return inputs["networks"], inputs.get("repeats", 1)
 
 
 def make_plan(
@@ -215,10 +232,6 @@ class _DatasetPlan:
         search = self.config.search
         if search is None:
             return None
-        proxies = [network] if search.per == "network" else list(search.networks)
-        needs = {"denoiser": self.denoiser(), "guide": self.guide()}
-        for index, candidate in enumerate(self.config.stage_one()):
-            needs[f"latents/{index}"] = self.encode(*candidate)
         inputs = {
             "trials": search.trials,
             "sampler": search.sampler,
@@ -226,12 +239,46 @@ class _DatasetPlan:
             "objective": search.objective,
             "repeats": search.repeats,
             "start": self.start_points(search),
-            "networks": proxies,
-            "images": search.images,
-            "stage_one": [list(c) for c in self.config.stage_one()],
+            "networks": self.proxies(search, network),
             "space": search.space.model_dump(
                 mode="json", exclude={"guidance_scale", "classifier_scale"}
             ),
+            **self.scoring(search),
+        }
+        if search.objective == "accuracy_and_cost":  # only there all of the pipeline counts
+            inputs["inversion_iterations"] = self.config.sampling.inversion_iterations
+        if search.seed is not None:  # without, a search keeps the key it had before there was one
+            inputs["search_seed"] = search.seed
+        shown = network if search.per == "network" else None
+        key = self.add("search", inputs, self.scoring_needs(), network=shown)
+        if search.confirm:
+            self.confirm(search, search.confirm, network, key)
+        return key
+
+    def confirm(
+        self, search: SearchConfig, confirm: ConfirmConfig, network: str, found: str
+    ) -> None:
+        """Serves no cell: the report only."""
+        proxies = self.proxies(search, network)
+        inputs = {
+            "settings": min(confirm.settings, search.trials),
+            "seeds": confirm.seeds,
+            "proxies": proxies,
+            "others": [other for other in self.config.networks if other not in proxies],
+            **self.scoring(search),
+        }
+        shown = network if search.per == "network" else None
+        self.add("confirm", inputs, {"search": found, **self.scoring_needs()}, network=shown)
+
+    @staticmethod
+    def proxies(search: SearchConfig, network: str) -> list[str]:
+        return [network] if search.per == "network" else list(search.networks)
+
+    def scoring(self, search: SearchConfig) -> dict[str, Any]:
+        """What the score of one setting depends on, beside the setting and the networks."""
+        return {
+            "images": search.images,
+            "stage_one": [list(c) for c in self.config.stage_one()],
             "downstream": {
                 **self.config.downstream.model_dump(mode="json"),
                 "steps": search.steps or self.config.downstream.steps,
@@ -239,13 +286,16 @@ class _DatasetPlan:
             **self.grid(),
             "seed": self.config.seed,
             **self.reference("clip", "label_dropout", "measurement"),
-            # A trial does what these jobs do.
+            # A score does what these jobs do.
             "versions": [VERSIONS["decode"], VERSIONS["fit_downstream"]],
         }
-        if search.objective == "accuracy_and_cost":  # only there all of the pipeline counts
-            inputs["inversion_iterations"] = self.config.sampling.inversion_iterations
-        shown = network if search.per == "network" else None
-        return self.add("search", inputs, needs, network=shown)
+
+    def scoring_needs(self) -> dict[str, str]:
+        latents = {
+            f"latents/{index}": self.encode(*candidate)
+            for index, candidate in enumerate(self.config.stage_one())
+        }
+        return {"denoiser": self.denoiser(), "guide": self.guide(), **latents}
 
     def start_points(self, search: SearchConfig) -> list[dict[str, Any]]:
         """What is tried first: the study's own points, then those of earlier searches."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgdm_ray.config import StudyConfig
-from mgdm_ray.plan import FITS, SAMPLINGS, Job, Plan
+from mgdm_ray.plan import FITS, SAMPLINGS, SCORINGS, Job, Plan
 from mgdm_ray.price import (
     Ask,
     Effort,
@@ -96,9 +96,9 @@ class Outlook:
         return found
 
     def images(self, job: Job) -> float:
-        """How many images a sampling job or a trial makes, 0 for other kinds; of jobs whose
-        effort is known."""
-        if job.kind in (*SAMPLINGS, "search"):
+        """How many images a sampling job or the score of a setting takes, 0 for other kinds; of
+        jobs whose effort is known."""
+        if job.kind in (*SAMPLINGS, *SCORINGS):
             return images_of(self.nodes[job.key], self.nodes, self.train_images)
         return 0.0
 
@@ -282,7 +282,8 @@ def sharing(plan: Plan) -> str:
         return "shared: nothing, every cell is on its own"
     trials = sum(job.inputs["trials"] for job in plan.jobs.values() if job.kind == "search")
     tried = f"; {counts['encode']} encode give the latents of {trials} trials" if trials else ""
-    total = sum(alone.values()) + counts["fit_downstream"]
+    # What serves no cell is there once in either case.
+    total = sum(alone.values()) + sum(n for kind, n in counts.items() if not serves[kind])
     return (
         f"shared (jobs, and the cells they serve): {', '.join(rows)}{tried}\n"
         f"if every cell computed its own, {len(plan.jobs)} jobs would be {total}"

@@ -17,7 +17,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from mgdm_ray.config import InputError, ResourcesConfig
-from mgdm_ray.plan import FITS, KINDS, SAMPLINGS, Job
+from mgdm_ray.plan import FITS, KINDS, SAMPLINGS, SCORINGS, Job, fits_per_setting
 
 if TYPE_CHECKING:
     from mgdm_ray.store import Store
@@ -116,9 +116,9 @@ class Effort:
     family: str
     dataset: str
     work: float
-    """Optimiser steps x batch; images x steps (x forwards); trials."""
+    """Optimiser steps x batch; images x steps (x forwards); trials; settings."""
     items: float
-    """What the bytes are proportional to: images, trials, 1."""
+    """What the bytes are proportional to: images, trials, settings, 1."""
 
 
 def effort(node: Node, nodes: Mapping[str, Node], train_images: Mapping[str, int]) -> Effort | None:
@@ -160,16 +160,17 @@ def _measure(
         return family, images * steps * (1 + inputs["inversion_iterations"]), images
     if node.kind == "decode":
         return [*family, inputs["arm"], _two_forwards(node, nodes)], images * steps, images
-    settings = [inputs[name] for name in ("networks", "downstream")]
-    family = [*family, *settings, images * steps, _two_forwards(node, nodes)]
-    return family, inputs["trials"], inputs["trials"]
+    settings = inputs["settings" if node.kind == "confirm" else "trials"]
+    fits = [*fits_per_setting(inputs), inputs["downstream"]]
+    family = [*family, *fits, images * steps, _two_forwards(node, nodes)]
+    return family, settings, settings
 
 
 def _two_forwards(node: Node, nodes: Mapping[str, Node]) -> bool:
     """Whether stage 2 has classifier-free guidance."""
     if node.kind == "search":
         return bool(node.inputs["space"]["decode_guidance_scale"] != 1)
-    if node.inputs["arm"] == "roundtrip":
+    if node.inputs.get("arm") == "roundtrip":
         return False
     if "search" in node.needs:
         return _two_forwards(nodes[node.needs["search"]], nodes)
@@ -177,7 +178,8 @@ def _two_forwards(node: Node, nodes: Mapping[str, Node]) -> bool:
 
 
 def images_of(node: Node, nodes: Mapping[str, Node], train_images: Mapping[str, int]) -> float:
-    """How many images a sampling job or a trial makes; KeyError where that cannot be known."""
+    """How many images a sampling job makes, or the score of a setting takes; KeyError where that
+    cannot be known."""
     if node.images is not None:
         return node.images
     if node.kind == "generate":
@@ -186,7 +188,7 @@ def images_of(node: Node, nodes: Mapping[str, Node], train_images: Mapping[str, 
         return max(1, round(ratio * train_images[dataset["name"]]))
     source = "images" if node.kind == "encode" else "latents/0"
     images = images_of(nodes[node.needs[source]], nodes, train_images)
-    most: float | None = node.inputs["images"] if node.kind == "search" else None
+    most: float | None = node.inputs["images"] if node.kind in SCORINGS else None
     return images if most is None else min(images, most)
 
 

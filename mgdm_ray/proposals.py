@@ -20,6 +20,7 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler
 from optuna.trial import FrozenTrial, Trial
 
 from mgdm_ray.config import GuidanceControls
+from mgdm_ray.plan import search_seed
 from mgdm_ray.seeding import content_key, derive_seed
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def _grid(job: Job, within: Mapping[str, BaseDistribution], count: int) -> list[
             {"stage_one": candidate, "measurement": measurement, name: value}
             for value in _levels(within[name], levels)
         ]
-    random.Random(derive_seed("search", job.inputs["seed"], "grid")).shuffle(points)
+    random.Random(derive_seed("search", search_seed(job), "grid")).shuffle(points)
     return points[:count]
 
 
@@ -202,7 +203,7 @@ def propose(
     # With the start points: they come from trials of an earlier search, which a search of the same
     # seed would draw a second time.
     start = content_key(job.inputs["start"])
-    seed = derive_seed("search", job.inputs["seed"], start, number) % 2**32
+    seed = derive_seed("search", search_seed(job), start, number) % 2**32
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         sampler = SAMPLERS[job.inputs["sampler"]](job, seed)

@@ -30,6 +30,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from mgdm_ray.config import ResourcesConfig
 from mgdm_ray.data.info import dataset_info
+from mgdm_ray.importance import importance, write_importance
 from mgdm_ray.jobs.base import Context, JobError, Outcome, reason_of, silent
 from mgdm_ray.proposals import PRUNERS, fixed_points, propose, setting_of, should_prune, space
 from mgdm_ray.records import WORKER_DIED
@@ -295,7 +296,7 @@ def search(
     max_concurrent: int,
     make_scorer: MakeScorer = trial_scorer,
 ) -> Outcome:
-    """Run what Optuna's study of ``job`` lacks; write ``trials.json``.
+    """Run what Optuna's study of ``job`` lacks; write ``trials.json`` and ``importance.json``.
 
     Raises JobError if no trial gave a score, and one that begins with WORKER_DIED if trials are
     missing because their actors died more often than ``resources.max_retries``.
@@ -312,6 +313,7 @@ def search(
     # The most accurate trial of all is on the Pareto front too; of equals, the cheaper one is.
     best = max(scored, key=lambda row: (row[METRIC], -row.get(COST, 0.0)))
     (folder / "trials.json").write_text(json.dumps(rows, allow_nan=False), encoding="utf-8")
+    write_importance(folder, importance(job, ledger.within, ledger.trials()))
     metrics = {"best_score": best[METRIC], "trials": float(len(scored))}
     if COST in best:
         metrics["best_cost"] = best[COST]

@@ -407,7 +407,13 @@ class Study:
 
 
 def _headline(record: Record) -> str:
-    for name in ("balanced_accuracy", "best_score", "balanced_accuracy_over_t", "loss"):
+    for name in (
+        "balanced_accuracy",
+        "best_score",
+        "fresh_score",
+        "balanced_accuracy_over_t",
+        "loss",
+    ):
         if name in record.metrics:
             return f"{name.replace('_', ' ')} {record.metrics[name]:.3f}"
     return ""

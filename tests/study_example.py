@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -66,14 +67,20 @@ class Example:
         return ReportContext(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def make_example(root: Path, failed: bool = True, trials: int = 8) -> Example:
-    """Two datasets x three networks x five arms x two seeds, a search each, some of it failed."""
+def make_example(root: Path, failed: bool = True, trials: int = 8, again: int = 6) -> Example:
+    """Two datasets x three networks x five arms x two seeds, a search each, some of it failed.
+
+    ``again`` settings of each search are scored again; of 0, the searches have no importance
+    either, as those of an older version.
+    """
     example = Example([], root)
     rng = np.random.default_rng(7)
     for dataset in DATASETS:
         _add_models(example, dataset, rng)
         if trials:
-            _add_search(example, dataset, trials, rng)
+            rows = _add_search(example, dataset, trials, rng, importance=again > 0)
+            if again:
+                _add_confirm(example, dataset, rows[:again])
         _add_cells(example, dataset, rng, failed)
     return example
 
@@ -159,8 +166,11 @@ def _add_models(example: Example, dataset: str, rng: np.random.Generator) -> Non
             add(example, record, grid_png=_grid(classes, 10, rng))
 
 
-def _add_search(example: Example, dataset: str, trials: int, rng: np.random.Generator) -> None:
-    rows = []
+def _add_search(
+    example: Example, dataset: str, trials: int, rng: np.random.Generator, importance: bool
+) -> list[dict[str, Any]]:
+    """The finished trials, the best one first."""
+    rows: list[dict[str, Any]] = []
     for number in range(trials):
         gamma = float(np.exp(rng.uniform(np.log(0.02), np.log(0.5))))
         measurement = ("entropy", "least_confidence")[number % 2]
@@ -177,7 +187,37 @@ def _add_search(example: Example, dataset: str, trials: int, rng: np.random.Gene
         setting=best["setting"], metrics={"best_score": best["score"], "trials": trials - 1},
         seconds=6.0 * trials,
     )  # type: ignore[arg-type]  # fmt: skip
-    add(example, record, trials_json=rows)
+    files: dict[str, object] = {"trials_json": rows}
+    if importance:
+        shares = {"measurement": 0.2, "uncertainty_scale": 0.8}
+        known = dataset == "phantom-ultrasound"
+        reason = "" if known else "all trials have the same score"
+        found = {"trials": trials - 1, "importance": shares if known else {}, "reason": reason}
+        files["importance_json"] = found
+    add(example, record, **files)
+    return sorted((r for r in rows if r["status"] == "done"), key=lambda r: -r["score"])
+
+
+def _add_confirm(example: Example, dataset: str, rows: list[dict[str, Any]]) -> None:
+    """Every score falls by 0.02 and that of the best one by 0.05; other networks agree but for
+    the worst setting, which they find best."""
+    scores = []
+    for place, row in enumerate(rows):
+        fresh = row["score"] - (0.02 if place else 0.05)
+        other = row["score"] - 0.1 + (0.3 if place == len(rows) - 1 else 0.0)
+        scores += [
+            {"number": row["number"], "network": network, "is_proxy": network == "squeezenet1_1",
+             "seed": seed, "score": value + 0.004 * (-1) ** seed}
+            for network, value in (("squeezenet1_1", fresh), ("resnet18", other))
+            for seed in (0, 1)
+        ]  # fmt: skip
+    record = Record(
+        key=f"confirm-{dataset}", kind="confirm", status="done", dataset=dataset, split="val",
+        setting=rows[0]["setting"], seconds=30.0,
+    )  # fmt: skip
+    settings = [{k: row[k] for k in ("number", "setting", "score")} for row in rows]
+    content = {"trials": 7, "settings": settings, "rows": scores}
+    add(example, record, confirm_json=content)
 
 
 def _add_cells(example: Example, dataset: str, rng: np.random.Generator, failed: bool) -> None:

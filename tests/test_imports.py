@@ -35,6 +35,8 @@ ALLOWED: dict[str, set[str]] = {
     "price": {"config", "plan", "store"},
     "plan_view": {"config", "jobs", "plan", "price", "records", "store", "timeline"},
     "proposals": {"config", "plan", "seeding"},
+    "importance": {"plan", "proposals"},
+    "selection": {"stats"},
     "jobs": {
         "config",
         "data",
@@ -44,6 +46,8 @@ ALLOWED: dict[str, set[str]] = {
         "plan",
         "provenance",
         "records",
+        "seeding",
+        "selection",
         "store",
     },
     "agenda": {"jobs", "plan", "records"},
@@ -74,17 +78,17 @@ ALLOWED: dict[str, set[str]] = {
         "training",
     },
     "training": {"config", "diffusion", "jobs", "plan", "records", "store"},
-    "search": {"config", "data", "jobs", "plan", "proposals", "records", "store"},
+    "search": {"config", "data", "importance", "jobs", "plan", "proposals", "records", "store"},
     "tracking": {"records"},
     "tables": {"records", "stats"},
     "figures": {"records", "stats", "tables"},
-    "report": {"records", "stats", "tables", "figures"},
+    "report": {"records", "selection", "stats", "tables", "figures"},
 }
 # library -> the only parts that may import it, anywhere in a file
 ONLY = {
     "ray": {"engine", "training", "search"},
     "mlflow": {"tracking"},
-    "optuna": {"proposals", "search"},
+    "optuna": {"importance", "proposals", "search"},
 }
 WITHOUT_TORCH = {
     *LEAVES,

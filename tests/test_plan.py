@@ -81,6 +81,8 @@ def test_content_key_tells_values_apart_as_json_does(one: Any, other: Any) -> No
         ("denoiser.checkpoint_every", 5),
         ("sampling.batch_size", 7),
         ("search.max_concurrent", 1),
+        ("search.seed", None),
+        ("search.confirm", None),
     ],
 )
 def test_what_cannot_change_results_does_not_change_keys(path: str, value: Any) -> None:
@@ -113,6 +115,7 @@ def test_what_cannot_change_results_does_not_change_keys(path: str, value: Any) 
         ("search.sampler", "gp", "search"),
         ("search.objective", "accuracy_and_cost", "search"),
         ("search.repeats", 2, "search"),
+        ("search.seed", 0, "search"),
         ("search.start", [{"measurement": "entropy", "uncertainty_scale": 0.1}], "search"),
         (
             "search.space.per_measurement",
@@ -206,6 +209,39 @@ def test_another_search_leaves_the_arms_without_it_alone() -> None:
     other = plan_of(changed("search.trials", 9))
     kept = {j.key for j in BASE.jobs.values() if j.arm not in (None, "disturb")}
     assert kept <= keys(other)
+
+
+def test_another_search_seed_leaves_all_models_and_latents_alone() -> None:
+    """Would catch a denoiser trained again to see how much a search depends on its seed."""
+    other = plan_of(changed("search.seed", 1))
+    assert keys(other, *UPSTREAM) == keys(BASE, *UPSTREAM)
+    assert not keys(other, "search") & keys(BASE, "search")
+
+
+def test_confirming_a_search_adds_a_job_and_changes_none() -> None:
+    """Would catch cells that are computed again, or wait, for what only the report shows."""
+    other = plan_of(changed("search.confirm", {"settings": 2, "seeds": 1}))
+    [job] = [job for job in other.jobs.values() if job.kind == "confirm"]
+    assert keys(other) == keys(BASE) | {job.key}
+    assert all(job.key not in user.needs.values() for user in other.jobs.values())
+    assert (job.inputs["proxies"], job.inputs["others"]) == (["squeezenet1_1"], ["alexnet"])
+    kinds = list(other.counts())
+    assert kinds.index("search") < kinds.index("confirm") < kinds.index("decode")
+    more = plan_of(changed("search.confirm", {"settings": 2, "seeds": 2}))
+    assert job.key not in keys(more)
+    assert keys(BASE) <= keys(more)
+
+
+def test_every_search_is_confirmed_by_networks_that_were_none_of_its_proxies() -> None:
+    """Would catch a proxy network that ranks for itself."""
+    study = changed("search.confirm", {"settings": 99})
+    study["search"]["per"] = "network"
+    jobs = [j for j in plan_of(study).jobs.values() if j.kind == "confirm"]
+    assert [(j.network, j.inputs["proxies"], j.inputs["others"]) for j in jobs] == [
+        ("squeezenet1_1", ["squeezenet1_1"], ["alexnet"]),
+        ("alexnet", ["alexnet"], ["squeezenet1_1"]),
+    ]
+    assert {j.inputs["settings"] for j in jobs} == {3}  # there are only so many trials
 
 
 def test_one_dataset_does_not_touch_another() -> None:

@@ -26,6 +26,7 @@ SECONDS = {
     "generate": 5.0,
     "encode": 4.0,
     "search": 9.0,
+    "confirm": 6.0,
     "decode": 3.0,
     "fit_downstream": 2.0,
 }
@@ -104,6 +105,8 @@ def test_what_is_shared() -> None:
         assert part in text
     assert "latents of 3 trials" in text
     assert "17 jobs would be 34" in text
+    again = {**TINY, "search": {**TINY["search"], "confirm": {}}}
+    assert "18 jobs would be 35" in plan_view.sharing(plan_of(again)[1])  # it serves no cell
     assert "nothing" in plan_view.sharing(plan_of({**TINY, "arms": ["real"]})[1])
 
 
@@ -220,7 +223,8 @@ def test_probe_without_plan_is_refused(tmp_path: Path, write_study: Any) -> None
 @pytest.mark.slow
 def test_a_probe_prices_what_has_never_run(tmp_path: Path, write_study: Any) -> None:
     """Would catch a kind of job that cannot be probed, and probes that are not kept."""
-    study = write_study({**TINY, "arms": list(ARMS)})
+    search = {**TINY["search"], "confirm": {}}
+    study = write_study({**TINY, "arms": list(ARMS), "search": search})
     first = command(study, tmp_path / "runs", "--plan", "--probe")
     assert first.returncode == 0, first.stderr
     assert "estimated time: about" in first.stdout

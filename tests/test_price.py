@@ -114,6 +114,8 @@ def test_work_by_hand() -> None:
     assert effort_of(plan, "encode").work == 60
     assert effort_of(plan, "search").work == effort_of(plan, "search").items == 3
     assert effort_of(plan, "fit_downstream").work == 16
+    again = plan_of(search={**TINY["search"], "confirm": {"settings": 2}})
+    assert effort_of(again, "confirm").work == effort_of(again, "confirm").items == 2
     more = plan_of(sampling={**TINY["sampling"], "inversion_iterations": 2})
     assert effort_of(more, "encode").work == 180
 
@@ -128,12 +130,25 @@ def test_work_by_hand() -> None:
         ("decode", {"image_size": 32}),
         ("search", {"search": {**TINY["search"], "networks": ["resnet50"]}}),
         ("search", {"search": {**TINY["search"], "images": 16}}),
+        ("search", {"search": {**TINY["search"], "repeats": 2}}),
         ("fit_downstream", {"networks": ["resnet50"]}),
     ],
 )
 def test_unlike_jobs_are_another_family(kind: str, changes: dict[str, Any]) -> None:
     """Would catch days of work that are announced as minutes, because a toy ran here before."""
     assert effort_of(plan_of(**changes), kind).family != effort_of(plan_of(), kind).family
+
+
+def test_what_one_setting_costs_is_the_family_of_a_confirmation() -> None:
+    """Would catch three seeds that are priced as one, and other networks as none."""
+
+    def family(networks: list[str], **confirm: int) -> str:
+        search = {**TINY["search"], "confirm": confirm}
+        return effort_of(plan_of(search=search, networks=networks), "confirm").family
+
+    both = ["squeezenet1_1", "alexnet"]
+    assert family(both, seeds=2) == family(both, seeds=2, settings=3)
+    assert len({family(both, seeds=2), family(both, seeds=1), family(both[:1], seeds=2)}) == 3
 
 
 @pytest.mark.parametrize("kind", ["fit_denoiser", "generate", "decode", "search", "fit_downstream"])

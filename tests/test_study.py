@@ -128,6 +128,37 @@ def test_the_disturb_arm_uses_the_best_trial(finished: Finished) -> None:
     assert search.setting in [t.setting for t in trials]
 
 
+@pytest.mark.slow
+def test_a_search_is_confirmed_later(finished: Finished, tmp_path: Path) -> None:
+    """Would catch a confirmation that computes anything again, that no record, report or MLflow
+    knows of, or that a study without it would have to pay for."""
+    again = {**TINY, "name": "confirmed"}
+    again["search"] = {**TINY["search"], "confirm": {"settings": 2, "seeds": 2}}
+    study, storage = tmp_path / "confirmed.yaml", tmp_path / "runs"
+    study.write_text(yaml.safe_dump(again, sort_keys=False))
+    shutil.copytree(finished.storage / "artifacts", storage / "artifacts")
+    done = run(study, storage)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "17 known, 1 to do" in done.stdout
+    assert "done confirm phantom-ultrasound" in done.stdout
+    folder = storage / "studies" / "confirmed"
+    [record] = [r for r in read_records(folder / "records.jsonl") if r.kind == "confirm"]
+    [search] = [r for r in finished.records if r.kind == "search"]
+    assert (record.split, record.setting) == ("val", search.setting)
+    fresh, optimism = record.metrics["fresh_score"], record.metrics["selection_optimism"]
+    assert fresh + optimism == pytest.approx(search.metrics["best_score"])
+    page = (folder / "report.html").read_text()
+    assert "Do the proxy networks rank settings for the others?" in page
+    assert "3 finished trials are too few, 4 are needed" in page
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    experiment = client.get_experiment_by_name("mgdm-ray")
+    assert experiment is not None
+    [logged] = client.search_runs([experiment.experiment_id], "tags.kind = 'confirm'")
+    assert logged.data.metrics["fresh_score"] == fresh
+
+
 def test_a_second_run_computes_nothing(finished: Finished, tmp_path: Path) -> None:
     """Would catch a key that changes between runs, and a start of Ray for nothing."""
     store = Store(finished.storage)

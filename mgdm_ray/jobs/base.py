@@ -98,6 +98,7 @@ FUNCTIONS = {
     "fit_guide": "mgdm_ray.jobs.fit",
     "generate": "mgdm_ray.jobs.sampling",
     "encode": "mgdm_ray.jobs.sampling",
+    "confirm": "mgdm_ray.jobs.confirm",
     "decode": "mgdm_ray.jobs.sampling",
     "fit_downstream": "mgdm_ray.jobs.downstream",
 }

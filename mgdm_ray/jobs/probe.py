@@ -29,6 +29,7 @@ from mgdm_ray.diffusion.unet import build_denoiser, build_guide
 from mgdm_ray.downstream.fit import fit
 from mgdm_ray.downstream.zoo import build_network
 from mgdm_ray.jobs.base import Context, info_of
+from mgdm_ray.plan import SCORINGS, fits_per_setting
 
 if TYPE_CHECKING:
     from mgdm_ray.plan import Job
@@ -46,8 +47,8 @@ def probe(
     """Seconds per unit of ``work`` and bytes per item, as ``price.effort`` counts them.
 
     Work is an image of a training step, an image of a sampling step (and forward of encode), or a
-    trial that decodes ``images`` and trains the proxy networks. Bytes are those of weights and
-    images; None for kinds that write little. Takes seconds to a minute. ``threads`` are those
+    setting, for which ``images`` are decoded and networks are trained. Bytes are those of weights
+    and images; None for kinds that write little. Takes seconds to a minute. ``threads`` are those
     that a task of the run has.
     """
     torch.set_num_threads(threads)
@@ -55,12 +56,10 @@ def probe(
         return _training(job, context)
     if job.kind == "fit_downstream":
         return _network(str(job.network), job, context, augment=job.arm == "augment"), None
-    if job.kind == "search":
+    if job.kind in SCORINGS:
         steps = job.inputs["num_inference_steps"] * job.inputs["strength"]
         decoding = _sampling(job, jobs, context) * images * steps
-        config = job.inputs["downstream"]
-        per_image = sum(_network(name, job, context) for name in job.inputs["networks"])
-        return decoding + per_image * config["steps"] * config["batch_size"], None
+        return decoding + _fits(job, context), None
     info, size = info_of(job, context), job.inputs["dataset"]["size"]
     return _sampling(job, jobs, context), 4.0 * info.channels * size**2
 
@@ -112,6 +111,14 @@ def _network(name: str, job: Job, context: Context, *, augment: bool = False) ->
         on_step=lambda *_: ends.append(time.perf_counter()),
     )
     return _typical(ends) / len(labels)
+
+
+def _fits(job: Job, context: Context) -> float:
+    """Seconds of all trainings that one setting is scored with."""
+    names, seeds = fits_per_setting(job.inputs)
+    config = job.inputs["downstream"]
+    per_image = seeds * sum(_network(name, job, context) for name in names)
+    return per_image * float(config["steps"] * config["batch_size"])
 
 
 def _typical(ends: list[float]) -> float:

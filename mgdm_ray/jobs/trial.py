@@ -18,6 +18,7 @@ from mgdm_ray.jobs.base import Context, info_of, open_split
 from mgdm_ray.jobs.downstream import class_weights
 from mgdm_ray.jobs.images import count_images
 from mgdm_ray.jobs.sampling import decoder
+from mgdm_ray.plan import search_seed
 
 if TYPE_CHECKING:
     from mgdm_ray.plan import Job
@@ -57,10 +58,11 @@ class TrialScorer:
     ) -> float:
         """Validation balanced accuracy of ``network`` trained on real plus added images.
 
-        ``repeat`` is the seed of its weights and batches, the same for every setting.
+        ``repeat`` is the seed of its weights and batches, the same for every setting. The seeds of
+        a job ``confirm`` are never those of a search, and do not depend on ``search.seed``.
         """
         images, labels = training_set(self.train, added)
-        seed = ("search", self.job.inputs["seed"], network, repeat)
+        seed = (self.job.kind, search_seed(self.job), network, repeat)
         model = build_network(
             network, self.info.num_classes, self.info.channels, images.shape[-1], *seed
         )

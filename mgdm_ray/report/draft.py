@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -97,6 +98,14 @@ class Draft:
         writer.writerow(header)
         writer.writerows(rows)
         self.save(f"tables/{name}.csv", buffer.getvalue().encode())
+
+    def json_of(self, record: Record, name: str) -> Any:
+        """What a file of the record's artefact holds; None where there is no such file."""
+        folder = self.context.artefact(record)
+        path = folder / name if folder else None
+        if path is None or not path.is_file():
+            return None
+        return json.loads(path.read_text(encoding="utf-8"))
 
     def clean(self) -> None:
         """Remove figures and tables of an earlier report that this one does not have."""

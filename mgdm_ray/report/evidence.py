@@ -1,9 +1,8 @@
-"""The report's second half: search, models, images, failures, costs and provenance."""
+"""The report's second half: models, images, failures, costs and provenance."""
 
 from __future__ import annotations
 
 import io
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,94 +14,13 @@ from mgdm_ray.records import Record
 from mgdm_ray.report import figures, page, tables
 from mgdm_ray.report.draft import Draft
 from mgdm_ray.report.page import Html, text
-from mgdm_ray.report.tables import DASH, GAMMA, Trial, duration, setting_text
+from mgdm_ray.report.tables import duration, setting_text
 from mgdm_ray.stats import summarise
 
 STRENGTHS_TEXT = "from left to right: stage 1, and decoded under 0, 1/4, 1/2, 1, 2, 4 times gamma"
 LARGE_IMAGE = 400_000  # bytes; larger grids are scaled down inside the page
 LARGE_SIDE = 1000  # pixels, of a grid that was scaled down
 NAMES_SHOWN = 12
-
-
-def search(draft: Draft) -> Html | None:
-    if not draft.trials and not any(r.kind == "search" for r in draft.records):
-        return None
-    best = tables.best_trials(draft.trials)
-    draft.table_file(
-        "trials",
-        ["search", "number", "status", "score", "seconds", "setting", "per_network"],
-        [
-            [t.where, t.number, t.status, "" if t.score is None else t.score, t.seconds,
-             json.dumps(dict(t.setting)), json.dumps(dict(t.per_network))]
-            for t in draft.trials
-        ],
-    )  # fmt: skip
-    chosen: list[list[str | Html]] = [
-        [where, page.cell(setting_text(t.setting), "words"), f"{t.score or 0:.3f}",
-         str(sum(u.where == where for u in draft.trials))]
-        for where, t in best.items()
-    ]  # fmt: skip
-    listing = page.fold(
-        f"All {len(draft.trials)} trials",
-        page.table(
-            ["search", "trial", "setting", "score", "status", "time"],
-            [_trial_row(t, best.get(t.where) is t) for t in draft.trials],
-            words=(2,),
-        ),
-    )
-    return page.section(
-        "search",
-        "Search for the guidance setting",
-        page.paragraph(
-            "Each trial is a guidance setting; its score is the mean balanced accuracy of the "
-            "proxy networks on validation data. The best of several scores is optimistic by "
-            "construction: only the test results above say what the setting is worth."
-        ),
-        page.table(["search", "best setting", "score", "trials"], chosen, words=(1,))
-        if chosen
-        else None,
-        _search_plot(draft, best),
-        listing if draft.trials else page.paragraph("No trial was recorded: see what failed."),
-    )
-
-
-def _trial_row(trial: Trial, best: bool) -> list[str | Html]:
-    score = DASH if trial.score is None else f"{trial.score:.3f}"
-    networks = ", ".join(f"{n} {v:.3f}" for n, v in trial.per_network.items())
-    return [
-        trial.where,
-        str(trial.number),
-        page.cell(setting_text(trial.setting), "words"),
-        page.cell(
-            score, "best" if best else "", small=networks if len(trial.per_network) > 1 else ""
-        ),
-        trial.status,
-        duration(trial.seconds),
-    ]
-
-
-def _search_plot(draft: Draft, best: Mapping[str, Trial]) -> Html | None:
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for t in draft.trials:
-        if t.score is None or t.setting.get("uncertainty_scale") is None:
-            continue
-        rows.setdefault(t.where, []).append(
-            {
-                "measurement": str(t.setting.get("measurement", "?")),
-                "uncertainty_scale": float(t.setting["uncertainty_scale"]),
-                "guidance_scale": float(t.setting.get("guidance_scale", 1.0)),
-                "score": t.score,
-                "best": best.get(t.where) is t,
-            }
-        )
-    if not rows:
-        return None
-    return draft.plot(
-        "search",
-        figures.search_scatter(rows),
-        "Search trials: score over guidance strength",
-        f"Validation score of each trial over the strength {GAMMA} of measurement guidance.",
-    )
 
 
 def models(draft: Draft) -> Html | None:
@@ -119,9 +37,7 @@ def _guide_plot(draft: Draft) -> Html | None:
     at_chance = []
     for record in draft.records:
         table = (
-            _read_json(draft, record, "accuracy_over_t.json")
-            if record.kind == "fit_guide"
-            else None
+            draft.json_of(record, "accuracy_over_t.json") if record.kind == "fit_guide" else None
         )
         if table and table["t"]:
             pairs = zip(table["t"], table["balanced_accuracy"], strict=True)
@@ -155,7 +71,7 @@ def _curve_plots(draft: Draft) -> list[Html | None]:
     for record in draft.records:
         if record.kind not in names and not record.is_cell:
             continue
-        history = _read_json(draft, record, "history.json")
+        history = draft.json_of(record, "history.json")
         if not history:
             continue
         curve = [(float(row["step"]), float(row["loss"])) for row in history]
@@ -376,11 +292,3 @@ def _dataset_table(infos: Iterable[Mapping[str, Any]]) -> Html | None:
     ]
     header = ["dataset", "task", "classes", "licence", "source"]
     return page.table(header, rows, words=range(5)) if rows else None
-
-
-def _read_json(draft: Draft, record: Record, name: str) -> Any:
-    folder = draft.context.artefact(record)
-    path = folder / name if folder else None
-    if path is None or not path.is_file():
-        return None
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -211,6 +211,52 @@ def search_scatter(trials: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
 
 
 @styled
+def confirmed(searches: Mapping[str, Sequence[tuple[float, float, float]]]) -> Figure:
+    """Per search (score of the search, fresh score of the proxies, of other networks) of each
+    setting, the chosen one first; the last of the three may be nan."""
+    figure, panels = _panels(len(searches), 3.2, sharey=False)
+    proxy, other = CYCLE[5], CYCLE[0]
+    for axes, (where, means) in zip(panels, searches.items(), strict=True):
+        claimed = [row[0] for row in means]
+        ends = [min(claimed), max(claimed)]
+        axes.plot(ends, ends, color=proxy, lw=1, ls=(0, (4, 4)))
+        axes.plot(claimed, [row[1] for row in means], "o", ms=7, mfc="white", mec=proxy, mew=1.4)
+        axes.plot(claimed, [row[2] for row in means], "o", ms=7.5, mec="white", color=other)
+        for value in means[0][1:]:
+            axes.plot(claimed[0], value, "o", ms=15, mfc="none", mec=INK, mew=1.4)
+        axes.margins(0.15)
+        axes.set(title=where, xlabel="score in the search", ylabel="score with fresh seeds")
+    panels[0].plot([], [], "o", ms=7.5, color=other, label="other networks")
+    panels[0].plot([], [], "o", mfc="white", mec=proxy, mew=1.4, label="proxy networks")
+    panels[0].plot([], [], "o", ms=11, mfc="none", mec=INK, label="chosen setting")
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+@styled
+def importance(searches: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Per search a bar for the share of each parameter; the same parameter in the same row."""
+    names = sorted({name for shares in searches.values() for name in shares}, reverse=True)
+    figure, panels = _panels(len(searches), 0.9 + 0.35 * len(names))
+    for axes, (where, shares) in zip(panels, searches.items(), strict=True):
+        for y, name in enumerate(names):
+            if name in shares:
+                axes.barh(y, shares[name], height=0.55, color=CYCLE[0])
+                axes.annotate(
+                    f"{shares[name]:.0%}", (shares[name], y), xytext=(4, 0),
+                    textcoords="offset points", va="center",
+                )  # fmt: skip
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(-0.6, len(names) - 0.4)
+        axes.set_xlim(0, 1.15)
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        axes.set(title=where, xlabel="importance")
+    return figure
+
+
+@styled
 def guide_over_t(
     curves: Mapping[str, Curve], chance: Mapping[str, float], errors: Mapping[str, Curve]
 ) -> Figure:

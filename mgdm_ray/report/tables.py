@@ -213,13 +213,13 @@ def trials(records: Sequence[Record], artefact: Callable[[Record], Path | None])
         path = folder / "trials.json" if folder else None
         if path is not None and path.is_file():
             rows = json.loads(path.read_text(encoding="utf-8"))
-            found += [_trial(_where(record), row) for row in rows]
+            found += [_trial(where_of(record), row) for row in rows]
     if found:
         return found
     single = [record for record in records if record.kind == "trial"]
     return [
         Trial(
-            where=_where(record),
+            where=where_of(record),
             number=number,
             setting=record.setting,
             score=record.metrics.get("score"),
@@ -231,7 +231,8 @@ def trials(records: Sequence[Record], artefact: Callable[[Record], Path | None])
     ]
 
 
-def _where(record: Record) -> str:
+def where_of(record: Record) -> str:
+    """How a search is called: by its dataset, or by dataset and network."""
     return " · ".join(part for part in (record.dataset, record.network) if part) or "?"
 
 

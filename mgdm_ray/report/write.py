@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mgdm_ray.records import Record
-from mgdm_ray.report import evidence, page, results
+from mgdm_ray.report import evidence, page, results, searches
 from mgdm_ray.report.draft import Draft, ReportContext
 
 SECTIONS = (
     ("question", "Question", results.asked),
     ("results", "Results", results.results),
     ("contrasts", "Contrasts", results.contrasts),
-    ("search", "Search", evidence.search),
+    ("search", "Search", searches.search),
     ("images", "Images", evidence.images),
     ("models", "Training", evidence.models),
     ("failures", "Failures", evidence.failures),
