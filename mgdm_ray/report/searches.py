@@ -248,8 +248,9 @@ def _confirm_files(draft: Draft, confirmed: Mapping[str, Confirmed]) -> None:
         chosen = found.chosen
         values = [chosen.claimed, chosen.fresh, chosen.value, chosen.low, chosen.high, found.shared]
         values += [rho.rho, rho.low, rho.high, rho.p] if rho else [math.nan] * 4
+        values.append(found.repeat.rho)
         shown = ["" if math.isnan(value) else value for value in values]
-        rows.append([where, found.numbers[0], *shown, found.repeat.rho, len(found.numbers)])
+        rows.append([where, found.numbers[0], *shown, len(found.numbers)])
     draft.table_file(
         "selection",
         ["search", "number", "score", "fresh_score", "optimism", "low", "high", "shared_optimism",
