@@ -156,7 +156,7 @@ def draw(
         ylabel="validation balanced accuracy",
         title=f"{options.dataset}: best score so far, {options.seeds} search seeds",
     )
-    right.set(title="chosen setting, fresh seeds", xlim=(-0.6, 1.6))
+    right.set(title="chosen, fresh seeds", xlim=(-0.6, 1.6))
     right.set_xticks(range(len(SAMPLERS)), SAMPLERS)
     for axes in (left, right):
         axes.grid(alpha=0.3)
@@ -171,9 +171,9 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     add("--dataset", default="breastmnist")
     add("--seeds", type=int, default=6, help="searches per sampler")
     add("--trials", type=int, default=12, help="per search")
-    add("--images", type=int, default=48, help="per trial")
-    add("--steps", type=int, default=25, help="of the proxy network")
-    add("--fresh", type=int, default=4, help="seeds with which the chosen settings are scored")
+    add("--images", type=int, default=32, help="per trial")
+    add("--steps", type=int, default=24, help="of the proxy network")
+    add("--fresh", type=int, default=3, help="seeds with which the chosen settings are scored")
     return parser.parse_args(arguments)
 
 

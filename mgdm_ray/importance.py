@@ -42,8 +42,9 @@ def importance(
         return {**found, "reason": "all trials have the same score"}
     flat = [_flat(job, within, trial) for trial in done]
     varied = [name for name in flat[0].params if len({trial.params[name] for trial in flat}) > 1]
-    if not varied:
-        return {**found, "reason": "all trials have the same setting"}
+    if len(varied) < 2:  # which would always have all of the importance
+        only = f"only {varied[0]} differs" if varied else "nothing differs"
+        return {**found, "reason": f"{only} between the trials"}
     study = optuna.create_study(direction="maximize")
     study.add_trials(flat)
     shares = get_param_importances(

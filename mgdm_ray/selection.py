@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +99,7 @@ class Optimism:
     """By how much a score was too high: ``claimed`` minus ``fresh``.
 
     ``low`` and ``high``: 95 % t-interval, the claimed score taken as the number that it is; nan
-    with one seed. ``n`` fresh scores.
+    with one seed, or where seeds make no difference at all. ``n`` fresh scores.
     """
 
     claimed: float
@@ -118,27 +118,39 @@ class Optimism:
         return self.low > 0 or self.high < 0
 
 
-def optimism(claimed: float, fresh: Mapping[str, Sequence[float]]) -> Optimism:
+def optimism(
+    claimed: float,
+    fresh: Mapping[str, Sequence[float]],
+    alike: Iterable[Mapping[str, Sequence[float]]] = (),
+) -> Optimism:
     """``fresh`` holds scores per network, over whose mean ``claimed`` was taken too.
 
     Seeds are drawn within each network, and the networks are the same in both scores: the spread
-    is that of seeds around their network's mean, pooled over networks. A t-interval and no
-    bootstrap, which is far too narrow with two or three seeds. Raises ValueError where a network
-    has no scores.
+    is that of seeds around their network's mean, pooled over networks and over those of other
+    settings (``alike``), for two or three seeds of one setting often tie. Settings share their
+    seeds, so that more of them give no more degrees of freedom. A t-interval and no bootstrap,
+    which is far too narrow with two or three seeds. Raises ValueError where a network has no
+    scores.
     """
     groups = [np.asarray(values, dtype=np.float64) for values in fresh.values()]
     if not groups or any(len(group) == 0 for group in groups):
         raise ValueError(f"every network needs a fresh score; got {dict(fresh)}")
     mean = float(np.mean([group.mean() for group in groups]))
     total = sum(map(len, groups))
-    freedom = total - len(groups)
+    pooled = _pooled([*groups, *(np.asarray(v) for other in alike for v in other.values())])
     half = math.nan
-    if freedom:
-        pooled = sum(float(((group - group.mean()) ** 2).sum()) for group in groups) / freedom
+    if total > len(groups) and pooled > TIE**2:
         error = math.sqrt(pooled * sum(1 / len(group) for group in groups)) / len(groups)
-        half = float(scipy_stats.t.ppf((1 + LEVEL) / 2, freedom)) * error
+        half = float(scipy_stats.t.ppf((1 + LEVEL) / 2, total - len(groups))) * error
     value = claimed - mean
     return Optimism(claimed, mean, value - half, value + half, total)
+
+
+def _pooled(groups: Sequence[Floats]) -> float:
+    """Variance within groups; 0 where no group has two values."""
+    freedom = sum(len(group) - 1 for group in groups)
+    squares = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
+    return squares / freedom if freedom else 0.0
 
 
 @dataclass(frozen=True)
@@ -170,7 +182,10 @@ class Confirmed:
         for row in found["rows"]:
             scores = (proxies if row["is_proxy"] else rest)[row["number"]]
             scores.setdefault(row["network"], []).append(float(row["score"]))
-        each = [optimism(claimed[number], proxies[number]) for number in claimed]
+        each = [
+            optimism(claimed[n], proxies[n], [proxies[other] for other in claimed if other != n])
+            for n in claimed
+        ]
         second = [_mean(rest[number]) for number in claimed]
         first = list(claimed.values())
         has_others = all(map(math.isfinite, second))

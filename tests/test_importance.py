@@ -78,10 +78,19 @@ def test_the_same_trials_give_the_same_shares() -> None:
             + [trial(n, None, TrialState.FAIL) for n in range(3, 9)],
             "3 finished trials are too few, 4 are needed",
         ),
-        ([trial(1, n / 9) for n in range(9)], "all trials have the same setting"),
+        ([trial(1, n / 9) for n in range(9)], "nothing differs between the trials"),
     ],
 )
 def test_why_there_is_none(trials: list[FrozenTrial], reason: str) -> None:
     """Catches shares of nothing, and a crash where a search was too short."""
     found = importance(JOB, WITHIN, trials)
     assert (found["importance"], found["reason"]) == ({}, reason)
+
+
+def test_one_parameter_alone_has_no_share() -> None:
+    """Catches "100 %" for the only parameter that there is."""
+    same = [n for n in range(200) if trial(n, 0.0).params["measurement"] == "entropy"]
+    stage = [n for n in same if trial(n, 0.0).params["stage_one"] == 1][:9]
+    found = of({number: by_strength(number) for number in stage})
+    assert (found["importance"], found["trials"]) == ({}, 9)
+    assert found["reason"] == "only uncertainty_scale differs between the trials"

@@ -240,7 +240,7 @@ def test_what_confirming_a_search_showed(written: Path) -> None:
     _, words = read_page(written)
     assert "the search's score was 0.050 too high, as is to be expected of a maximum of 7" in words
     assert "off by +0.025 on average" in words
-    assert "+0.025 is due to choosing" in words
+    assert "that leaves +0.025 for choosing" in words
     assert "not resolvable with 6 settings: Spearman +0.14" in words
     assert "agree with themselves by +" in words
     with (written.parent / "tables" / "selection.csv").open() as file:
@@ -295,7 +295,7 @@ def test_one_search_of_two_was_confirmed(tmp_path: Path) -> None:
         ({"transfer": Agreement(0.9, 0.5, 1.0, 0.06, 6)}, "is not resolvable with 6 settings"),
         ({"chosen": Optimism(0.5, 0.6, -0.2, -0.1, 4)}, "was 0.100 too low (95 % interval -0.2"),
         ({"chosen": Optimism(0.6, 0.5, -0.1, 0.3, 4)}, "to +0.300, which holds 0)"),
-        ({"chosen": Optimism(0.6, 0.5, math.nan, math.nan, 1)}, "one fresh seed gives no interval"),
+        ({"chosen": Optimism(0.6, 0.5, math.nan, math.nan, 1)}, "no interval: one fresh seed"),
     ],
 )
 def test_what_is_said_of_a_search(changes: dict[str, object], expected: str) -> None:

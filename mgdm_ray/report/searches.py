@@ -123,7 +123,7 @@ def optimism_words(found: Confirmed) -> str:
     expected = chosen.value > 0 and found.trials > 1
     maximum = f", as is to be expected of a maximum of {found.trials}" if expected else ""
     if math.isnan(chosen.low):
-        interval = "one fresh seed gives no interval"
+        interval = "no interval: one fresh seed, or seeds that make no difference"
     else:
         interval = f"95 % interval {_interval(chosen.low, chosen.high)}"
         interval += "" if chosen.is_resolved else ", which holds 0"
@@ -133,7 +133,7 @@ def optimism_words(found: Confirmed) -> str:
     return (
         f"{words} Over all {len(found.numbers)} settings that were scored again the search's "
         f"scores were off by {found.shared:+.3f} on average, the luck of seeds that its trials "
-        f"share; {chosen.value - found.shared:+.3f} is due to choosing."
+        f"share; that leaves {chosen.value - found.shared:+.3f} for choosing."
     )
 
 
@@ -158,10 +158,10 @@ def transfer_words(found: Confirmed) -> str:
             f"whether the proxy networks rank settings for the others is not resolvable with "
             f"{agreement.n} settings: {_rho(agreement)}."
         )
-    if math.isfinite(found.repeat.rho):
+    if agreement.n >= FEWEST and math.isfinite(found.repeat.rho):
         words += (
-            f" With fresh seeds they agree with themselves by {found.repeat.rho:+.2f}: no other "
-            "network can be expected to do better."
+            " With fresh seeds the proxy networks agree with themselves by "
+            f"{found.repeat.rho:+.2f}: no other network can be expected to do better."
         )
     return words
 
@@ -248,8 +248,9 @@ def _confirm_files(draft: Draft, confirmed: Mapping[str, Confirmed]) -> None:
         chosen = found.chosen
         values = [chosen.claimed, chosen.fresh, chosen.value, chosen.low, chosen.high, found.shared]
         values += [rho.rho, rho.low, rho.high, rho.p] if rho else [math.nan] * 4
+        values.append(found.repeat.rho)
         shown = ["" if math.isnan(value) else value for value in values]
-        rows.append([where, found.numbers[0], *shown, found.repeat.rho, len(found.numbers)])
+        rows.append([where, found.numbers[0], *shown, len(found.numbers)])
     draft.table_file(
         "selection",
         ["search", "number", "score", "fresh_score", "optimism", "low", "high", "shared_optimism",
