@@ -29,7 +29,7 @@ def files(study: dict[str, Any], folder: Path) -> dict[str, np.ndarray]:
     found = {}
     for job in plan.jobs.values():
         if job.kind in STAGES:
-            record = run(job, [records[need] for need in job.needs.values()], context)
+            record = run(job, context)
             assert record.status == "done", record.reason
             records[job.key] = record
             found[" ".join(filter(None, (job.kind, job.arm)))] = payload(job, context)

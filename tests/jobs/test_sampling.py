@@ -61,8 +61,7 @@ def finish(plan: Plan, context: Context, *kinds: str) -> dict[str, Record]:
     records: dict[str, Record] = {}
     for job in plan.jobs.values():
         if job.kind in kinds:
-            needs = [records[key] for key in job.needs.values() if key in records]
-            records[job.key] = run(job, needs, context)
+            records[job.key] = run(job, context)
             assert records[job.key].status == "done", records[job.key].reason
     return records
 
@@ -93,11 +92,11 @@ def test_a_killed_job_goes_on_after_its_shards(
         save_shard(folder, rows, made, labels)
 
     monkeypatch.setattr(sampling, "save_shard", dies)
-    assert run(job, [], context).status == "failed"
+    assert run(job, context).status == "failed"
     monkeypatch.setattr(
         sampling, "save_shard", lambda *given: (saved.append(given[1]), save_shard(*given))
     )
-    assert run(job, [], context).status == "done"
+    assert run(job, context).status == "done"
     assert saved == [range(8), range(8, 16), range(16, 20)]
     found, _ = read_rows(context.store.folder("generate", job.key))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
