@@ -4,7 +4,8 @@
 
 A study of ``conftest.TINY`` in deterministic mode runs once in peace. After that it runs in new
 storages while processes are killed: the driver (SIGKILL, SIGTERM, Ctrl-C twice), a Train worker, a
-sampling task, the search job, a Tune actor, an evaluation task, the MLflow server. The same command
+sampling task, the search job, a Tune actor, an evaluation task, the MLflow server, and with
+``--nodes`` the raylet of a node, on which another node joins. The same command
 is run until it ends with 0. Then records.jsonl must be the same to the byte (seconds aside), every
 artefact whole, MLflow and Optuna without doubles and without runs that still run.
 """
@@ -27,6 +28,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import yaml
@@ -34,6 +36,9 @@ import yaml
 from mgdm_ray.records import Record, read_records
 from mgdm_ray.store import Store
 from tests.conftest import TINY
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 STUDY = {
     **TINY,
@@ -119,6 +124,21 @@ class MlflowServer:
             self.process.wait()
 
 
+def small_cluster() -> Cluster:
+    """A head that computes nothing, and two nodes of one core that are missed within seconds."""
+    from ray.cluster_utils import Cluster  # after conftest has set what Ray reads when imported
+
+    quick = {
+        "health_check_period_ms": 500,
+        "health_check_failure_threshold": 3,
+        "health_check_timeout_ms": 500,
+    }
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": quick})
+    for _ in range(2):
+        made.add_node(num_cpus=1)
+    return made
+
+
 @dataclass
 class Storm:
     """Kills spread over as many storages as they take."""
@@ -126,6 +146,8 @@ class Storm:
     folder: Path
     random: random.Random
     kills: int
+    nodes: bool = False
+    """On a cluster of two nodes, of which one is taken away now and then."""
     done: Counter[str] = field(default_factory=Counter)
 
     def say(self, text: str) -> None:
@@ -167,12 +189,15 @@ class Storm:
             storage.mkdir(parents=True)
             server = MlflowServer(storage)
         options = ["--set", f"tracking.uri={server.uri}"] if server else []
+        cluster = small_cluster() if self.nodes else None
+        if cluster is not None:
+            options += ["--address", cluster.address]
         try:
             codes = []
             while True:
                 driver = self.start(storage, options)
                 while driver.poll() is None and self.done.total() < self.kills:
-                    self.disturb(driver, server, storage.name)
+                    self.disturb(driver, server, cluster, storage.name)
                 codes.append(driver.wait(timeout=PATIENCE_S * 2))
                 if codes[-1] == 0:
                     break
@@ -190,29 +215,43 @@ class Storm:
         finally:
             if server is not None:
                 server.kill()
+            if cluster is not None:
+                cluster.shutdown()
 
     def disturb(
-        self, driver: subprocess.Popen[bytes], server: MlflowServer | None, where: str
+        self,
+        driver: subprocess.Popen[bytes],
+        server: MlflowServer | None,
+        cluster: Cluster | None,
+        where: str,
     ) -> None:
         """Wait for a random phase, then a little, and kill something of it."""
+        # A cluster's processes are children of this one.
+        root = driver.pid if cluster is None else os.getpid()
         phase = self.random.choice([*PHASES, "any", "any"])
         targets = [f"driver {name}" for name in DRIVER_SIGNALS]
         targets += [phase] * 3 if phase != "any" else []
         targets += ["mlflow server"] * 2 if server else []
+        targets += ["raylet of a node"] * 4 if cluster else []
         target = self.random.choice(targets)
         self.sleep(driver, self.random.uniform(0, 20))
         if phase != "any":
-            self.wait_for(driver, PHASES[phase])
+            self.wait_for(driver, root, PHASES[phase])
             self.sleep(driver, self.random.expovariate(1 / 0.7))
         if driver.poll() is not None:
             return  # the study was through before
         if target == "mlflow server":
             assert server is not None
             server.kill()
+        elif target == "raylet of a node":
+            assert cluster is not None
+            node = self.random.choice(sorted(cluster.worker_nodes, key=lambda n: n.unique_id))
+            cluster.remove_node(node, allow_graceful=False)
+            cluster.add_node(num_cpus=1)
         elif target.startswith("driver"):
             self.kill_driver(driver, target.removeprefix("driver "))
         else:
-            victims = processes(driver.pid, PHASES[target])
+            victims = processes(root, PHASES[target])
             if not victims:
                 return
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -229,10 +268,10 @@ class Storm:
             else:
                 os.kill(driver.pid, signal.Signals[how])
 
-    def wait_for(self, driver: subprocess.Popen[bytes], pattern: str) -> None:
+    def wait_for(self, driver: subprocess.Popen[bytes], root: int, pattern: str) -> None:
         deadline = time.monotonic() + PATIENCE_S
         while driver.poll() is None and time.monotonic() < deadline:
-            if processes(driver.pid, pattern):
+            if processes(root, pattern):
                 return
             time.sleep(0.05)
 
@@ -308,8 +347,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--folder", type=Path, required=True, help="for storages and logs")
+    parser.add_argument("--nodes", action="store_true", help="on a cluster; nodes go as well")
     options = parser.parse_args()
-    storm = Storm(options.folder, random.Random(options.seed), options.kills)
+    storm = Storm(options.folder, random.Random(options.seed), options.kills, options.nodes)
     storm.rest()
     storm.blow()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests.chaos.storm import PHASES, Storm, check_results, processes
+from tests.chaos.storm import PHASES, Storm, check_results, processes, small_cluster
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +31,7 @@ def test_ten_kills_change_nothing(storm: Storm) -> None:
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A head that computes nothing, and two nodes of one core that are missed within seconds."""
-    quick = {
-        "health_check_period_ms": 500,
-        "health_check_failure_threshold": 3,
-        "health_check_timeout_ms": 500,
-    }
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": quick})
-    for _ in range(2):
-        made.add_node(num_cpus=1)
+    made = small_cluster()
     yield made
     made.shutdown()
 
