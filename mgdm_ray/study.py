@@ -82,7 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (StartError, StudyStopped) as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # While Ray starts, its own handler makes an exit of a SIGTERM.
+        if isinstance(stop, SystemExit) and stop.code != signal.SIGTERM:
+            raise
         print("\nStopped. What is finished is kept; the same command resumes:", file=sys.stderr)
         print(f"  {_command_line(argv)}", file=sys.stderr)
         return INTERRUPTED

@@ -202,7 +202,7 @@ class Storm:
                 if codes[-1] == 0:
                     break
                 # 1: a job lost its workers more often than allowed; others: the driver was killed.
-                allowed = (1, 130, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
+                allowed = (1, 130, signal.SIGTERM, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
                 assert codes[-1] in allowed, f"exit code {codes[-1]}, see {storage}.log"
                 assert len(codes) < 60, f"no end, see {storage}.log"
             if server is not None:  # what MLflow missed is written by --report-only
