@@ -146,7 +146,7 @@ def _backward(
     """Add the gradient of the batch's mean loss to the parameters'; returns the loss."""
     if micro_batches == 1:
         loss = nn.functional.cross_entropy(network(images), target, weight=weights)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         return loss.item()
     # The weighted mean divides by the sum of the weights, as torch's own does.
     total = float(len(target)) if weights is None else float(weights[target].sum())
@@ -156,7 +156,7 @@ def _backward(
     for part, labels in halves:
         loss = nn.functional.cross_entropy(network(part), labels, weight=weights, reduction="sum")
         loss = loss / total
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         value += loss.item()
     return value
 
