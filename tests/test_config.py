@@ -237,7 +237,7 @@ def models_in(model: Any) -> list[Any]:
     """``model`` and every model that its fields are made of."""
     found = [model]
     for field in model.model_fields.values():
-        for part in config._models(field.annotation):
+        for part in config.file._models(field.annotation):
             found += models_in(part)
     return found
 
@@ -247,7 +247,7 @@ def test_every_field_has_a_docstring_or_is_a_section(model: Any) -> None:
     """Would catch a key that nobody explains: a section's own docstring explains a section."""
     own_words = {"low", "high", "cpus_per_worker", "gpus_per_worker", "gpus_per_task", "experiment"}
     for name, field in model.model_fields.items():
-        section = any(part.__doc__ for part in config._models(field.annotation))
+        section = any(part.__doc__ for part in config.file._models(field.annotation))
         assert field.description or section or name in own_words, f"{model.__name__}.{name}"
 
 

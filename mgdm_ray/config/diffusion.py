@@ -1,0 +1,196 @@
+"""Denoiser, guide, sampling and measurement guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from mgdm_ray.config.base import Frozen, MeasurementName, Positive
+
+
+class UNetConfig(Frozen):
+    """Size of a UNet (denoiser) or UNet encoder (guide)."""
+
+    channels: tuple[Positive, ...] = (32, 64, 96)
+    """Channels per level; each further level halves the resolution."""
+    attention: tuple[bool, ...] = (False, False, True)
+    """Self-attention per level."""
+    num_res_blocks: Positive = 1
+    """Residual blocks per level."""
+
+    @model_validator(mode="after")
+    def _levels(self) -> Self:
+        if len(self.channels) != len(self.attention):
+            raise ValueError(
+                f"'channels' has {len(self.channels)} levels and 'attention' {len(self.attention)}"
+            )
+        bad = [c for c in self.channels if c % 16]
+        if bad:
+            raise ValueError(f"channels must be multiples of 16 (group norm, heads); got {bad}")
+        return self
+
+
+class TrainConfig(Frozen):
+    """What denoiser and guide have in common."""
+
+    unet: UNetConfig = UNetConfig()
+    steps: Positive = 600
+    """Optimiser steps."""
+    batch_size: Positive = 64
+    """Global batch: split over the workers."""
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+    """Peak learning rate of AdamW."""
+    warmup: int = Field(50, ge=0)
+    """Steps of linear warm-up."""
+    decay: bool = True
+    """Cosine decay of the learning rate to zero at the last step."""
+    grad_clip: float | None = Field(1.0, gt=0)
+    """Largest norm of the gradient; null does not clip."""
+    class_balanced: bool = True
+    """Draw every class equally often."""
+    checkpoint_every: Positive = 200
+    """Steps between checkpoints: what a kill can cost at most."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """``auto``: bfloat16 autocast where that is faster: on GPUs that have it, CPUs with AMX,
+    and AMD's with AVX512_BF16."""
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "small": {
+        "schedule": "cosine",
+        "prediction": "v",
+        "loss_weight": "uniform",
+        "learning_rate": 1e-3,
+        "warmup": 50,
+        "decay": True,
+        "grad_clip": 1.0,
+        "class_balanced": True,
+    },
+    "paper": {
+        "schedule": "linear",
+        "prediction": "epsilon",
+        "loss_weight": "mgdm",
+        "learning_rate": 1e-4,
+        "warmup": 0,
+        "decay": False,
+        "grad_clip": None,
+        "class_balanced": False,
+    },
+}
+
+
+class DenoiserConfig(TrainConfig):
+    """The class-conditional diffusion model. ``recipe`` sets defaults of the fields it names."""
+
+    recipe: Literal["small", "paper"] = "small"
+    """Named defaults, DESIGN section 2."""
+    schedule: Literal["linear", "cosine"] = "cosine"
+    """Noise schedule over 1000 training timesteps."""
+    prediction: Literal["epsilon", "v"] = "v"
+    """What the network predicts."""
+    loss_weight: Literal["uniform", "mgdm", "min_snr"] = "uniform"
+    """``mgdm``: w_t = sqrt(1 - alphas_cumprod); ``min_snr``: that of Hang et al. with gamma 5."""
+    label_dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of samples trained without label, drawn per sample: for classifier-free guidance."""
+    ema_decay: float = Field(0.995, ge=0, lt=1)
+    """Decay of the exponential moving average of the weights (with warm-up)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recipe(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            recipe = data.get("recipe", "small")
+            if recipe in RECIPES:
+                return {**RECIPES[recipe], **data}
+        return data
+
+
+class GuideConfig(TrainConfig):
+    """The noisy classifier p(y | x_t, t)."""
+
+    steps: Positive = 300
+    """Optimiser steps."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Label smoothing of the cross-entropy."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the head's features left out while training; ``mutual_information`` needs some."""
+
+
+class SamplingConfig(Frozen):
+    """Stage 1 (generate) and the DDIM grids of all stages."""
+
+    num_inference_steps: int = Field(25, ge=2, le=1000)
+    """Steps of generate, encode and decode."""
+    solver: Literal["ddim", "second_order"] = "ddim"
+    """Of stage 1. ``second_order`` needs fewer steps for the same error; encode and decode are
+    always DDIM, so that they mirror each other."""
+    inversion_iterations: int = Field(0, ge=0, le=20)
+    """More forwards per step of encode, so that decoding without guidance gives the image back.
+    Needs ``denoiser.prediction: v``."""
+    strength: float = Field(1.0, gt=0, le=1)
+    """How far into the noise encode goes, as a share of the timesteps: less keeps more of the
+    image."""
+    guidance_scale: float = Field(1.5, ge=0, le=50)
+    """Classifier-free guidance of stage 1; 1 is off."""
+    classifier_scale: float = Field(0.0, ge=0, le=1000)
+    """Classifier guidance of stage 1; 0 is off."""
+    clip: bool = True
+    """Clip pred_x0 to [-1, 1] while generating."""
+    clip_stage_two: bool = False
+    """Clip pred_x0 in encode and decode, in both; needs ``clip``. Off: what leaves [-1, 1] on the
+    way comes back."""
+    batch_size: Positive | Literal["auto"] = "auto"
+    """Images per forward pass; ``auto``: as many as memory allows. Does not change the result."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """``auto``: bfloat16 autocast where that is faster: on GPUs that have it, CPUs with AMX,
+    and AMD's with AVX512_BF16."""
+
+    @model_validator(mode="after")
+    def _clipping(self) -> Self:
+        if self.clip_stage_two and not self.clip:
+            raise ValueError(
+                "'clip_stage_two' needs 'clip': encode would blow up what an image has outside "
+                "[-1, 1], by the ratio of the noise levels"
+            )
+        return self
+
+
+class GuidanceControls(Frozen):
+    """How a measurement is ascended, whatever it is and however strong."""
+
+    gradient: Literal["normalised", "relative", "raw"] = "normalised"
+    """``normalised``: gamma is how far an image may be moved, as root mean square over its pixels
+    in [-1, 1] (times pi / 2): the same for every dataset; ``relative``: the term is gamma times as
+    long as eps, image by image, and near pure noise moves pred_x0 by about
+    gamma / sqrt(alpha_bar), up to 160 gamma; ``raw``: the published formula."""
+    over_t: Literal["constant", "signal", "noise"] = "constant"
+    """Gamma over the timesteps: times 1, sqrt(alpha_bar_t) (less where there is noise) or
+    sqrt(1 - alpha_bar_t) (less near the clean image)."""
+    decode_guidance_scale: float = Field(1.0, ge=0, le=50)
+    """Classifier-free guidance of stage 2; 1 is off. Encode never has it, nor has ``roundtrip``:
+    with another value decoding changes images even where nothing is ascended."""
+    label_scale: float = Field(0.0, ge=0, le=1000)
+    """Weight of log p(y | x_t) beside the measurement: keeps images in their class; 0 is off."""
+    interval: tuple[Annotated[int, Field(ge=0, le=999)], Annotated[int, Field(ge=0, le=999)]] = (
+        0,
+        999,
+    )
+    """First and last timestep (0 is clean, 999 is noise) at which guidance acts."""
+
+    @field_validator("interval")
+    @classmethod
+    def _ordered(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if value[0] > value[1]:
+            raise ValueError(f"the first timestep is after the last one: {list(value)}")
+        return value
+
+
+class GuidanceSetting(GuidanceControls):
+    """Measurement guidance of stage 2."""
+
+    measurement: MeasurementName = "entropy"
+    """What is ascended: a registered measurement."""
+    uncertainty_scale: float = Field(0.1, ge=0, le=1e6)
+    """Strength (gamma); 0 is off."""

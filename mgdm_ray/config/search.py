@@ -1,0 +1,187 @@
+"""The search of a guidance setting."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from mgdm_ray.config.base import Frozen, MeasurementName, Name, Network, Positive, unique
+from mgdm_ray.config.diffusion import GuidanceControls
+
+
+class ScaleRange(Frozen):
+    """An interval that is searched."""
+
+    low: float = Field(gt=0, le=1e6)
+    high: float = Field(gt=0, le=1e6)
+    log: bool = True
+    """Search on a logarithmic axis."""
+
+    @model_validator(mode="after")
+    def _order(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"'low' must be below 'high'; got {self.low} and {self.high}")
+        return self
+
+    def holds(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+class MeasurementSpace(Frozen):
+    """What is searched differently for one measurement."""
+
+    uncertainty_scale: ScaleRange
+    """Stage-2 strength of trials with this measurement."""
+
+
+class SearchSpace(GuidanceControls):
+    """What the search may choose. Lists are categorical: their samples and latents are reused.
+
+    The controls are the same for all trials.
+    """
+
+    guidance_scale: tuple[Annotated[float, Field(ge=0, le=50)], ...] | None = Field(
+        None, min_length=1
+    )
+    """Stage-1 classifier-free scales; default: only ``sampling.guidance_scale``."""
+    classifier_scale: tuple[Annotated[float, Field(ge=0, le=1000)], ...] | None = Field(
+        None, min_length=1
+    )
+    """Stage-1 classifier scales; default: only ``sampling.classifier_scale``."""
+    measurement: tuple[MeasurementName, ...] = Field(("entropy", "least_confidence"), min_length=1)
+    """Stage-2 measurements. Of the two that are equal for two classes, one is dropped there."""
+    uncertainty_scale: ScaleRange = ScaleRange(low=0.02, high=0.5)
+    """Stage-2 strength."""
+    per_measurement: dict[MeasurementName, MeasurementSpace] = Field({})
+    """Other ranges for some of the measurements: an optimum of one says little of another's."""
+
+    @field_validator("measurement")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return unique(value, "measurement")
+
+    @model_validator(mode="after")
+    def _of_the_space(self) -> Self:
+        for name in self.per_measurement:
+            if name not in self.measurement:
+                raise ValueError(
+                    f"'per_measurement' names {name!r}, which is not searched; "
+                    f"'measurement' is {list(self.measurement)}"
+                )
+        return self
+
+    def strength_of(self, measurement: str) -> ScaleRange:
+        """The range of ``uncertainty_scale`` for this measurement."""
+        own = self.per_measurement.get(measurement)
+        return self.uncertainty_scale if own is None else own.uncertainty_scale
+
+
+class StartPoint(Frozen):
+    """A setting that is tried before the sampler suggests any."""
+
+    measurement: MeasurementName
+    """One of ``space.measurement``. Over two classes, where several are one direction and only
+    one is tried, a point with another one is passed over."""
+    uncertainty_scale: float = Field(gt=0, le=1e6)
+    """Within the range of ``space``."""
+    guidance_scale: float | None = Field(None, ge=0, le=50)
+    """One of ``space.guidance_scale``; needed where there are several."""
+    classifier_scale: float | None = Field(None, ge=0, le=1000)
+    """One of ``space.classifier_scale``; needed where there are several."""
+
+
+class ConfirmConfig(Frozen):
+    """Settings that are scored once more after a search, on validation data with fresh seeds."""
+
+    settings: int = Field(6, ge=1, le=1000)
+    """How many: the chosen one, and others evenly spread over the ranks of the finished trials.
+    Fewer than 5 cannot say whether the proxy networks rank for the others."""
+    seeds: int = Field(3, ge=1, le=1000)
+    """Fresh seeds per setting and network."""
+
+
+class SearchConfig(Frozen):
+    """Ray Tune + Optuna over guidance settings, scored on validation data only."""
+
+    trials: int = Field(12, ge=1, le=100_000)
+    """Number of settings tried per search."""
+    sampler: Literal["tpe", "gp", "nsga2", "random", "grid"] = "tpe"
+    """Optuna's sampler; ``grid`` spaces the strengths evenly, so that ``trials`` of them cover the
+    space, in random order."""
+    pruner: Literal["none", "median", "asha"] = "none"
+    """Stops a trial after one of its networks: ``median`` where its mean so far is below the
+    median of the finished trials (from the sixth on), ``asha`` where it is not in the upper half
+    after 1, 2, 4, ... networks."""
+    objective: Literal["accuracy", "accuracy_and_cost"] = "accuracy"
+    """The second one also wants few forwards per image; the setting chosen in the end is the most
+    accurate one. Without pruning."""
+    repeats: int = Field(1, ge=1, le=100)
+    """Seeds with which a trial trains each proxy network; the score is their mean."""
+    start: tuple[StartPoint, ...] = ()
+    """Settings to try first."""
+    warm_start: Name | None = None
+    """An earlier study in the same storage: per dataset, its best settings that lie in the space
+    are tried first, after ``start``."""
+    networks: tuple[Network, ...] = Field(("squeezenet1_1",), min_length=1)
+    """Proxy networks: a trial's score is their mean validation balanced accuracy."""
+    per: Literal["dataset", "network"] = "dataset"
+    """One search per dataset with the proxy networks, or one per dataset and evaluated network."""
+    images: Positive | None = None
+    """Synthetic images per trial; default: as many as the arms use."""
+    steps: Positive | None = None
+    """Optimiser steps of a proxy network; default: ``downstream.steps``."""
+    max_concurrent: Positive | None = None
+    """Trials at once; default: as many as fit."""
+    seed: int | None = Field(None, ge=0)
+    """Seed of the sampler and of the proxy networks; default: the study's. Another one is another
+    search over the same models, samples and latents."""
+    confirm: ConfirmConfig | None = None
+    """Afterwards, how much too high the best score was, and whether the proxy networks rank
+    settings as the study's other networks do; the report shows both."""
+    space: SearchSpace = SearchSpace()
+
+    @field_validator("networks")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return unique(value, "network")
+
+    @model_validator(mode="after")
+    def _pruning(self) -> Self:
+        if self.pruner == "none":
+            return self
+        if self.objective != "accuracy":
+            raise ValueError(
+                f"pruner {self.pruner!r} compares one score; with objective {self.objective!r} "
+                "there are two: set pruner to none"
+            )
+        if self.per == "network" or len(self.networks) == 1:
+            raise ValueError(
+                f"pruner {self.pruner!r} stops a trial between its proxy networks, and there is "
+                "only one: give several in 'networks' (with 'per: dataset'), or set pruner to none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _start(self) -> Self:
+        if len(self.start) > self.trials:
+            raise ValueError(
+                f"'start' has {len(self.start)} points, but there are only {self.trials} trials"
+            )
+        for index, point in enumerate(self.start):
+            self._require_inside(index, point)
+        return self
+
+    def _require_inside(self, index: int, point: StartPoint) -> None:
+        where = f"start[{index}]"
+        if point.measurement not in self.space.measurement:
+            raise ValueError(
+                f"{where}: measurement {point.measurement!r} is not in space.measurement "
+                f"{list(self.space.measurement)}"
+            )
+        strength = self.space.strength_of(point.measurement)
+        if not strength.holds(point.uncertainty_scale):
+            raise ValueError(
+                f"{where}: uncertainty_scale {point.uncertainty_scale:g} is outside the space's "
+                f"{strength.low:g} to {strength.high:g} for {point.measurement!r}"
+            )

@@ -1,0 +1,273 @@
+"""A whole study, and what concerns all of it: networks, resources, tracking."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from mgdm_ray.config.base import (
+    ARMS,
+    MEMBER_MEASUREMENTS,
+    Arm,
+    Frozen,
+    Name,
+    Network,
+    Positive,
+    ReferenceFault,
+    unique,
+)
+from mgdm_ray.config.data import DatasetConfig, SyntheticConfig
+from mgdm_ray.config.diffusion import DenoiserConfig, GuidanceSetting, GuideConfig, SamplingConfig
+from mgdm_ray.config.search import SearchConfig, StartPoint
+
+
+class DownstreamConfig(Frozen):
+    """Training of the evaluated networks: the same for every arm."""
+
+    steps: Positive = 100
+    """Optimiser steps, equal for all arms."""
+    batch_size: int = Field(64, ge=2)
+    """Images per step."""
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+    """Peak of the one-cycle schedule."""
+    weight_decay: float = Field(1e-2, ge=0, le=1)
+    """AdamW's."""
+    class_weighted: bool = False
+    """Weight the loss by inverse class frequency of the real training set."""
+
+
+class ResourcesConfig(Frozen):
+    """What a job asks of Ray; never changes a key."""
+
+    train_workers: Positive = 1
+    """Ray Train workers per diffusion model (DDP)."""
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+    cpus_per_task: float = Field(1, gt=0)
+    """Sampling, trials and downstream networks."""
+    gpus_per_task: float = Field(0, ge=0)
+    sampling_workers: Positive = 1
+    """Tasks that share the images of one sampling job, each with ``..._per_task``."""
+    compile: Literal["auto", "never", "always"] = "auto"
+    """torch.compile while sampling; ``auto``: where enough work is ahead to pay for it."""
+    max_retries: int = Field(1, ge=0, le=100)
+    """How often a job whose worker died is started again."""
+
+
+TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
+
+
+class TrackingConfig(Frozen):
+    """MLflow."""
+
+    uri: str | None = None
+    """An MLflow server; default: STORAGE/mlflow.db. Credentials belong in the environment
+    (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD), not in here."""
+    experiment: Name = "mgdm-ray"
+
+    @field_validator("uri")
+    @classmethod
+    def _plain(cls, value: str | None) -> str | None:
+        if value is None:
+            return value
+        parts = urlsplit(value)
+        if parts.scheme not in TRACKING_SCHEMES:
+            raise ValueError(
+                f"a tracking server's address begins with {', '.join(TRACKING_SCHEMES)}; "
+                f"got {value!r}"
+            )
+        if parts.password is not None or (parts.username and parts.scheme.startswith("http")):
+            # It would be printed, and stored in the report. Not repeated here for that reason.
+            raise ValueError(
+                "the address holds credentials; give them in the environment as "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        return value
+
+
+class StudyConfig(Frozen):
+    """A whole study."""
+
+    name: Name
+    """Names the folder of results and the MLflow parent run."""
+    datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
+    """Names, or mappings with more options."""
+    networks: tuple[Network, ...] = Field(min_length=1)
+    """Downstream networks."""
+    arms: tuple[Arm, ...] = Field(ARMS, min_length=1)
+    """What is compared."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
+    """One cell per seed: initial weights and batch order. A number N means 0 .. N-1."""
+    seed: int = Field(0, ge=0)
+    """Seed of everything that is shared by the cells: diffusion models, samples, search."""
+    image_size: int = Field(28, ge=8, le=512)
+    """Size of every dataset that does not give its own."""
+    data_dir: str | None = None
+    """Where .npz files are; default: the environment's MGDM_DATA_DIR, else ~/.medmnist."""
+    storage: str = "runs"
+    """Where everything goes."""
+    denoiser: DenoiserConfig = DenoiserConfig()
+    guide: GuideConfig = GuideConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    synthetic: SyntheticConfig = SyntheticConfig()
+    setting: GuidanceSetting = GuidanceSetting()
+    """The setting of ``disturb`` and ``perturb`` where there is no search."""
+    search: SearchConfig | None = None
+    """Finds the setting of ``disturb`` (and of ``perturb``, which copies its strength)."""
+    downstream: DownstreamConfig = DownstreamConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    deterministic: bool = False
+    """Every run of this study on this machine gives the same records to the last bit: one trial at
+    a time per search, fixed batches, nothing compiled. Slower; changes no key."""
+    reference: tuple[ReferenceFault, ...] = ()
+    """Faults of the paper's published code to reproduce, so that their worth can be measured;
+    docs/reference.md says what each does. None by default."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        out = dict(data)
+        size = out.get("image_size", 28)
+        if isinstance(out.get("datasets"), list | tuple):
+            entries = []
+            for entry in out["datasets"]:
+                entry = {"name": entry} if isinstance(entry, str) else entry
+                entries.append({"size": size, **entry} if isinstance(entry, Mapping) else entry)
+            out["datasets"] = entries
+        return out
+
+    @field_validator("networks", mode="after")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return unique(value, "network")
+
+    @field_validator("arms")
+    @classmethod
+    def _arms(cls, value: tuple[Arm, ...]) -> tuple[Arm, ...]:
+        return unique(value, "arm")
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _seed_count(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            if not 1 <= value <= 1000:
+                raise ValueError(f"a number of seeds must be in 1 .. 1000; got {value}")
+            return tuple(range(value))
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return unique(value, "seed")
+
+    @field_validator("datasets")
+    @classmethod
+    def _datasets(cls, value: tuple[DatasetConfig, ...]) -> tuple[DatasetConfig, ...]:
+        unique(tuple(d.name for d in value), "dataset")
+        return value
+
+    @model_validator(mode="after")
+    def _inversion(self) -> Self:
+        if self.sampling.inversion_iterations and self.denoiser.prediction != "v":
+            raise ValueError(
+                "sampling.inversion_iterations needs denoiser.prediction 'v': with "
+                f"{self.denoiser.prediction!r} the iteration diverges near pure noise"
+            )
+        return self
+
+    def stage_one(self) -> list[tuple[float, float]]:
+        """(guidance_scale, classifier_scale) candidates: what the search may choose from."""
+        sampling = self.sampling
+        space = self.search.space if self.search else None
+        free = (space and space.guidance_scale) or (sampling.guidance_scale,)
+        guided = (space and space.classifier_scale) or (sampling.classifier_scale,)
+        return [(float(g), float(s)) for g in free for s in guided]
+
+    def placed(self, point: StartPoint) -> StartPoint:
+        """``point`` with its stage-1 scales filled in; ValueError where they are no candidate."""
+        given = (point.guidance_scale, point.classifier_scale)
+        found = [
+            candidate
+            for candidate in self.stage_one()
+            if all(g is None or g == c for g, c in zip(given, candidate, strict=True))
+        ]
+        if len(found) != 1:
+            every = ", ".join(f"{g:g} and {s:g}" for g, s in self.stage_one())
+            raise ValueError(
+                "guidance_scale and classifier_scale must name one of the stage-1 candidates "
+                f"(here {every}); got {given[0]} and {given[1]}"
+            )
+        names = ("guidance_scale", "classifier_scale")
+        return point.model_copy(update=dict(zip(names, found[0], strict=True)))
+
+    @model_validator(mode="after")
+    def _start_points(self) -> Self:
+        for index, point in enumerate(self.search.start if self.search else ()):
+            try:
+                self.placed(point)
+            except ValueError as error:
+                raise ValueError(f"search.start[{index}]: {error}") from None
+        if self.search and self.search.warm_start == self.name:
+            raise ValueError(
+                f"search.warm_start {self.name!r} is this study itself, whose trials would change "
+                "what it has to compute; name an earlier study"
+            )
+        return self
+
+    @field_validator("reference")
+    @classmethod
+    def _reference(cls, value: tuple[ReferenceFault, ...]) -> tuple[ReferenceFault, ...]:
+        return unique(value, "fault")
+
+    @model_validator(mode="after")
+    def _faults(self) -> Self:
+        if "alignment" in self.reference and self.sampling.inversion_iterations:
+            raise ValueError(
+                "reference 'alignment' needs sampling.inversion_iterations 0: the published "
+                "encoder has none, and ends at pure noise, where a step cannot be solved backwards"
+            )
+        if "clip" in self.reference and self.sampling.clip_stage_two:
+            raise ValueError(
+                "reference 'clip' is clipping in decode alone; set sampling.clip_stage_two to false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _members(self) -> Self:
+        searched = () if self.search is None else self.search.space.measurement
+        for name in (self.setting.measurement, *searched):
+            if name in MEMBER_MEASUREMENTS and not self.guide.dropout:
+                raise ValueError(
+                    f"measurement {name!r} compares a guide's answers under dropout, and "
+                    "guide.dropout is 0; set guide.dropout, e.g. to 0.2"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _batches(self) -> Self:
+        workers = self.resources.train_workers
+        for what, train in (("denoiser", self.denoiser), ("guide", self.guide)):
+            if train.batch_size % workers:
+                raise ValueError(
+                    f"{what}.batch_size {train.batch_size} cannot be split over "
+                    f"{workers} workers (resources.train_workers); give a multiple"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Self:
+        for what, unet in (("denoiser", self.denoiser.unet), ("guide", self.guide.unet)):
+            factor = 2 ** (len(unet.channels) - 1)
+            for dataset in self.datasets:
+                if dataset.size % factor:
+                    raise ValueError(
+                        f"dataset {dataset.name!r} has size {dataset.size}, but {what}.unet with "
+                        f"{len(unet.channels)} levels needs a multiple of {factor}"
+                    )
+        return self
