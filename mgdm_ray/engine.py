@@ -22,7 +22,7 @@ from mgdm_ray.config import InputError, ResourcesConfig
 from mgdm_ray.environment import QUIET, StartError, StudyStopped, cores, plugins
 from mgdm_ray.jobs import base
 from mgdm_ray.jobs.base import Context, JobFunction, Outcome, Progress, TrainingTask
-from mgdm_ray.plan import FITS, SAMPLINGS, Job
+from mgdm_ray.plan import CELLS, FITS, SAMPLINGS, Job
 from mgdm_ray.price import shortages
 from mgdm_ray.records import NO_SPACE, OUT_OF_MEMORY, WORKER_DIED, Record
 
@@ -39,7 +39,7 @@ class Live:
     note: str
 
 
-SHRINKABLE = (*SAMPLINGS, "fit_downstream")
+SHRINKABLE = (*SAMPLINGS, *CELLS)
 """Kinds that can work on fewer images at a time."""
 HOLD_S = 60.0
 """How long other tasks wait for a training to find its workers."""

@@ -16,6 +16,7 @@ from mgdm_ray.config import (
     ConfirmConfig,
     DatasetConfig,
     GuideConfig,
+    LimitsConfig,
     ReferenceFault,
     SearchConfig,
     StartPoint,
@@ -33,11 +34,16 @@ VERSIONS = {
     "search": 3,
     "confirm": 1,
     "decode": 2,
-    "fit_downstream": 1,
+    "fit_judge": 1,
+    "assess": 1,
+    "fit_downstream": 2,
+    "fit_at_ratio": 1,
 }
 KINDS = tuple(VERSIONS)
 FITS = ("fit_denoiser", "fit_guide")
 SAMPLINGS = ("generate", "encode", "decode")
+CELLS = ("fit_downstream", "fit_at_ratio")
+"""Kinds that open the test split: the study's cells, and those of its ratio curve."""
 SCORINGS = ("search", "confirm")
 """Kinds that score settings: decode under each, train networks, look at validation data."""
 
@@ -59,6 +65,9 @@ class Job:
     arm: str | None = None
     seed: int | None = None
     detail: str = ""
+    gate: str | None = None
+    """Key of the ``assess`` job whose record must be within the study's ``limits`` before this
+    one may run; no part of the key, because it does not change the result."""
 
     @property
     def label(self) -> str:
@@ -130,15 +139,27 @@ class _DatasetPlan:
         self.warm = warm
         self.dataset = dataset.name
         # Where the file lies does not matter, what is in it does.
-        self.data = {**dataset.model_dump(mode="json", exclude={"path"}), "content": fingerprint}
+        unused = {"path"} if dataset.source else {"path", "source"}
+        self.data = {**dataset.model_dump(mode="json", exclude=unused), "content": fingerprint}
         self.jobs = jobs
 
     def build(self) -> None:
-        for arm in self.config.arms:
-            for network in self.config.networks:
-                needs = self.added_images(arm, network)
-                for seed in self.config.seeds:
-                    self.cell(arm, network, seed, needs)
+        curve = self.config.synthetic.curve
+        ratios = (None, *(curve.ratios if curve else ()))
+        for ratio in ratios:
+            for arm in self.config.arms:
+                for network in self.config.networks:
+                    if ratio is None or self.on_curve(arm, network):
+                        self.cells(arm, network, ratio)
+
+    def on_curve(self, arm: Arm, network: str) -> bool:
+        curve = self.config.synthetic.curve
+        assert curve is not None
+        if arm in ("real", "augment"):
+            return False
+        return (not curve.arms or arm in curve.arms) and (
+            not curve.networks or network in curve.networks
+        )
 
     def add(
         self,
@@ -150,12 +171,15 @@ class _DatasetPlan:
         arm: str | None = None,
         seed: int | None = None,
         detail: str = "",
+        gate: str | None = None,
     ) -> str:
         needs = dict(needs or {})
         inputs = {"dataset": self.data, **inputs}
         key = content_key({"kind": kind, "v": VERSIONS[kind], "in": inputs, "needs": needs})
         if key not in self.jobs:
-            self.jobs[key] = Job(kind, key, inputs, needs, self.dataset, network, arm, seed, detail)
+            self.jobs[key] = Job(
+                kind, key, inputs, needs, self.dataset, network, arm, seed, detail, gate
+            )
         return key
 
     def denoiser(self) -> str:
@@ -198,7 +222,7 @@ class _DatasetPlan:
             "solver": sampling.solver,
             "clip": sampling.clip,
             "precision": sampling.precision,
-            "synthetic": self.config.synthetic.model_dump(mode="json"),
+            "synthetic": self.synthetic(),
             "seed": self.config.seed,
             **self.reference("label_dropout", "rank_seeds"),
         }
@@ -334,6 +358,20 @@ class _DatasetPlan:
         shown = network if searched and searched.per == "network" else None
         return self.add("decode", inputs, needs, network=shown, arm=arm)
 
+    def synthetic(self) -> dict[str, Any]:
+        """How many images are drawn: enough for the largest ratio."""
+        synthetic = self.config.synthetic
+        drawn = {"ratio": synthetic.largest, "balance": synthetic.balance}
+        if synthetic.per_class is not None:
+            drawn["per_class"] = synthetic.per_class
+        return drawn
+
+    def used(self, ratio: float | None) -> dict[str, Any]:
+        """Which share of the drawn images a cell uses; no key where it is all of them."""
+        synthetic = self.config.synthetic
+        ratio = synthetic.ratio if ratio is None else ratio
+        return {} if ratio == synthetic.largest else {"ratio": ratio}
+
     def added_images(self, arm: Arm, network: str) -> dict[str, str]:
         if arm == "generate":
             return self.choice("images", network, needs_setting=False)
@@ -341,14 +379,52 @@ class _DatasetPlan:
             return {"images": self.decode(arm, network)}
         return {}
 
-    def cell(self, arm: Arm, network: str, seed: int, needs: Mapping[str, str]) -> None:
-        inputs: dict[str, Any] = {
-            "arm": arm,
-            "network": network,
-            "seed": seed,
-            "downstream": self.config.downstream.model_dump(mode="json"),
-        }
+    def assess(self, arm: Arm, network: str, images: Mapping[str, str]) -> str | None:
+        """What the judge says of the images that an arm adds; the report and ``limits`` use it."""
+        judge = self.config.judge
+        if judge is None or arm in ("real", "augment"):
+            return None
+        found = self.add(
+            "fit_judge", {"judge": judge.model_dump(mode="json"), "seed": self.config.seed}
+        )
+        inputs: dict[str, Any] = {"arm": arm, "seed": self.config.seed, **self.used(None)}
         if arm == "duplicate":
-            # The other arms' counts come with their images.
-            inputs["synthetic"] = self.config.synthetic.model_dump(mode="json")
-        self.add("fit_downstream", inputs, needs, network=network, arm=arm, seed=seed)
+            inputs |= {"synthetic": self.synthetic(), "copies_seed": self.config.seeds[0]}
+        search = self.config.search
+        shown = network if "search" in images and search and search.per == "network" else None
+        if "images" in images:
+            shown = self.jobs[images["images"]].network
+        return self.add("assess", inputs, {"judge": found, **images}, network=shown, arm=arm)
+
+    def cells(self, arm: Arm, network: str, ratio: float | None) -> None:
+        """A cell per seed; those at another ``ratio`` than the study's are of another kind."""
+        needs = self.added_images(arm, network)
+        gate = self.assess(arm, network, needs)
+        guarded = self.config.limits != LimitsConfig() and arm != "duplicate"
+        for seed in self.config.seeds:
+            inputs: dict[str, Any] = {
+                "arm": arm,
+                "network": network,
+                "seed": seed,
+                "downstream": self.config.downstream.model_dump(mode="json"),
+            }
+            if arm == "duplicate":
+                # The other arms' counts come with their images.
+                inputs["synthetic"] = self.synthetic()
+            if arm not in ("real", "augment"):
+                inputs |= self.used(ratio)
+            kind, detail = "fit_downstream", ""
+            if ratio is not None:
+                kind, detail = "fit_at_ratio", f"ratio {ratio:g}"
+                inputs["curve_ratio"] = ratio
+                inputs["version"] = VERSIONS["fit_downstream"]  # it does what a cell does
+            self.add(
+                kind,
+                inputs,
+                needs,
+                network=network,
+                arm=arm,
+                seed=seed,
+                detail=detail,
+                gate=gate if guarded else None,
+            )

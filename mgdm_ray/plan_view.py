@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgdm_ray.config import StudyConfig
-from mgdm_ray.plan import FITS, SAMPLINGS, SCORINGS, Job, Plan
+from mgdm_ray.plan import CELLS, FITS, SAMPLINGS, SCORINGS, Job, Plan
 from mgdm_ray.price import (
     Ask,
     Effort,
@@ -272,7 +272,7 @@ def sharing(plan: Plan) -> str:
     for key, job in plan.jobs.items():  # needs come first
         needs = set(job.needs.values())
         above[key] = frozenset(needs.union(*(above[need] for need in needs)))
-        if job.kind == "fit_downstream":
+        if job.kind in CELLS:
             kinds = Counter(plan.jobs[need].kind for need in above[key])
             serves.update(kinds.keys())
             alone.update(kinds)

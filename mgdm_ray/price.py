@@ -17,7 +17,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from mgdm_ray.config import InputError, ResourcesConfig
-from mgdm_ray.plan import FITS, KINDS, SAMPLINGS, SCORINGS, Job, fits_per_setting
+from mgdm_ray.plan import CELLS, FITS, KINDS, SAMPLINGS, SCORINGS, Job, fits_per_setting
 
 if TYPE_CHECKING:
     from mgdm_ray.store import Store
@@ -143,7 +143,7 @@ def _measure(
         train = inputs["train"]
         family = [train["unet"], train["precision"], train.get("dropout", 0.0)]
         return family, train["steps"] * train["batch_size"], 1.0
-    if node.kind == "fit_downstream":
+    if node.kind in CELLS:
         config = inputs["downstream"]
         family = [inputs["network"], inputs["arm"] == "augment"]
         return family, config["steps"] * config["batch_size"], 1.0

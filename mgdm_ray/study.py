@@ -21,7 +21,7 @@ from mgdm_ray.claims import Claims
 from mgdm_ray.closing import Closing
 from mgdm_ray.config import InputError, StudyConfig, load_study
 from mgdm_ray.environment import StartError, StudyStopped, cores, gpus
-from mgdm_ray.plan import Job, Plan, make_plan
+from mgdm_ray.plan import CELLS, Job, Plan, make_plan
 from mgdm_ray.plan_view import Outlook
 from mgdm_ray.price import manifests_in, read_probes
 from mgdm_ray.records import Record, append_record, read_records
@@ -161,7 +161,7 @@ class Study:
         found, needed = {}, set[str]()
         for key, job in reversed(self.plan.jobs.items()):
             if mend:
-                used = job.kind == "fit_downstream" or key in needed
+                used = job.kind in CELLS or key in needed
                 wrong = self.store.check(job.kind, key, "all" if used else "changed")
             else:
                 wrong = self.store.verify(job.kind, key, "sizes")

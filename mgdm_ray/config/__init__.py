@@ -8,6 +8,8 @@ from mgdm_ray.config.base import (
     NETWORKS,
     PHANTOMS,
     REFERENCE_FAULTS,
+    TIMM,
+    TORCHVISION,
     Arm,
     Frozen,
     InputError,
@@ -16,10 +18,17 @@ from mgdm_ray.config.base import (
     Network,
     ReferenceFault,
     Task,
+    known_network,
     require_known,
     unique,
 )
-from mgdm_ray.config.data import DatasetConfig, PhantomConfig, SyntheticConfig
+from mgdm_ray.config.data import (
+    DatasetConfig,
+    LimitsConfig,
+    PhantomConfig,
+    RatioCurve,
+    SyntheticConfig,
+)
 from mgdm_ray.config.diffusion import (
     RECIPES,
     DenoiserConfig,
@@ -41,6 +50,7 @@ from mgdm_ray.config.search import (
 )
 from mgdm_ray.config.study import (
     DownstreamConfig,
+    JudgeConfig,
     ResourcesConfig,
     StudyConfig,
     TrackingConfig,
@@ -56,6 +66,8 @@ __all__ = [
     "PHANTOMS",
     "RECIPES",
     "REFERENCE_FAULTS",
+    "TIMM",
+    "TORCHVISION",
     "Arm",
     "ConfirmConfig",
     "DatasetConfig",
@@ -66,11 +78,14 @@ __all__ = [
     "GuidanceSetting",
     "GuideConfig",
     "InputError",
+    "JudgeConfig",
+    "LimitsConfig",
     "MeasurementName",
     "MeasurementSpace",
     "Name",
     "Network",
     "PhantomConfig",
+    "RatioCurve",
     "ReferenceFault",
     "ResourcesConfig",
     "SamplingConfig",
@@ -84,6 +99,7 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "UNetConfig",
+    "known_network",
     "load_study",
     "require_known",
     "unique",

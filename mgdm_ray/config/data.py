@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from mgdm_ray.config.base import MEDMNIST, PHANTOMS, Frozen, Name, Task, require_known
+from mgdm_ray.config.base import (
+    MEDMNIST,
+    PHANTOMS,
+    Arm,
+    Frozen,
+    Name,
+    Network,
+    Task,
+    require_known,
+    unique,
+)
 
 
 class PhantomConfig(Frozen):
@@ -30,7 +40,11 @@ class DatasetConfig(Frozen):
     """One dataset of the study."""
 
     name: Name
-    """A MedMNIST name, a ``phantom-*`` name, or any name of your own together with ``path``."""
+    """A MedMNIST name, a ``phantom-*`` name, or any name of your own together with ``path`` or
+    ``source``."""
+    source: Name | None = None
+    """The dataset that this one is a variant of, e.g. with fewer training images. Variants count
+    as one dataset in the statistics: they share their test images."""
     path: str | None = None
     """A MedMNIST-format .npz of your own, relative to ``data_dir`` or absolute."""
     task: Task | None = None
@@ -38,31 +52,97 @@ class DatasetConfig(Frozen):
     size: int = Field(28, ge=8, le=512)
     """Height and width in pixels."""
     train_size: int | None = Field(None, ge=10)
-    """Use at most so many training images: a seeded, stratified choice. Default: all."""
+    """Use at most so many training images: a seeded, stratified choice. Default: all. A list makes
+    a variant of each: ``retinamnist-50``, ``retinamnist-200``."""
     phantom: PhantomConfig | None = None
     """Only for ``phantom-*``."""
 
+    @property
+    def origin(self) -> str:
+        """Whose images these are: of variants the dataset they come from."""
+        return self.source or self.name
+
     @model_validator(mode="after")
-    def _source(self) -> Self:
+    def _known(self) -> Self:
         if self.path is None:
-            require_known(self.name, "dataset", (*MEDMNIST, *PHANTOMS))
-        elif self.name in (*MEDMNIST, *PHANTOMS):
+            require_known(self.origin, "dataset", (*MEDMNIST, *PHANTOMS))
+        elif self.origin in (*MEDMNIST, *PHANTOMS):
             raise ValueError(
-                f"{self.name!r} is a built-in dataset: give your own path another name"
+                f"{self.origin!r} is a built-in dataset: give your own path another name"
             )
-        if self.name in PHANTOMS and self.phantom is None:
+        if self.source and self.name in (*MEDMNIST, *PHANTOMS):
+            raise ValueError(f"{self.name!r} is a built-in dataset: give the variant another name")
+        if self.origin in PHANTOMS and self.phantom is None:
             object.__setattr__(self, "phantom", PhantomConfig())
-        if self.phantom is not None and self.name not in PHANTOMS:
+        if self.phantom is not None and self.origin not in PHANTOMS:
             raise ValueError("'phantom' is only for phantom-* datasets")
         if self.path is None and self.task is not None:
             raise ValueError("'task' is only for a dataset with 'path': built-in tasks are known")
         return self
 
 
+class RatioCurve(Frozen):
+    """Further cells with other numbers of added images: the first ones of the same images."""
+
+    ratios: tuple[Annotated[float, Field(gt=0, le=100)], ...] = Field(min_length=1)
+    """Added images per real training image, beside ``synthetic.ratio``."""
+    arms: tuple[Arm, ...] | None = Field(None, min_length=1)
+    """Default: all arms of the study that add images."""
+    networks: tuple[Network, ...] | None = Field(None, min_length=1)
+    """Default: all networks of the study."""
+
+    @field_validator("ratios")
+    @classmethod
+    def _ratios(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        return unique(value, "ratio")
+
+    @field_validator("arms")
+    @classmethod
+    def _arms(cls, value: tuple[Arm, ...] | None) -> tuple[Arm, ...] | None:
+        bad = [arm for arm in value or () if arm in ("real", "augment")]
+        if bad:
+            raise ValueError(f"arm {bad[0]!r} adds no images: it has no ratio")
+        return value and unique(value, "arm")
+
+
 class SyntheticConfig(Frozen):
-    """How many images the arms add."""
+    """How many images the arms add, and of which classes."""
 
     ratio: float = Field(1.0, gt=0, le=100)
     """Added images per real training image."""
-    balance: Literal["proportional", "balanced"] = "proportional"
-    """Classes of the added images: as in the training set, or equally many of each."""
+    balance: Literal["proportional", "balanced", "top_up"] = "proportional"
+    """Classes of the added images: as in the training set; equally many of each; or, with
+    ``top_up``, as many as fill every class up to ``per_class`` (MGDM's way), whatever ``ratio``."""
+    per_class: int | None = Field(None, ge=1, le=1_000_000)
+    """With ``top_up``: real and added images of each class together. A class that has more real
+    ones keeps them all and gets none."""
+    curve: RatioCurve | None = None
+    """How the arms depend on the number of added images; shown in the report."""
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if (self.balance == "top_up") != (self.per_class is not None):
+            raise ValueError("'per_class' and 'balance: top_up' go together: give both or neither")
+        if self.curve and self.balance == "top_up":
+            raise ValueError("'curve' varies the ratio, which 'balance: top_up' does not have")
+        if self.curve and self.ratio in self.curve.ratios:
+            raise ValueError(f"'curve.ratios' holds {self.ratio:g}, which is 'ratio' already")
+        return self
+
+    @property
+    def largest(self) -> float:
+        """The largest ratio: so many images are drawn."""
+        return max(self.ratio, *(self.curve.ratios if self.curve else ()), 0.0)
+
+
+class LimitsConfig(Frozen):
+    """What a synthetic set must not exceed to be used; over it, its cells are refused.
+
+    Changes no key: what was computed is only shown or not.
+    """
+
+    copies: float | None = Field(None, ge=0, le=1)
+    """Largest share of near-copies of training images, beyond what real images have."""
+    flips: float | None = Field(None, ge=0, le=1)
+    """Largest share of images in which the judge sees another class, beyond its own errors on
+    held-out real images."""

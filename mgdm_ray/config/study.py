@@ -19,7 +19,7 @@ from mgdm_ray.config.base import (
     ReferenceFault,
     unique,
 )
-from mgdm_ray.config.data import DatasetConfig, SyntheticConfig
+from mgdm_ray.config.data import DatasetConfig, LimitsConfig, SyntheticConfig
 from mgdm_ray.config.diffusion import DenoiserConfig, GuidanceSetting, GuideConfig, SamplingConfig
 from mgdm_ray.config.search import SearchConfig, StartPoint
 
@@ -35,8 +35,29 @@ class DownstreamConfig(Frozen):
     """Peak of the one-cycle schedule."""
     weight_decay: float = Field(1e-2, ge=0, le=1)
     """AdamW's."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """``auto``: bfloat16 autocast where that is faster for the network at hand."""
+    pretrained: str | None = None
+    """Weights to start from: ``hub`` (torchvision's or timm's for ImageNet), or a folder with a
+    NETWORK.safetensors or NETWORK.pth for every network; relative to ``data_dir`` or absolute."""
     class_weighted: bool = False
     """Weight the loss by inverse class frequency of the real training set."""
+
+
+class JudgeConfig(Frozen):
+    """A network trained on the real training images only, that looks at the synthetic ones.
+
+    It neither guides nor is evaluated, so nothing was tuned towards its opinion.
+    """
+
+    network: Network = "resnet34"
+    """Must not be among the study's or the search's networks."""
+    steps: Positive = 300
+    """Optimiser steps."""
+    batch_size: int = Field(32, ge=2)
+    """Images per step."""
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+    """Peak of the one-cycle schedule."""
 
 
 class ResourcesConfig(Frozen):
@@ -118,6 +139,10 @@ class StudyConfig(Frozen):
     search: SearchConfig | None = None
     """Finds the setting of ``disturb`` (and of ``perturb``, which copies its strength)."""
     downstream: DownstreamConfig = DownstreamConfig()
+    judge: JudgeConfig | None = None
+    """Measures the synthetic images: distances, label flips, copies. null: none of it."""
+    limits: LimitsConfig = LimitsConfig()
+    """Gates that a synthetic set must pass."""
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
     deterministic: bool = False
@@ -135,11 +160,11 @@ class StudyConfig(Frozen):
         out = dict(data)
         size = out.get("image_size", 28)
         if isinstance(out.get("datasets"), list | tuple):
-            entries = []
-            for entry in out["datasets"]:
-                entry = {"name": entry} if isinstance(entry, str) else entry
-                entries.append({"size": size, **entry} if isinstance(entry, Mapping) else entry)
-            out["datasets"] = entries
+            out["datasets"] = [
+                {"size": size, **one} if isinstance(one, Mapping) else one
+                for entry in out["datasets"]
+                for one in _variants({"name": entry} if isinstance(entry, str) else entry)
+            ]
         return out
 
     @field_validator("networks", mode="after")
@@ -179,6 +204,35 @@ class StudyConfig(Frozen):
                 "sampling.inversion_iterations needs denoiser.prediction 'v': with "
                 f"{self.denoiser.prediction!r} the iteration diverges near pure noise"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _independent(self) -> Self:
+        if self.judge is None:
+            if self.limits != LimitsConfig():
+                raise ValueError("'limits' needs a 'judge': nothing else measures the images")
+            return self
+        searched = self.search.networks if self.search else ()
+        if self.judge.network in (*self.networks, *searched):
+            raise ValueError(
+                f"judge.network {self.judge.network!r} is evaluated or searched with as well; the "
+                "judge must be another one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _curve(self) -> Self:
+        curve = self.synthetic.curve
+        for what, wanted, have in (
+            ("arms", curve and curve.arms, self.arms),
+            ("networks", curve and curve.networks, self.networks),
+        ):
+            for name in wanted or ():
+                if name not in have:
+                    raise ValueError(
+                        f"synthetic.curve.{what} names {name!r}, which is not among the study's: "
+                        f"{', '.join(have)}"
+                    )
         return self
 
     def stage_one(self) -> list[tuple[float, float]]:
@@ -271,3 +325,14 @@ class StudyConfig(Frozen):
                         f"{len(unet.channels)} levels needs a multiple of {factor}"
                     )
         return self
+
+
+def _variants(entry: Any) -> list[Any]:
+    """One dataset entry per size, where ``train_size`` is a list."""
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("train_size"), list | tuple):
+        return [entry]
+    name = entry.get("name")
+    return [
+        {"source": name, **entry, "name": f"{name}-{size}", "train_size": size}
+        for size in entry["train_size"]
+    ]

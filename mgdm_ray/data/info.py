@@ -285,8 +285,8 @@ def dataset_info(config: DatasetConfig, data_dir: str | Path | None) -> DatasetI
     """
     if config.path is not None:
         return _own_info(config, data_dir)
-    if config.name in PHANTOMS:
-        task, channels, classes = _PHANTOMS[config.name]
+    if config.origin in PHANTOMS:
+        task, channels, classes = _PHANTOMS[config.origin]
         return DatasetInfo(
             name=config.name,
             task=task,
@@ -297,7 +297,7 @@ def dataset_info(config: DatasetConfig, data_dir: str | Path | None) -> DatasetI
             url=None,
             md5=None,
         )
-    facts = _MEDMNIST[config.name]
+    facts = _MEDMNIST[config.origin]
     file = npz_path(config, None).name  # refuses sizes that MedMNIST does not have
     return DatasetInfo(
         name=config.name,

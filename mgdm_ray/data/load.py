@@ -81,12 +81,12 @@ def load_split(
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; allowed: {', '.join(SPLITS)}")
     if config.phantom is not None:
-        loaded = Split(*draw_split(config.name, config.phantom, config.size, split))
+        loaded = Split(*draw_split(config.origin, config.phantom, config.size, split))
     else:
         loaded = _read_split(config, split, data_dir)
     if split != "train" or config.train_size is None or config.train_size >= len(loaded):
         return loaded
-    keep = _stratified(loaded.labels, config.train_size, config.name)
+    keep = _stratified(loaded.labels, config.train_size, config.origin)
     return Split(loaded.images[keep], loaded.labels[keep])
 
 
@@ -239,7 +239,7 @@ def _warn_train_size(config: DatasetConfig, labels: NDArray[np.int64], warnings:
             f"{len(labels)} training images; all are used."
         )
     else:
-        _stratified(labels, config.train_size, config.name)
+        _stratified(labels, config.train_size, config.origin)
 
 
 def _md5(path: Path) -> str:

@@ -19,17 +19,29 @@ def synthetic_labels(
     labels: NDArray[np.int64],
     num_classes: int,
     ratio: float,
-    balance: Literal["proportional", "balanced"],
+    balance: Literal["proportional", "balanced", "top_up"],
     *seed_parts: str | int | float | bool,
+    per_class: int | None = None,
 ) -> NDArray[np.int64]:
-    """Labels `[M]` int64 of the images to add, M = round(ratio * N) and at least 1.
+    """Labels `[M]` int64 of the images to add.
 
-    ``proportional``: class shares of ``labels`` `[N]`, by largest remainder; ``balanced``:
-    equally many of each class, up to one. Their order is seeded and evenly mixed: every prefix
-    has nearly the same shares.
+    ``proportional``: class shares of ``labels`` `[N]`, by largest remainder, and ``balanced``:
+    equally many of each class, up to one; both M = round(ratio * N) and at least 1. ``top_up``:
+    what each class lacks to ``per_class``, whatever ``ratio``. Their order is seeded and evenly
+    mixed: every prefix has nearly the same shares. Raises ValueError for labels out of range, and
+    where no class lacks anything.
     """
     if len(labels) == 0 or labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(f"labels must be non-empty and in 0..{num_classes - 1}")
+    if balance == "top_up":
+        real = np.bincount(labels, minlength=num_classes)
+        missing = np.clip((per_class or 0) - real, 0, None).astype(np.int64)
+        if not missing.any():
+            raise ValueError(
+                f"every class has {per_class} real images or more ({real.tolist()}): nothing to "
+                "top up; set a larger synthetic.per_class"
+            )
+        return interleave(missing, "synthetic_labels", *seed_parts)
     total = max(1, round(ratio * len(labels)))
     weights: NDArray[np.float64] = np.ones(num_classes)
     if balance == "proportional":

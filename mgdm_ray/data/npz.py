@@ -65,7 +65,7 @@ def npz_path(config: DatasetConfig, data_dir: str | Path | None) -> Path:
             "Set its 'size' (or 'image_size') to one of them"
         )
     suffix = "" if config.size == 28 else f"_{config.size}"
-    return folder / f"{config.name}{suffix}.npz"
+    return folder / f"{config.origin}{suffix}.npz"
 
 
 def missing_file(config: DatasetConfig, path: Path, url: str | None) -> InputError:

@@ -100,7 +100,10 @@ FUNCTIONS = {
     "encode": "mgdm_ray.jobs.sampling",
     "confirm": "mgdm_ray.jobs.confirm",
     "decode": "mgdm_ray.jobs.sampling",
+    "fit_judge": "mgdm_ray.jobs.judge",
+    "assess": "mgdm_ray.jobs.judge",
     "fit_downstream": "mgdm_ray.jobs.downstream",
+    "fit_at_ratio": "mgdm_ray.jobs.downstream",
 }
 """The module that holds the function of a kind.
 

@@ -17,7 +17,7 @@ from mgdm_ray.downstream.metrics import score
 from mgdm_ray.downstream.zoo import build_network
 from mgdm_ray.jobs.base import Context, Outcome, info_of, open_split, save_json, stored_record
 from mgdm_ray.jobs.choice import best_setting, chosen_stage_one
-from mgdm_ray.jobs.images import load_images
+from mgdm_ray.jobs.images import count_images, load_images
 
 if TYPE_CHECKING:
     from mgdm_ray.plan import Job
@@ -31,16 +31,28 @@ def added_images(
         return None, {}
     if job.arm == "duplicate":
         wanted = SyntheticConfig.model_validate(job.inputs["synthetic"])
-        labels = synthetic_labels(real.labels, num_classes, wanted.ratio, wanted.balance)
-        index = duplicate_indices(real.labels, labels, "duplicate", job.inputs["seed"])
+        labels = synthetic_labels(
+            real.labels, num_classes, wanted.ratio, wanted.balance, per_class=wanted.per_class
+        )
+        labels = labels[: _used(job, real, len(labels))]
+        seed = job.inputs.get("copies_seed", job.inputs["seed"])
+        index = duplicate_indices(real.labels, labels, "duplicate", seed)
         return (to_tensor(real.images[index]), torch.from_numpy(labels)), {}
     if job.arm == "generate":
         key, kind = chosen_stage_one(job, context, "images", best_setting(job, context)), "generate"
     else:
         key, kind = job.needs["images"], "decode"
-    images, image_labels = load_images(context, kind, key)
+    rows = range(_used(job, real, count_images(context, kind, key)))
+    images, image_labels = load_images(context, kind, key, rows)
     setting = stored_record(context.store, kind, key).setting
     return (images, torch.from_numpy(image_labels)), setting
+
+
+def _used(job: Job, real: Split, drawn: int) -> int:
+    """How many of the drawn images count: the first ones, in which classes are evenly mixed."""
+    if "ratio" not in job.inputs:
+        return drawn
+    return min(drawn, max(1, round(float(job.inputs["ratio"]) * len(real))))
 
 
 def fit_downstream(job: Job, context: Context, folder: Path) -> Outcome:
@@ -84,6 +96,13 @@ def fit_downstream(job: Job, context: Context, folder: Path) -> Outcome:
         scores = score(result.probabilities[name], split.labels, info.task)
         metrics |= {name + "_" + k if name == "val" else k: v for k, v in scores.items()}
     return {"metrics": metrics, "setting": setting, "split": "test"}
+
+
+def fit_at_ratio(job: Job, context: Context, folder: Path) -> Outcome:
+    """A cell with another number of added images than the study's: a point of a curve."""
+    outcome = fit_downstream(job, context, folder)
+    outcome["metrics"]["ratio"] = job.inputs["curve_ratio"]
+    return outcome
 
 
 def class_weights(

@@ -29,7 +29,7 @@ from mgdm_ray.diffusion.unet import build_denoiser, build_guide
 from mgdm_ray.downstream.fit import fit
 from mgdm_ray.downstream.zoo import build_network
 from mgdm_ray.jobs.base import Context, info_of
-from mgdm_ray.plan import SCORINGS, fits_per_setting
+from mgdm_ray.plan import CELLS, SCORINGS, fits_per_setting
 
 if TYPE_CHECKING:
     from mgdm_ray.plan import Job
@@ -54,7 +54,7 @@ def probe(
     torch.set_num_threads(threads)
     if job.kind in ("fit_denoiser", "fit_guide"):
         return _training(job, context)
-    if job.kind == "fit_downstream":
+    if job.kind in CELLS:
         return _network(str(job.network), job, context, augment=job.arm == "augment"), None
     if job.kind in SCORINGS:
         steps = job.inputs["num_inference_steps"] * job.inputs["strength"]

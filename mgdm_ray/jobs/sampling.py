@@ -117,7 +117,9 @@ def _labels_to_make(job: Job, context: Context) -> np.ndarray:
     wanted = SyntheticConfig.model_validate(job.inputs["synthetic"])
     train_labels = open_split(job, context, "train").labels
     classes = info_of(job, context).num_classes
-    return synthetic_labels(train_labels, classes, wanted.ratio, wanted.balance)
+    return synthetic_labels(
+        train_labels, classes, wanted.ratio, wanted.balance, per_class=wanted.per_class
+    )
 
 
 def _encoder(job: Job, context: Context, images: int) -> RowSampler:
