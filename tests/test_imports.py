@@ -17,6 +17,7 @@ LEAVES = (
     "config",
     "environment",
     "files",
+    "precision",
     "progress",
     "provenance",
     "seeding",
@@ -29,8 +30,8 @@ ALLOWED: dict[str, set[str]] = {
     "records": {"files"},
     "store": {"files"},
     "data": {"config", "seeding"},
-    "diffusion": {"config", "seeding"},
-    "downstream": {"config", "seeding"},
+    "diffusion": {"config", "precision", "seeding"},
+    "downstream": {"config", "precision", "seeding"},
     "plan": {"config", "seeding"},
     "price": {"config", "plan", "store"},
     "plan_view": {"config", "jobs", "plan", "price", "records", "store", "timeline"},
@@ -106,7 +107,7 @@ WITHOUT_TORCH = {
     "tracking",
     "study",
     "warm_start",
-} - {"seeding"}
+} - {"precision", "seeding"}
 
 
 def part(path: Path) -> str:
