@@ -34,12 +34,12 @@ def threshold(train: np.ndarray) -> float:
 
 
 CHANGES = {
-    "nothing": lambda x, rng: x,
+    "nothing": lambda x, _: x,
     "noise": lambda x, rng: x + rng.normal(0, 0.15, x.shape),
-    "mirrored": lambda x, rng: x[..., ::-1],
-    "brighter": lambda x, rng: 0.8 * x + 0.15,
-    "one pixel aside": lambda x, rng: np.roll(x, 1, axis=3),
-    "a fifth of another": lambda x, rng: 0.8 * x + 0.2 * np.roll(x, 1, axis=0),
+    "mirrored": lambda x, _: x[..., ::-1],
+    "brighter": lambda x, _: 0.8 * x + 0.15,
+    "one pixel aside": lambda x, _: np.roll(x, 1, axis=3),
+    "a fifth of another": lambda x, _: 0.8 * x + 0.2 * np.roll(x, 1, axis=0),
 }
 
 
