@@ -153,8 +153,7 @@ def _measure(
     images = images_of(node, nodes, train_images)
     if node.kind == "assess":  # the judge, and neighbours among the training images
         network = nodes[node.needs["judge"]].inputs["judge"]["network"]
-        real = inputs["dataset"]
-        return [network, real["name"], real["train_size"]], images, images
+        return [network, train_images[inputs["dataset"]["name"]]], images, images
     steps = max(1.0, inputs["num_inference_steps"] * inputs.get("strength", 1.0))
     unets = [
         nodes[node.needs[role]].inputs["train"]["unet"] if role in node.needs else None
