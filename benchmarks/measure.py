@@ -16,8 +16,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mgdm_ray.config import UNetConfig
-from mgdm_ray.diffusion.execution import resolved_precision
 from mgdm_ray.diffusion.unet import build_denoiser, build_guide
+from mgdm_ray.precision import resolved_precision
 
 UNET = UNetConfig(channels=(64, 96, 144), attention=(False, False, True), num_res_blocks=1)
 SHAPE = (3, 32, 32)

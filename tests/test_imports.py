@@ -18,6 +18,7 @@ LEAVES = (
     "environment",
     "fidelity",
     "files",
+    "precision",
     "progress",
     "provenance",
     "seeding",
@@ -30,8 +31,8 @@ ALLOWED: dict[str, set[str]] = {
     "records": {"files"},
     "store": {"files"},
     "data": {"config", "seeding"},
-    "diffusion": {"config", "seeding"},
-    "downstream": {"config", "seeding"},
+    "diffusion": {"config", "precision", "seeding"},
+    "downstream": {"config", "precision", "seeding"},
     "plan": {"config", "seeding"},
     "price": {"config", "plan", "store"},
     "plan_view": {"config", "gates", "jobs", "plan", "price", "records", "store", "timeline"},
@@ -110,7 +111,7 @@ WITHOUT_TORCH = {
     "tracking",
     "study",
     "warm_start",
-} - {"seeding"}
+} - {"precision", "seeding"}
 
 
 def part(path: Path) -> str:

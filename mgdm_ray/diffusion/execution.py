@@ -5,7 +5,6 @@ None of it changes what is computed, only its round-off and its speed.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Mapping
@@ -16,6 +15,8 @@ from typing import Any, Literal
 import psutil
 import torch
 from torch import Tensor, nn
+
+from mgdm_ray.precision import autocast
 
 log = logging.getLogger(__name__)
 
@@ -136,35 +137,6 @@ def in_layout(model: nn.Module, device: str | torch.device, *, backward: bool = 
     if torch.device(device).type == "cuda" or pays:
         return model.to(memory_format=torch.channels_last)
     return model
-
-
-def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """bfloat16 autocast if asked for, or with ``auto`` where it is faster here."""
-    use = resolved_precision(precision, device) == "bfloat16"
-    return torch.autocast(device.type, torch.bfloat16) if use else contextlib.nullcontext()
-
-
-def resolved_precision(precision: str, device: torch.device) -> str:
-    """``bfloat16`` or ``float32``: what ``precision`` means on ``device``."""
-    if precision == "auto":
-        return "bfloat16" if has_bfloat16(device) else "float32"
-    return precision
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products are faster than float32's here.
-
-    On a CPU that takes AMX, or AMD's AVX512_BF16. Intel's without AMX multiplied at 168 Gflop/s in
-    bfloat16 and at 334 in float32, AMD's (Zen 5) convolved at 1000 and at 500 (DECISIONS.md).
-    """
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        # Absent from older releases of torch, which then run in float32.
-        able: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-        amd = "AMD" in str(able.get("cpu_name", ""))
-        return bool(able.get("amx_bf16") or (amd and able.get("avx512_bf16")))
-    return False
 
 
 def fitting_batch_size(bytes_per_image: int, device: str | torch.device, share: float) -> int:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mgdm_ray.config import DownstreamConfig
+from mgdm_ray.precision import autocast, precision_of
 from mgdm_ray.seeding import derive_seed, generator
 
 SeedParts = tuple[str | int | float | bool, ...]
@@ -98,6 +99,7 @@ def fit(
         optimizer, config.learning_rate, total_steps=config.steps
     )
     weights = None if class_weights is None else class_weights.float().to(device)
+    precision = precision_of(network, config.precision, torch.device(device))
     history: list[HistoryRow] = []
     network.train()
     with _seeded(device, *seed_parts, "dropout"):
@@ -108,7 +110,9 @@ def fit(
                 images = augmented(images, (*seed_parts, "augment", step))
             optimizer.zero_grad(set_to_none=True)
             target = train_labels[index].to(device)
-            value = _backward(network, _to(images, device), target, weights, micro_batches)
+            value = _backward(
+                network, _to(images, device), target, weights, micro_batches, precision
+            )
             if not math.isfinite(value):
                 raise NonFiniteLoss(step)
             optimizer.step()
@@ -116,19 +120,19 @@ def fit(
             history.append({"step": step, "loss": value})
             if on_step is not None:
                 on_step(step, value)
-    settle_batch_norm(
-        network,
-        [
-            _to(train_images[index], device)
-            for index in batch_indices(
-                len(train_images), config.batch_size, SETTLE_BATCHES, (*seed_parts, "settle")
-            )
-        ],
-    )
-    probabilities = {
-        name: predict(
-            network, images, num_classes, max(1, config.batch_size // micro_batches), device
+    with autocast(precision, torch.device(device)):
+        settle_batch_norm(
+            network,
+            [
+                _to(train_images[index], device)
+                for index in batch_indices(
+                    len(train_images), config.batch_size, SETTLE_BATCHES, (*seed_parts, "settle")
+                )
+            ],
         )
+    size = max(1, config.batch_size // micro_batches)
+    probabilities = {
+        name: predict(network, images, num_classes, size, device, precision)
         for name, (images, _) in evaluate.items()
     }
     if not all(np.isfinite(p).all() for p in probabilities.values()):
@@ -142,10 +146,12 @@ def _backward(
     target: torch.Tensor,
     weights: torch.Tensor | None,
     micro_batches: int,
+    precision: str,
 ) -> float:
     """Add the gradient of the batch's mean loss to the parameters'; returns the loss."""
     if micro_batches == 1:
-        loss = nn.functional.cross_entropy(network(images), target, weight=weights)
+        logits = _logits(network, images, precision)
+        loss = nn.functional.cross_entropy(logits, target, weight=weights)
         torch.autograd.backward(loss)
         return loss.item()
     # The weighted mean divides by the sum of the weights, as torch's own does.
@@ -154,11 +160,18 @@ def _backward(
     parts = max(1, min(micro_batches, len(target) // 2))  # batch norm needs two images
     halves = zip(images.tensor_split(parts), target.tensor_split(parts), strict=True)
     for part, labels in halves:
-        loss = nn.functional.cross_entropy(network(part), labels, weight=weights, reduction="sum")
-        loss = loss / total
+        logits = _logits(network, part, precision)
+        loss = nn.functional.cross_entropy(logits, labels, weight=weights, reduction="sum") / total
         torch.autograd.backward(loss)
         value += loss.item()
     return value
+
+
+def _logits(network: nn.Module, images: torch.Tensor, precision: str) -> torch.Tensor:
+    """float32 `[N, K]`: bfloat16 ends before the loss, whose small differences it would lose."""
+    with autocast(precision, images.device):
+        logits: torch.Tensor = network(images)
+    return logits.float()
 
 
 SETTLE_BATCHES = 8
@@ -233,13 +246,21 @@ def augmented(images: torch.Tensor, seed_parts: SeedParts) -> torch.Tensor:
 
 
 def predict(
-    network: nn.Module, images: torch.Tensor, num_classes: int, batch_size: int, device: str
+    network: nn.Module,
+    images: torch.Tensor,
+    num_classes: int,
+    batch_size: int,
+    device: str,
+    precision: str = "float32",
 ) -> NDArray[np.float64]:
     """Class probabilities float64 [N, num_classes]; leaves ``network`` in evaluation mode."""
     network.eval()
     with torch.inference_mode():
         rows = [
-            network(_to(images[i : i + batch_size], device)).double().softmax(dim=1).cpu()
+            _logits(network, _to(images[i : i + batch_size], device), precision)
+            .double()
+            .softmax(dim=1)
+            .cpu()
             for i in range(0, len(images), batch_size)
         ]
     out: NDArray[np.float64] = torch.cat(rows).numpy() if rows else np.zeros((0, num_classes))

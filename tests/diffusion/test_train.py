@@ -11,7 +11,6 @@ from torch import nn
 
 from mgdm_ray.config import DenoiserConfig, GuidanceSetting, GuideConfig, SamplingConfig, UNetConfig
 from mgdm_ray.diffusion.batches import BatchSource
-from mgdm_ray.diffusion.execution import has_bfloat16
 from mgdm_ray.diffusion.guidance import MEASUREMENTS
 from mgdm_ray.diffusion.losses import denoiser_loss
 from mgdm_ray.diffusion.schedule import make_schedule
@@ -24,6 +23,7 @@ from mgdm_ray.diffusion.train import (
     update_ema,
 )
 from mgdm_ray.diffusion.two_stage import decode, encode, generate
+from mgdm_ray.precision import has_bfloat16
 
 SCHEDULE = make_schedule("cosine")
 SMALL = UNetConfig(channels=(16, 16), attention=(False, False))

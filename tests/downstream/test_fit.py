@@ -39,7 +39,9 @@ def toy(count: int = 30) -> tuple[torch.Tensor, torch.Tensor]:
 
 def run(network: nn.Module | None = None, **changes: Any) -> FitResult:
     images, labels = toy()
-    config = DownstreamConfig(steps=changes.pop("steps", 6), batch_size=8, learning_rate=0.01)
+    config = DownstreamConfig(
+        steps=changes.pop("steps", 6), batch_size=8, learning_rate=0.01, precision="float32"
+    )
     arguments: dict[str, Any] = {"seed_parts": ("cell", 0)} | changes
     return fit(
         network or small(), images, labels, {"val": (images, labels)}, config, 3, **arguments

@@ -1,0 +1,59 @@
+"""Whether a network computes in bfloat16: by what was asked for, the device and the network."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """bfloat16 autocast if asked for, or with ``auto`` where it is faster here."""
+    use = resolved_precision(precision, device) == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16) if use else contextlib.nullcontext()
+
+
+def resolved_precision(precision: str, device: torch.device) -> str:
+    """``bfloat16`` or ``float32``: what ``precision`` means on ``device``."""
+    if precision == "auto":
+        return "bfloat16" if has_bfloat16(device) else "float32"
+    return precision
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 matrix products are faster than float32's here.
+
+    On a CPU that takes AMX, or AMD's AVX512_BF16. Intel's without AMX multiplied at 168 Gflop/s in
+    bfloat16 and at 334 in float32, AMD's (Zen 5) convolved at 1000 and at 500 (DECISIONS.md).
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        # Absent from older releases of torch, which then run in float32.
+        able: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+        amd = "AMD" in str(able.get("cpu_name", ""))
+        return bool(able.get("amx_bf16") or (amd and able.get("avx512_bf16")))
+    return False
+
+
+def precision_of(network: nn.Module, precision: str, device: torch.device) -> str:
+    """As ``resolved_precision``, but ``auto`` is float32 for a network that is slower in bfloat16.
+
+    On CPUs those with depthwise convolutions: a training step of mobilenet_v2 took 81 ms in
+    float32 and 153 in bfloat16, of efficientnet_b0 78 and 155, where the other eight networks
+    gained, resnext50's grouped convolutions among them (docs/networks.md).
+    """
+    if precision == "auto" and device.type == "cpu" and has_depthwise(network):
+        return "float32"
+    return resolved_precision(precision, device)
+
+
+def has_depthwise(network: nn.Module) -> bool:
+    """Whether some convolution sees one channel at a time."""
+    return any(
+        module.groups == module.in_channels > 1
+        for module in network.modules()
+        if isinstance(module, nn.Conv2d)
+    )
