@@ -12,10 +12,7 @@ from torchvision.models import Inception_V3_Weights, inception_v3
 
 from mgdm_ray.downstream.features import look
 
-SIZE = 299
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""ImageNet's, of images in [0, 1]."""
-CLASSES = 1000
+SIZE, CLASSES = 299, 1000
 
 
 def inception_features(
@@ -31,10 +28,9 @@ def inception_features(
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     if not path.is_file():
         return None
+    # Its weights are for images in [-1, 1]; transform_input is for those in ImageNet's scale.
     network = inception_v3(weights=None, init_weights=False, transform_input=False)
     network.load_state_dict(weights.get_state_dict(progress=False, weights_only=True))
-    network.eval()
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
     found = []
     for images in sets:
         rows = []
@@ -43,7 +39,6 @@ def inception_features(
             large = torch.nn.functional.interpolate(
                 part, size=(SIZE, SIZE), mode="bilinear", antialias=True
             )
-            normal = ((large.clamp(-1, 1) + 1) / 2 - mean) / std
-            rows.append(look(network, normal, CLASSES, device).features)
+            rows.append(look(network, large.clamp(-1, 1), CLASSES, device).features)
         found.append(np.concatenate(rows))
     return found

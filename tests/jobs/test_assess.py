@@ -85,6 +85,11 @@ class Bench:
         return record, json.loads((folder / "assessment.json").read_text()), folder
 
 
+@pytest.fixture(autouse=True)
+def _no_inception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+
+
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(tmp_path_factory.mktemp("judge"))
