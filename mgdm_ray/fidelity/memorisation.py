@@ -20,8 +20,10 @@ NEIGHBOURS = 50
 """Their median distance is the measure of what is near."""
 SAME_IMAGE = 0.3
 """A real image nearer than this to a training image shows the same thing: a leak between the
-splits, or the same patient. Nothing can be calibrated by it. In data of six dimensions or more
-an independent image gets there in less than 2 % of cases: (d_1 / d_25)^D is about Exp(1) / 25."""
+splits, or the same patient. Nothing can be calibrated by it. Of the test images of breastmnist
+59 of 156 are below, most of them the same scan again, none is between 0.3 and 0.4, and the median
+of the others is 0.8. In data of six dimensions or more an independent image gets there in less
+than 2 % of cases, for (d_1 / d_25)^D is about Exp(1) / 25."""
 QUANTILE = 0.05
 """Share of independent real images that are called near-copies: the price of the threshold."""
 ROUNDING = 1e-3
