@@ -88,7 +88,10 @@ def fit_judge(job: Job, context: Context, folder: Path) -> Outcome:
     """Train on the real training split alone; keep weights and the view of all three splits.
 
     The loss is weighted by inverse class frequency: a judge that sees frequent classes everywhere
-    would call every image of a rare class a label flip.
+    would call every image of a rare class a label flip. Images are augmented: without it the
+    features tell training images from all others (after 100 steps on phantom-fundus, FD of the
+    test images 105 in place of 4, validation accuracy 0.31 in place of 0.45), and what is
+    compared with training images in them is how well they were learnt by heart.
     """
     judge = JudgeConfig.model_validate(job.inputs["judge"])
     info, size = info_of(job, context), job.inputs["dataset"]["size"]
@@ -112,6 +115,7 @@ def fit_judge(job: Job, context: Context, folder: Path) -> Outcome:
         config,
         info.num_classes,
         seed,
+        augment=True,
         class_weights=class_weights(config, real.labels, info.num_classes),
         device=context.device,
         on_step=lambda step, loss: context.progress(step, config.steps, f"loss {loss:.3f}"),

@@ -61,7 +61,9 @@ def probe(
         return _network(str(job.network), job, context, augment=job.arm == "augment"), None
     if job.kind == "fit_judge":
         judge = JudgeConfig.model_validate(job.inputs["judge"])
-        return _network(judge.network, job, context, batch_size=judge.batch_size), None
+        return _network(
+            judge.network, job, context, augment=True, batch_size=judge.batch_size
+        ), None
     if job.kind == "assess":
         return _looking(jobs[job.needs["judge"]], context), None
     if job.kind in SCORINGS:
