@@ -54,6 +54,7 @@ def study(cells: int) -> dict[str, Any]:
         "networks": ["alexnet", "googlenet", "resnet18", "squeezenet1_1", "mobilenet_v2"],
         "arms": ["real", "duplicate", "generate", "roundtrip", "disturb"],
         "seeds": cells // 100,
+        "judge": None,
         "search": {"trials": 1},
     }
 

@@ -56,6 +56,7 @@ def job_of(trials: int, sampler: str) -> tuple[Job, StudyConfig]:
             "datasets": ["phantom-fundus"],
             "networks": ["resnet18"],
             "arms": ["disturb"],
+            "judge": None,
             "search": {"trials": trials, "sampler": sampler, "space": SPACE},
         }
     )

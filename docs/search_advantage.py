@@ -38,7 +38,7 @@ def config_of(options: argparse.Namespace, sampler: str, seed: int) -> StudyConf
     study: dict[str, Any] = yaml.safe_load(STUDY.read_text(encoding="utf-8"))
     datasets = [d if isinstance(d, dict) else {"name": d} for d in study["datasets"]]
     study["datasets"] = [d for d in datasets if d["name"] == options.dataset]
-    study |= {"networks": [NETWORK], "arms": ["disturb"], "deterministic": True}
+    study |= {"networks": [NETWORK], "arms": ["disturb"], "deterministic": True, "judge": None}
     study["search"] = {
         "trials": options.trials,
         "sampler": sampler,

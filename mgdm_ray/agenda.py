@@ -1,10 +1,15 @@
-"""Which jobs of a plan can run now: all their needs are done. No Ray, no clock."""
+"""Which jobs of a plan can run now: all their needs are done, and their gates passed.
+
+No Ray, no clock.
+"""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping
 
+from mgdm_ray.config import LimitsConfig
+from mgdm_ray.gates import refusal
 from mgdm_ray.jobs import base
 from mgdm_ray.plan import FITS, Job
 from mgdm_ray.records import Record
@@ -13,19 +18,26 @@ from mgdm_ray.records import Record
 class Agenda:
     """The jobs of ``todo`` (in plan order), handed out once their needs are there.
 
-    ``known`` holds the records of finished jobs. Work is linear in the plan's edges, so that ten
+    ``known`` holds the records of finished jobs. A job whose gate is not within ``limits`` is
+    refused. Work is linear in the plan's edges, so that ten
     thousand cells cost no more than each of them.
     """
 
-    def __init__(self, todo: Mapping[str, Job], known: Mapping[str, Record]) -> None:
+    def __init__(
+        self,
+        todo: Mapping[str, Job],
+        known: Mapping[str, Record],
+        limits: LimitsConfig | None = None,
+    ) -> None:
         self.records = dict(known)
+        self.limits = limits or LimitsConfig()
         self._jobs = list(todo.values())
         self._order = {job.key: index for index, job in enumerate(self._jobs)}
         self._ready: dict[str, list[int]] = {}
         self._open: dict[str, int] = {}
         self._dependents: dict[str, list[Job]] = {}
         for job in self._jobs:
-            missing = [n for n in dict.fromkeys(job.needs.values()) if n not in self.records]
+            missing = [key for key in job.waits_for if key not in self.records]
             self._open[job.key] = len(missing)
             for need in missing:
                 self._dependents.setdefault(need, []).append(job)
@@ -57,10 +69,13 @@ class Agenda:
         return ended
 
     def _release(self, job: Job) -> list[tuple[Job, Record]]:
-        found = (self.records[need] for need in job.needs.values())
+        found = (self.records[key] for key in job.waits_for)
         bad = next((record for record in found if record.status != "done"), None)
         if bad is not None:
             return self.end(job, base.held_up(job, bad))
+        reason = refusal(self.records[job.gate], self.limits) if job.gate else ""
+        if reason:
+            return self.end(job, base.refused(job, reason))
         heapq.heappush(self._ready.setdefault(group_of(job), []), self._order[job.key])
         return []
 

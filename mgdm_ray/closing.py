@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,10 @@ class Closing:
         )
 
     def artefact(self, record: Record) -> Path | None:
-        if record.kind == "trial" or not self.store.is_done(record.kind, record.key):
+        # Of what is refused nothing is shown, although the store may hold it.
+        if record.kind == "trial" or record.status == "refused":
+            return None
+        if not self.store.is_done(record.kind, record.key):
             return None
         return self.store.folder(record.kind, record.key)
 
@@ -173,14 +177,9 @@ class Closing:
         records = list(known.values())
         print("\nbalanced accuracy on the test split, mean and sd over networks and seeds\n")
         print(result_table(records))
-        for record in records:
-            share = record.metrics.get("share_of_t_at_chance", 0.0)
-            if record.kind == "fit_guide" and share > 0.5:
-                print(
-                    f"\nwarning: the guide of {record.dataset} is no better than chance at "
-                    f"{share:.0%} of the noise levels: guidance hardly knows the classes there; "
-                    "train it longer (guide.steps), or on more images"
-                )
+        for warning in filter(None, map(_warning, records)):
+            print(f"\nwarning: {warning}")
+        _print_refused(records)
         print(f"\nreport:  {self.folder / 'report.html'}")
         print(f"compare: {self.mlflow_command()}")
         missing = len(self.plan.jobs) - len(records)
@@ -197,6 +196,38 @@ class Closing:
             job = self.plan.jobs[record.key]
             print(f"  {job.label}: {record.reason}\n    log: {log_path(self.store, job)}")
         return False
+
+
+def _warning(record: Record) -> str:
+    """Of a model that knows too little to be of use; empty for all others."""
+    share = record.metrics.get("share_of_t_at_chance", 0.0)
+    if record.kind == "fit_guide" and share > 0.5:
+        return (
+            f"the guide of {record.dataset} is no better than chance at {share:.0%} of the noise "
+            "levels: guidance hardly knows the classes there; train it longer (guide.steps), or "
+            "on more images"
+        )
+    accuracy = record.metrics.get("val_balanced_accuracy", 1.0)
+    if record.kind == "fit_judge" and accuracy <= record.metrics["val_chance_below"]:
+        return (
+            f"the judge of {record.dataset} is no better than chance on validation images "
+            f"(balanced accuracy {accuracy:.2f}): what it says of synthetic images means little; "
+            "train it longer (judge.steps), or take another network (judge.network)"
+        )
+    return ""
+
+
+def _print_refused(records: list[Record]) -> None:
+    """How many of each dataset and arm the limits refused, and why."""
+    groups = Counter(
+        (f"{record.dataset} {record.arm}", record.reason)
+        for record in records
+        if record.status == "refused"
+    )
+    if groups:
+        print(f"\n{groups.total()} jobs were refused, as the study's limits ask:")
+    for (where, reason), count in groups.items():
+        print(f"  {where} ({count}): {reason}")
 
 
 def _trial(search: Record, row: dict[str, Any]) -> Record:

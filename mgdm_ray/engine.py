@@ -18,7 +18,7 @@ from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from mgdm_ray.agenda import Agenda, group_of
 from mgdm_ray.claims import Claims
-from mgdm_ray.config import InputError, ResourcesConfig
+from mgdm_ray.config import InputError, LimitsConfig, ResourcesConfig
 from mgdm_ray.environment import QUIET, StartError, StudyStopped, cores, plugins
 from mgdm_ray.jobs import base
 from mgdm_ray.jobs.base import Context, JobFunction, Outcome, Progress, TrainingTask
@@ -121,6 +121,8 @@ class Limits:
     resources: ResourcesConfig
     max_concurrent: int
     """Trials of one search at once."""
+    gates: LimitsConfig | None = None
+    """Over which cells are refused."""
 
 
 def _run_job(
@@ -254,7 +256,8 @@ def run_plan(
     another driver has claimed is waited for, and done here if that one dies or fails.
     ``functions`` replace those of some kinds. Raises StudyStopped where the disk is full.
     """
-    run = _Run(Agenda(todo, known), context, limits, claims, on_record, on_live, functions or {})
+    agenda = Agenda(todo, known, limits.gates)
+    run = _Run(agenda, context, limits, claims, on_record, on_live, functions or {})
     try:
         run.until_done(fail_fast)
     finally:

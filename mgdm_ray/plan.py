@@ -70,6 +70,12 @@ class Job:
     one may run; no part of the key, because it does not change the result."""
 
     @property
+    def waits_for(self) -> tuple[str, ...]:
+        """Keys of all that must have ended before it runs: its needs and its gate."""
+        keys = dict.fromkeys([*self.needs.values(), *([self.gate] if self.gate else [])])
+        return tuple(keys)
+
+    @property
     def label(self) -> str:
         """For people: ``fit_downstream breastmnist resnet18 disturb seed 0``."""
         parts = [self.kind, self.dataset, self.network, self.arm]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgdm_ray.config import StudyConfig
+from mgdm_ray.gates import refusal
 from mgdm_ray.plan import CELLS, FITS, SAMPLINGS, SCORINGS, Job, Plan
 from mgdm_ray.price import (
     Ask,
@@ -59,11 +60,23 @@ class Outlook:
     @cached_property
     def todo(self) -> dict[str, Job]:
         passed = set() if self.retry_failed else set(self.failures)
+        passed |= set(self.refused)
         return {
             key: job
             for key, job in self.plan.jobs.items()
             if key not in self.manifests and key not in passed
         }
+
+    @cached_property
+    def refused(self) -> dict[str, str]:
+        """Why the study's limits refuse a job, of those whose gate has been judged."""
+        found: dict[str, str] = {}
+        for key, job in self.plan.jobs.items():
+            if job.gate and job.gate in self.manifests:
+                gate = Record.from_dict(self.manifests[job.gate]["record"])
+                reason = refusal(gate, self.config.limits)
+                found |= {key: reason} if reason else {}
+        return found
 
     @cached_property
     def nodes(self) -> dict[str, Node]:
@@ -134,7 +147,7 @@ class Outlook:
                 self.asks[job.key].cpus,
                 self.asks[job.key].gpus,
                 self.asks[job.key].lanes,
-                tuple(job.needs.values()),
+                job.waits_for,
                 urgent=job.kind in FITS,
                 patient=not job.needs and job.kind not in FITS,
             )
@@ -209,6 +222,7 @@ def show(outlook: Outlook) -> None:
     _show_table(outlook)
     print(f"\n{sharing(plan)}")
     _show_failures(outlook)
+    _show_refused(outlook)
     if not outlook.todo:
         print("nothing left to do")
         return
@@ -301,6 +315,13 @@ def _show_failures(outlook: Outlook) -> None:
         f"{len(outlook.failures)} failed before and {what} (the first: "
         f"{outlook.plan.jobs[first.key].label}: {first.reason[:120]}){hint}"
     )
+
+
+def _show_refused(outlook: Outlook) -> None:
+    if outlook.refused:
+        key, reason = next(iter(outlook.refused.items()))
+        count, first = len(outlook.refused), outlook.plan.jobs[key].label
+        print(f"{count} are refused by the study's limits (the first: {first}: {reason})")
 
 
 def _show_cost(outlook: Outlook) -> None:

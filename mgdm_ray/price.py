@@ -147,7 +147,13 @@ def _measure(
         config = inputs["downstream"]
         family = [inputs["network"], inputs["arm"] == "augment"]
         return family, config["steps"] * config["batch_size"], 1.0
+    if node.kind == "fit_judge":
+        judge = inputs["judge"]
+        return [judge["network"]], judge["steps"] * judge["batch_size"], 1.0
     images = images_of(node, nodes, train_images)
+    if node.kind == "assess":  # the judge, and neighbours among the training images
+        network = nodes[node.needs["judge"]].inputs["judge"]["network"]
+        return [network, train_images[inputs["dataset"]["name"]]], images, images
     steps = max(1.0, inputs["num_inference_steps"] * inputs.get("strength", 1.0))
     unets = [
         nodes[node.needs[role]].inputs["train"]["unet"] if role in node.needs else None
@@ -182,14 +188,19 @@ def images_of(node: Node, nodes: Mapping[str, Node], train_images: Mapping[str, 
     cannot be known."""
     if node.images is not None:
         return node.images
-    if node.kind == "generate":
-        dataset = node.inputs["dataset"]
-        ratio: float = node.inputs["synthetic"]["ratio"]
-        return max(1, round(ratio * train_images[dataset["name"]]))
+    if node.kind in ("generate", "assess"):
+        real = train_images[node.inputs["dataset"]["name"]]
+        if "synthetic" in node.inputs:
+            drawn: float = max(1, round(node.inputs["synthetic"]["ratio"] * real))
+        else:
+            need = node.needs.get("images") or node.needs["images/0"]
+            drawn = images_of(nodes[need], nodes, train_images)
+        most: float = node.inputs.get("ratio", math.inf) * real
+        return min(drawn, most)
     source = "images" if node.kind == "encode" else "latents/0"
     images = images_of(nodes[node.needs[source]], nodes, train_images)
-    most: float | None = node.inputs["images"] if node.kind in SCORINGS else None
-    return images if most is None else min(images, most)
+    wanted: float | None = node.inputs["images"] if node.kind in SCORINGS else None
+    return images if wanted is None else min(images, wanted)
 
 
 # --- what earlier jobs took -------------------------------------------------------------------

@@ -188,6 +188,28 @@ class Study:
         """Those that will not go away by themselves: only --retry-failed tries them again."""
         return {key: r for key, r in self.failures().items() if not r.is_transient}
 
+    def gated(self, known: dict[str, Record]) -> dict[str, Record]:
+        """``known``, and in it what the study's limits say of each job that has a gate.
+
+        Limits are no part of a key: what the store holds is refused, or shown again, as they
+        say now. A job whose gate has not been judged yet is not known, whatever the store holds.
+        """
+        from mgdm_ray.gates import refusal
+        from mgdm_ray.jobs.base import held_up, refused
+
+        found = dict(known)
+        for key, job in self.plan.jobs.items():
+            if job.gate is None:
+                continue
+            gate = known.get(job.gate)
+            if gate is None:
+                found.pop(key, None)
+            elif gate.status != "done":
+                found |= {key: held_up(job, gate)} if key in known else {}
+            elif reason := refusal(gate, self.config.limits):
+                found[key] = refused(job, reason)
+        return found
+
     # --- the way of a study -------------------------------------------------------------
 
     def start(self) -> int:
@@ -222,6 +244,7 @@ class Study:
         known = {**self.failures(), **self.finished()}
         if not known:
             raise InputError(f"--report-only: {self.store.root} holds nothing of this study")
+        known = self.gated(known)
         if not self.leads():
             raise StartError(f"{self.folder} is in use by {self.leader()}: wait for it")
         closing = self.closing()
@@ -284,6 +307,7 @@ class Study:
         known = self.finished()
         if not self.arguments.retry_failed:
             known = {**self.lasting_failures(), **known}
+        known = self.gated(known)
         todo = {key: job for key, job in self.plan.jobs.items() if key not in known}
         say = f"study {self.config.name}: {len(self.plan.jobs)} jobs, {len(known)} known, "
         print(f"{say}{len(todo)} to do; storage {self.store.root}", flush=True)
@@ -363,7 +387,7 @@ class Study:
                 todo,
                 known,
                 self.context(),
-                engine.Limits(resources, self.trials_at_once()),
+                engine.Limits(resources, self.trials_at_once(), self.config.limits),
                 self.claims,
                 on_record,
                 on_live,
@@ -412,6 +436,7 @@ class Study:
 def _headline(record: Record) -> str:
     for name in (
         "balanced_accuracy",
+        "fd",
         "best_score",
         "fresh_score",
         "balanced_accuracy_over_t",

@@ -38,7 +38,7 @@ KEY, DIGEST, KIND = "mgdm.key", "mgdm.digest", "mgdm.kind"
 PARENT = "mlflow.parentRunId"
 SWEPT = ("guidance_scale", "classifier_scale", "uncertainty_scale", "measurement")
 RUN_STATUS = {"done": "FINISHED", "failed": "FAILED", "pruned": "KILLED", "refused": "KILLED"}
-IMAGES = ("grid.png", "real.png", "strengths.png")
+IMAGES = ("grid.png", "real.png", "strengths.png", "closest.png", "entropy.png")
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",  # else the UI opens its GenAI view
     "mlflow.note.content": (
@@ -166,7 +166,7 @@ class Tracker:
         """Mirror one record; costs nothing if it is there already.
 
         ``artefact_folder`` may hold ``history.json``, ``accuracy_over_t.json`` (curves) and
-        ``grid.png``, ``real.png``, ``strengths.png`` (images).
+        the files of ``IMAGES``.
         """
         if self.active:
             with self._guard():

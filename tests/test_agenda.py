@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mgdm_ray.agenda import Agenda
+from mgdm_ray.config import LimitsConfig
+from mgdm_ray.gates import refusal
 from mgdm_ray.jobs import base
 from mgdm_ray.plan import Job
+from mgdm_ray.records import Record
 
 
 def job(key: str, *needs: str, kind: str = "fit_downstream") -> Job:
@@ -90,3 +96,76 @@ def test_every_job_of_any_plan_comes_up_once(data: st.DataObject) -> None:
         assert all(agenda.records[n].status == "done" for n in popped.needs.values())
         seen += [j.key for j, _ in agenda.end(popped, record)]
     assert sorted(seen) == sorted(j.key for j in jobs)
+
+
+def gated(key: str, gate: str, *needs: str) -> Job:
+    return replace(job(key, *needs), gate=gate, arm="generate")
+
+
+def assessed(copies: float, real: float = 0.0, flips: float = 0.0) -> Record:
+    rates = {"copy_rate": copies, "copy_rate_real": real, "flip_rate": flips, "images": 150.0}
+    return replace(base.base_record(job("g", kind="assess")), metrics=rates)
+
+
+def test_a_gate_is_waited_for_like_a_need() -> None:
+    """Would catch a cell that runs before its images were judged, because its needs are there."""
+    todo = by_key(job("g", kind="assess"), gated("c", "g"))
+    agenda = Agenda(todo, {}, LimitsConfig(copies=0.05))
+    assert agenda.start() == []
+    assert ready(agenda) == ["g"]
+    assert len(agenda.end(todo["g"], assessed(copies=0.05))) == 1
+    assert ready(agenda) == ["c"], "what is at the limit passes"
+
+
+def test_over_the_limit_a_job_is_refused_and_takes_what_needs_it() -> None:
+    """Would catch a cell that is shown although its images are copies, a refusal that counts as a
+    failure, and a reason without its numbers."""
+    todo = by_key(job("g", kind="assess"), gated("c", "g"), job("after", "c"), job("free"))
+    agenda = Agenda(todo, {}, LimitsConfig(copies=0.05))
+    agenda.start()
+    assert ready(agenda) == ["g", "free"]
+    [(_, done), (cell, refused), (_, after)] = agenda.end(todo["g"], assessed(0.12, real=0.02))
+    assert done.status == "done"
+    assert (cell.key, refused.status, refused.is_transient) == ("c", "refused", False)
+    assert refused.reason == (
+        "limits.copies is 0.05, and 12 % of its 150 images are near-copies (2 % of held-out real "
+        "ones)"
+    )
+    assert after.reason.startswith("needs fit_downstream c, which refused: limits.copies")
+
+
+def test_a_failed_gate_holds_up() -> None:
+    """Would catch cells that pass unjudged because the judge crashed."""
+    todo = by_key(gated("c", "g"))
+    bad = base.failed(job("g", kind="assess"), "the loss is nan")
+    [(_, record)] = Agenda(todo, {"g": bad}, LimitsConfig(flips=0.1)).start()
+    assert (record.status, record.reason) == (
+        "failed",
+        "needs assess g, which failed: the loss is nan",
+    )
+
+
+@pytest.mark.parametrize(
+    ("limits", "record", "words"),
+    [
+        ({"copies": 0.1}, assessed(0.3, real=0.25), ""),
+        ({"copies": 0.1}, assessed(0.3, real=0.19), "limits.copies is 0.1, and 30 % of"),
+        ({"flips": 0.0}, assessed(0.9, flips=0.5), "50 % of its 150 images are label flips (0 %"),
+        ({"flips": 0.6}, assessed(0.9, flips=0.5), ""),
+        ({}, assessed(1.0, flips=1.0), ""),
+    ],
+)
+def test_what_counts_is_the_rate_beyond_that_of_real_images(
+    limits: dict[str, float], record: Record, words: str
+) -> None:
+    """Would catch one limit applied to the other's rate, and a data set whose real images are all
+    alike that no generator could serve."""
+    reason = refusal(record, LimitsConfig(**limits))
+    assert words in reason
+    assert bool(reason) == bool(words)
+
+
+def test_both_limits_are_named() -> None:
+    reason = refusal(assessed(0.5, flips=0.5), LimitsConfig(copies=0.1, flips=0.1))
+    assert "limits.copies" in reason
+    assert "; limits.flips" in reason

@@ -310,3 +310,26 @@ def test_every_study_file_plans_without_torch_or_ray(path: Any) -> None:
     assert done.returncode == 0, done.stderr
     assert "imported []" in done.stdout
     assert "fit_downstream" in done.stdout
+
+
+def test_a_judge_and_limits_change_no_key_of_what_was_planned_before() -> None:
+    """Would catch cells that are trained anew because somebody looks at their images, and limits
+    that make a result another one; and a judge that sees, or a gate that shuts, the wrong arms."""
+    judge = {"network": "resnet34"}
+    judged = plan_of({**TINY, "judge": judge})
+    assert set(BASE.jobs) <= set(judged.jobs)
+    added = [judged.jobs[key] for key in set(judged.jobs) - set(BASE.jobs)]
+    assert sorted((j.kind, j.arm or "") for j in added) == [
+        ("assess", "disturb"),
+        ("assess", "duplicate"),
+        ("assess", "generate"),
+        ("assess", "roundtrip"),
+        ("fit_judge", ""),
+    ]
+    assert not any(job.gate for job in judged.jobs.values())
+    limited = plan_of({**TINY, "judge": judge, "limits": {"copies": 0.1}})
+    assert list(limited.jobs) == list(judged.jobs)
+    gates = {job.arm: limited.jobs[job.gate].arm for job in limited.cells() if job.gate}
+    assert gates == {arm: arm for arm in ("generate", "roundtrip", "disturb")}
+    for job in limited.cells():
+        assert set(job.waits_for) == {*job.needs.values(), *([job.gate] if job.gate else [])}

@@ -224,7 +224,8 @@ def test_probe_without_plan_is_refused(tmp_path: Path, write_study: Any) -> None
 def test_a_probe_prices_what_has_never_run(tmp_path: Path, write_study: Any) -> None:
     """Would catch a kind of job that cannot be probed, and probes that are not kept."""
     search = {**TINY["search"], "confirm": {}}
-    study = write_study({**TINY, "arms": list(ARMS), "search": search})
+    judge = {"network": "resnet18"}
+    study = write_study({**TINY, "arms": list(ARMS), "search": search, "judge": judge})
     first = command(study, tmp_path / "runs", "--plan", "--probe")
     assert first.returncode == 0, first.stderr
     assert "estimated time: about" in first.stdout

@@ -120,6 +120,25 @@ def test_work_by_hand() -> None:
     assert effort_of(more, "encode").work == 180
 
 
+def test_the_work_of_a_judge_by_hand() -> None:
+    """5 x 8 training images; 20 images of each arm, 10 of them where the curve goes to twice the
+    ratio: would catch an assessment that is priced for all that is drawn, or not at all."""
+    judge = {"network": "resnet34", "steps": 5, "batch_size": 8}
+    plan = plan_of(judge=judge)
+    assert effort_of(plan, "fit_judge").work == 40
+    for arm in ("duplicate", "generate", "roundtrip", "disturb"):
+        its = effort_of(plan, "assess", arm)
+        assert its.work == its.items == 20
+    curve = {"ratio": 0.25, "curve": {"ratios": [0.5]}}
+    plan = plan_of(judge=judge, synthetic=curve)
+    assert effort_of(plan, "generate").items == 20
+    assert effort_of(plan, "assess", "generate").work == 10
+    assert effort_of(plan, "assess", "duplicate").work == 10
+    other = plan_of(judge={**judge, "network": "resnet50"})
+    for kind, arm in (("fit_judge", None), ("assess", "generate")):
+        assert effort_of(other, kind, arm).family != effort_of(plan, kind, arm).family
+
+
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [

@@ -139,7 +139,7 @@ class StudyConfig(Frozen):
     search: SearchConfig | None = None
     """Finds the setting of ``disturb`` (and of ``perturb``, which copies its strength)."""
     downstream: DownstreamConfig = DownstreamConfig()
-    judge: JudgeConfig | None = None
+    judge: JudgeConfig | None = JudgeConfig()
     """Measures the synthetic images: distances, label flips, copies. null: none of it."""
     limits: LimitsConfig = LimitsConfig()
     """Gates that a synthetic set must pass."""
@@ -215,8 +215,8 @@ class StudyConfig(Frozen):
         searched = self.search.networks if self.search else ()
         if self.judge.network in (*self.networks, *searched):
             raise ValueError(
-                f"judge.network {self.judge.network!r} is evaluated or searched with as well; the "
-                "judge must be another one"
+                f"judge.network {self.judge.network!r} is evaluated or searched with as well, and "
+                "the judge must be another one: name it in judge.network, or give judge: null"
             )
         return self
 

@@ -101,7 +101,7 @@ FUNCTIONS = {
     "confirm": "mgdm_ray.jobs.confirm",
     "decode": "mgdm_ray.jobs.sampling",
     "fit_judge": "mgdm_ray.jobs.judge",
-    "assess": "mgdm_ray.jobs.judge",
+    "assess": "mgdm_ray.jobs.assess",
     "fit_downstream": "mgdm_ray.jobs.downstream",
     "fit_at_ratio": "mgdm_ray.jobs.downstream",
 }
@@ -170,6 +170,11 @@ def failed(job: Job, reason: str, seconds: float = 0.0) -> Record:
 def held_up(job: Job, bad: Record) -> Record:
     """The record of a job that cannot start because of ``bad``, one of its needs."""
     return failed(job, f"needs {bad.kind} {bad.key[:8]}, which {bad.status}: {bad.reason}")
+
+
+def refused(job: Job, reason: str) -> Record:
+    """The record of a job whose gate did not let it pass: it was asked for, and is no failure."""
+    return replace(base_record(job), status="refused", reason=reason)
 
 
 def stored_record(store: Store, kind: str, key: str) -> Record:

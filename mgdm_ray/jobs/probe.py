@@ -19,6 +19,7 @@ from mgdm_ray.config import (
     GuidanceControls,
     GuidanceSetting,
     GuideConfig,
+    JudgeConfig,
     SamplingConfig,
 )
 from mgdm_ray.diffusion.execution import Execution, Prepared
@@ -26,8 +27,10 @@ from mgdm_ray.diffusion.schedule import make_schedule
 from mgdm_ray.diffusion.train import train
 from mgdm_ray.diffusion.two_stage import decode, encode, generate
 from mgdm_ray.diffusion.unet import build_denoiser, build_guide
+from mgdm_ray.downstream.features import look
 from mgdm_ray.downstream.fit import fit
 from mgdm_ray.downstream.zoo import build_network
+from mgdm_ray.fidelity.memorisation import nearest
 from mgdm_ray.jobs.base import Context, info_of
 from mgdm_ray.plan import CELLS, SCORINGS, fits_per_setting
 
@@ -56,6 +59,13 @@ def probe(
         return _training(job, context)
     if job.kind in CELLS:
         return _network(str(job.network), job, context, augment=job.arm == "augment"), None
+    if job.kind == "fit_judge":
+        judge = JudgeConfig.model_validate(job.inputs["judge"])
+        return _network(
+            judge.network, job, context, augment=True, batch_size=judge.batch_size
+        ), None
+    if job.kind == "assess":
+        return _looking(jobs[job.needs["judge"]], context), None
     if job.kind in SCORINGS:
         steps = job.inputs["num_inference_steps"] * job.inputs["strength"]
         decoding = _sampling(job, jobs, context) * images * steps
@@ -94,9 +104,16 @@ def _training(job: Job, context: Context) -> tuple[float, float]:
     return _typical(ends) / len(labels), weights
 
 
-def _network(name: str, job: Job, context: Context, *, augment: bool = False) -> float:
-    wanted = DownstreamConfig.model_validate(job.inputs["downstream"])
-    images, labels = _noise(job, context, wanted.batch_size)
+def _network(
+    name: str,
+    job: Job,
+    context: Context,
+    *,
+    augment: bool = False,
+    batch_size: int | None = None,
+) -> float:
+    wanted = DownstreamConfig.model_validate(job.inputs.get("downstream", {}))
+    images, labels = _noise(job, context, batch_size or wanted.batch_size)
     classes, ends = info_of(job, context).num_classes, list[float]()
     fit(
         build_network(name, classes, images.shape[1], images.shape[-1], "probe"),
@@ -111,6 +128,20 @@ def _network(name: str, job: Job, context: Context, *, augment: bool = False) ->
         on_step=lambda *_: ends.append(time.perf_counter()),
     )
     return _typical(ends) / len(labels)
+
+
+def _looking(judge: Job, context: Context) -> float:
+    """Seconds per image for the judge's view and the nearest training images, here its mates."""
+    images, labels = _noise(judge, context, 64)
+    classes = info_of(judge, context).num_classes
+    name = judge.inputs["judge"]["network"]
+    network = build_network(name, classes, images.shape[1], images.shape[-1], "probe")
+
+    def once() -> object:
+        nearest(images.numpy(), images.numpy())
+        return look(network, images, classes, context.device)
+
+    return _seconds(once) / len(labels)
 
 
 def _fits(job: Job, context: Context) -> float:

@@ -45,6 +45,8 @@ STUDY = {
     "deterministic": True,
     "networks": ["squeezenet1_1"],
     "arms": ["real", "generate", "disturb"],
+    "judge": {"network": "alexnet", "steps": 20, "batch_size": 8},
+    "limits": {"copies": 1.0},
     "denoiser": {**TINY["denoiser"], "steps": 30, "checkpoint_every": 5},
     "search": {**TINY["search"], "trials": 4, "steps": 10},
     "downstream": {"steps": 20, "batch_size": 8},
@@ -55,6 +57,7 @@ PHASES = {
     "sampling task": r"^ray::(generate|encode|decode) ",
     "search job": r"^ray::search ",
     "tune actor": r"^ray::(ResourceTrainable|_Trial)",
+    "judge": r"^ray::(fit_judge|assess) ",
     "evaluation task": r"^ray::fit_downstream ",
 }
 """What a process is called while it works on that."""
