@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from mgdm_ray.records import Record
 from mgdm_ray.report import figures, page, tables
 from mgdm_ray.report.page import Html, text
+from mgdm_ray.report.sheet import Cell, Sheet
 from mgdm_ray.report.tables import CellId
 
 
@@ -48,6 +49,8 @@ class ReportContext:
     """(dataset, network, arm, seed) of every planned cell."""
     plan_counts: Mapping[str, int] = field(default_factory=dict)
     """Planned jobs per kind."""
+    ratio: float | None = None
+    """Added images per real one in the cells; None where that is not what fixes their number."""
 
 
 class Draft:
@@ -90,9 +93,25 @@ class Draft:
         self.save(f"figures/{name}.png", data)
         return page.image(data, alt, text(caption), class_="plot")
 
+    def table(
+        self,
+        name: str,
+        header: Sequence[str],
+        rows: Sequence[Sequence[str | Cell]],
+        caption: str = "",
+        words: Collection[int] = (),
+        class_: str = "",
+    ) -> Html:
+        """The table for the page; as ``tables/NAME.csv`` and ``.tex`` it lies beside it."""
+        sheet = Sheet(name, header, rows, caption, words, class_)
+        self.save(f"tables/{name}.csv", sheet.csv().encode())
+        self.save(f"tables/{name}.tex", sheet.tex().encode())
+        return sheet.html()
+
     def table_file(
         self, name: str, header: Sequence[str], rows: Iterable[Sequence[object]]
     ) -> None:
+        """Rows for programs only, which the page does not show."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(header)
@@ -109,8 +128,8 @@ class Draft:
 
     def clean(self) -> None:
         """Remove figures and tables of an earlier report that this one does not have."""
-        for path in [*self.folder.glob("figures/*.png"), *self.folder.glob("tables/*.csv")]:
-            if path not in self.written:
+        for path in [*self.folder.glob("figures/*.*"), *self.folder.glob("tables/*.*")]:
+            if path.suffix in (".png", ".webp", ".csv", ".tex") and path not in self.written:
                 path.unlink()
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mgdm_ray.records import Record
 from mgdm_ray.report import figures, page, tables
 from mgdm_ray.report.draft import Draft
 from mgdm_ray.report.page import Html, text
+from mgdm_ray.report.sheet import Cell, interval, number
 from mgdm_ray.report.tables import DASH, GAMMA, Trial, duration, setting_text
 from mgdm_ray.selection import FEWEST, Agreement, Confirmed
 
@@ -32,7 +34,8 @@ def search(draft: Draft) -> Html | None:
     _confirm_files(draft, confirmed)
     listing = page.fold(
         f"All {len(draft.trials)} trials",
-        page.table(
+        draft.table(
+            "trials-listing",
             ["search", "trial", "setting", "score", "status", "time"],
             [_trial_row(t, best.get(t.where) is t) for t in draft.trials],
             words=(2,),
@@ -72,27 +75,27 @@ def _best_table(
     header = ["search", "best setting", "score", "trials"]
     if confirmed:
         header[3:3] = ["fresh seeds", "too high by", "95 % interval"]
-    rows: list[list[str | Html]] = []
+    rows: list[list[str | Cell]] = []
     for where, trial in best.items():
         again = confirmed.get(where)
-        fresh = [DASH, DASH, DASH]
+        fresh = [Cell(DASH), Cell(DASH), Cell(DASH)]
         if again:
             chosen = again.chosen
             fresh = [
-                f"{chosen.fresh:.3f}",
-                f"{chosen.value:+.3f}",
-                _interval(chosen.low, chosen.high),
+                number(chosen.fresh),
+                number(chosen.value, sign=True),
+                interval(chosen.low, chosen.high),
             ]
         rows.append(
             [
                 where,
-                page.cell(setting_text(trial.setting), "words"),
-                f"{trial.score or 0:.3f}",
+                setting_text(trial.setting),
+                number(trial.score),
                 *(fresh if confirmed else []),
                 str(sum(other.where == where for other in draft.trials)),
             ]
         )
-    return page.table(header, rows, words=(1,))
+    return draft.table("searches", header, rows, caption="The chosen settings", words=(1,))
 
 
 def _words(confirmed: Mapping[str, Confirmed], best: Mapping[str, Trial]) -> Html | None:
@@ -268,18 +271,18 @@ def _confirm_files(draft: Draft, confirmed: Mapping[str, Confirmed]) -> None:
     )
 
 
-def _trial_row(trial: Trial, best: bool) -> list[str | Html]:
-    score = DASH if trial.score is None else f"{trial.score:.3f}"
+def _trial_row(trial: Trial, best: bool) -> list[str | Cell]:
     networks = ", ".join(f"{n} {v:.3f}" for n, v in trial.per_network.items())
     return [
         trial.where,
         str(trial.number),
-        page.cell(setting_text(trial.setting), "words"),
-        page.cell(
-            score, "best" if best else "", small=networks if len(trial.per_network) > 1 else ""
+        setting_text(trial.setting),
+        replace(
+            number(trial.score, class_="best" if best else ""),
+            small=networks if len(trial.per_network) > 1 else "",
         ),
         trial.status,
-        duration(trial.seconds),
+        Cell(duration(trial.seconds), trial.seconds),
     ]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mgdm_ray.records import Record
-from mgdm_ray.report import evidence, page, results, searches
+from mgdm_ray.report import answer, evidence, page, results, searches
 from mgdm_ray.report.draft import Draft, ReportContext
 
 SECTIONS = (
@@ -29,7 +29,7 @@ def write_report(folder: Path, records: Sequence[Record], context: ReportContext
     replaced in one step, the page last. Returns the page's path.
     """
     draft = Draft(folder, records, context)
-    head = results.head(draft)
+    head = answer.head(draft)
     built = [(anchor, name, section(draft)) for anchor, name, section in SECTIONS]
     shown = [(anchor, name, html) for anchor, name, html in built if html is not None]
     body = page.join([head, *(html for _, _, html in shown)])
