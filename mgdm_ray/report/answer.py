@@ -58,6 +58,8 @@ def _answer(draft: Draft) -> Html:
         lead = page.tag("p", text(f"No answer: {reason}"), class_="lead")
         return page.tag("div", lead, _missing(draft), class_="answer")
     first, *others = family
+    absent = _absent(draft, first.contrast)
+    verdict = "incomplete" if absent else first.verdict
     rows = [
         ("How sure", how_sure(first, len(family))),
         ("Other controls", " ".join(map(_in_short, others))),
@@ -66,27 +68,39 @@ def _answer(draft: Draft) -> Html:
     ]
     return page.tag(
         "div",
-        badge(first.verdict),
+        badge(verdict),
         None if draft.primary else page.tag("span", text(" exploratory"), class_="note"),
-        page.tag("p", text(answer(first)), class_="lead"),
+        page.tag("p", text(answer(first, absent)), class_="lead"),
         _missing(draft),
         page.facts(rows),
-        class_=f"answer {first.verdict.split()[0]}",
+        class_=f"answer {verdict.split()[0]}",
     )
 
 
-def answer(tested: Tested) -> str:
-    """The answer in one sentence with its interval."""
-    c = tested.contrast
+def _absent(draft: Draft, c: Contrast) -> int:
+    """Planned cells of the contrast's arms that are not there."""
+    return sum(cell not in draft.cells for cell in draft.expected if cell[2] in (c.arm_a, c.arm_b))
+
+
+def answer(tested: Tested, absent: int = 0) -> str:
+    """The answer in one sentence with its interval; none where planned cells are ``absent``."""
+    c, verdict = tested.contrast, tested.verdict
     if c.n == 0:
         return f"No answer: {c.arm_a} against {c.arm_b} has no cells to compare."
-    where = "On this dataset" if c.datasets == 1 else f"On these {c.datasets} datasets"
-    resolved = tested.verdict.startswith(("better", "worse"))
-    verb = ("raised" if c.difference > 0 else "lowered") if resolved else "changed"
-    size = abs(c.difference) if resolved else c.difference
-    shown = f"{size:.3f}" if resolved else signed(size)
-    words = f"{where}, {_act(c)} {verb} balanced accuracy by {shown} ({_interval(c)})"
-    return f"{words}: {_conclusion(tested)}."
+    where = "on this dataset" if c.datasets == 1 else f"on these {c.datasets} datasets"
+    if absent:
+        cells = f"{absent} of the cells that it needs {'is' if absent == 1 else 'are'} missing"
+        return (
+            f"No answer yet, {cells}; in those that are there, {where}, {_act(c)} changed balanced "
+            f"accuracy by {signed(c.difference)} ({_interval(c)})."
+        )
+    start = f"{where[:1].upper()}{where[1:]}, {_act(c)}"
+    if not verdict.startswith(("better", "worse")):
+        change = f"changed balanced accuracy by {signed(c.difference)}"
+        return f"{start} {change} ({_interval(c)}): {_unresolved(tested)}."
+    verb = "raised" if c.difference > 0 else "lowered"
+    found = f"{verdict}, {c.scope}" if c.scope else verdict
+    return f"{start} {verb} balanced accuracy by {abs(c.difference):.3f} ({_interval(c)}): {found}."
 
 
 def _act(c: Contrast) -> str:
@@ -96,12 +110,8 @@ def _act(c: Contrast) -> str:
     return f"{added} instead of {NOUN.get(c.arm_b, c.arm_b)}"
 
 
-def _conclusion(tested: Tested) -> str:
-    c, verdict = tested.contrast, tested.verdict
-    if verdict.startswith(("better", "worse")):
-        return verdict.split()[0] if not c.scope else f"{verdict}, {c.scope}"
-    if verdict != "not resolvable":
-        return f"{verdict}; this is no answer yet"
+def _unresolved(tested: Tested) -> str:
+    c = tested.contrast
     if math.isnan(c.low):
         return "not resolved, a single pair tells nothing"
     if c.low <= 0 <= c.high:
@@ -120,7 +130,7 @@ def how_sure(tested: Tested, family: int) -> str:
     words = f"{shown}{cells}: {c.wins} better, {c.ties} equal, {c.losses} worse."
     seen = visible_effect(c, family)
     if not math.isnan(seen):
-        words += f" The smallest change this study could have seen is about {seen:.2g}."
+        words += f" The smallest change this study could have seen is about {seen:.3f}."
     return words[:1].upper() + words[1:]
 
 

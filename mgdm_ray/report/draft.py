@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from mgdm_ray.records import Record
 from mgdm_ray.report import figures, page, tables
+from mgdm_ray.report.assessed import assessments, judges
 from mgdm_ray.report.page import Html, text
 from mgdm_ray.report.sheet import Cell, Sheet
 from mgdm_ray.report.tables import CellId
@@ -76,6 +77,8 @@ class Draft:
         self.primary = tables.contrasts(self.cells, tables.PRIMARY, self.arms, self.expected)
         self.secondary = tables.contrasts(self.cells, tables.SECONDARY, self.arms, self.expected)
         self.trials = tables.trials(self.records, context.artefact)
+        self.judges = judges(self.records, context.artefact)
+        self.assessed = assessments(self.records, context.artefact)
         self.problems = tables.problems(self.records, self.expected)
         self.written: set[Path] = set()
 
@@ -129,7 +132,7 @@ class Draft:
     def clean(self) -> None:
         """Remove figures and tables of an earlier report that this one does not have."""
         for path in [*self.folder.glob("figures/*.*"), *self.folder.glob("tables/*.*")]:
-            if path.suffix in (".png", ".webp", ".csv", ".tex") and path not in self.written:
+            if path.suffix in (".png", ".csv", ".tex") and path not in self.written:
                 path.unlink()
 
 

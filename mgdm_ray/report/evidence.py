@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from PIL import Image
 
 from mgdm_ray.records import Record
 from mgdm_ray.report import figures, page, tables
 from mgdm_ray.report.draft import Draft
 from mgdm_ray.report.page import Html, text
+from mgdm_ray.report.pictures import light
 from mgdm_ray.report.sheet import Cell
+from mgdm_ray.report.synthetic import entropy_grids
 from mgdm_ray.report.tables import duration, setting_text
 from mgdm_ray.stats import summarise
 
 STRENGTHS_TEXT = "from left to right: stage 1, and decoded under 0, 1/4, 1/2, 1, 2, 4 times gamma"
-LARGE_IMAGE = 400_000  # bytes; larger grids are scaled down inside the page
-LARGE_SIDE = 1000  # pixels, of a grid that was scaled down
 NAMES_SHOWN = 12
 
 
@@ -125,11 +122,14 @@ def images(draft: Draft) -> Html | None:
             data = path.read_bytes()
             draft.save(f"figures/grid-{dataset}-{name}.png", data)
             label = page.join([page.tag("b", text(name)), text(f" · {setting}" if setting else "")])
-            shown.append(page.image(_within(data), f"{dataset}, {name}", label))
+            shown.append(page.image(light(data), f"{dataset}, {name}", label))
         classes = draft.info.get(dataset, {}).get("classes") or ()
         rows = f"Rows, top to bottom: {', '.join(map(str, classes))}." if classes else ""
         parts += [page.tag("h3", text(dataset)), page.paragraph(rows, "note") if rows else Html("")]
         parts.append(page.tag("div", page.join(shown), class_="grids"))
+        uncertain = entropy_grids(draft, dataset)
+        if uncertain:
+            parts += [page.tag("h4", text("With the judge's entropy of each image")), uncertain]
     if not parts:
         return None
     intro = page.paragraph(
@@ -172,17 +172,6 @@ def _grids(draft: Draft, dataset: str) -> list[tuple[str, str, Path]]:
     if strengths is not None and strengths.is_file():
         grids.append(("strengths", STRENGTHS_TEXT, strengths))
     return grids
-
-
-def _within(data: bytes) -> bytes:
-    """The PNG, scaled down if it would make the page heavy."""
-    if len(data) <= LARGE_IMAGE:
-        return data
-    picture = Image.open(io.BytesIO(data))
-    picture.thumbnail((LARGE_SIDE, LARGE_SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
 
 
 def failures(draft: Draft) -> Html:

@@ -76,8 +76,8 @@ def table(
 
 
 def image(data: bytes, alt: str, caption: Html | None = None, class_: str = "") -> Html:
-    """A PNG or WebP inside the page."""
-    kind = "png" if data.startswith(b"\x89PNG") else "webp"
+    """A PNG or JPEG inside the page."""
+    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
     source = f"data:image/{kind};base64," + base64.b64encode(data).decode("ascii")
     picture = Html(f'<img src="{source}" alt="{html.escape(alt, quote=True)}">')
     return tag("figure", picture, tag("figcaption", caption) if caption else None, class_=class_)
@@ -166,7 +166,7 @@ td small { display: block; color: var(--soft); font-size: .8em; font-weight: 400
 .compact { min-width: 100%; } .compact th, .compact td { padding: .2rem .7rem; }
 .compact td small { display: inline-block; min-width: 4.4em; }
 .compact caption { padding-bottom: .15rem; }
-.totalled tr:last-child > * { font-weight: 600; border-top: 2px solid var(--line); }
+.totalled tbody tr:last-child > * { border-top: 2px solid var(--line); }
 figure { margin: 1.1rem 0 1.4rem; } figure img { display: block; max-width: 100%; height: auto; }
 figure.plot img { width: 100%; background: #fff; border-radius: 8px; }
 figure.plot { margin-top: .8rem; } figcaption { margin-top: .4rem; max-width: 84ch; }
@@ -185,8 +185,9 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 .bar { display: inline-block; height: .62em; border-radius: 2px; background: var(--accent);
   opacity: .65; min-width: 2px; }
 @media (max-width: 640px) { main { padding: .8rem .9rem 3rem; } h1 span { display: block;
-  margin: .2rem 0 0; } .answer { padding: .7rem .9rem; } .answer dl, dl { grid-template-columns: 1fr;
-  gap: 0; } dd { margin-bottom: .45rem; } th, td { padding: .3rem .5rem; } }
+  margin: .2rem 0 0; } .answer { padding: .7rem .9rem; }
+  dl, .answer dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .45rem; }
+  th, td { padding: .3rem .5rem; } }
 @page { size: A4; margin: 14mm 12mm; }
 @media print { :root { color-scheme: light; --paper: #fff; --ink: #000; --soft: #444;
     --line: #bbb; --wash: #f4f4f4; --accent: #8a1f33; --up: 31 138 91; --down: 201 104 29;

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from mgdm_ray.report import figures, page, tables
 from mgdm_ray.report.answer import badge, tint
+from mgdm_ray.report.breakdowns import curves, networks
 from mgdm_ray.report.draft import Draft
 from mgdm_ray.report.page import Html, text
-from mgdm_ray.report.sheet import Cell, interval, number
+from mgdm_ray.report.sheet import Cell, interval, number, p_value
 from mgdm_ray.report.tables import DASH, MINUS, CellId, Tested
 from mgdm_ray.stats import sentence, summarise
 
@@ -48,8 +49,11 @@ def results(draft: Draft) -> Html:
         cells = tables.scores(draft.records, metric)
         if not cells:
             continue
-        parts.append(page.tag("h3", text(f"{name} on the test split")))
-        parts += [_score_table(draft, metric, cells, dataset) for dataset in draft.datasets]
+        shown = [_score_table(draft, metric, cells, dataset) for dataset in draft.datasets]
+        if metric == tables.METRIC:
+            parts += [page.tag("h3", text(f"{name} on the test split")), *shown]
+        else:
+            parts.append(page.fold(f"{name} on the test split", *shown))
     if not parts:
         return page.section("results", "Results", page.paragraph("No cell is done yet."))
     intro = page.paragraph(
@@ -58,7 +62,9 @@ def results(draft: Draft) -> Html:
         "complete arms is bold. Bold and tint describe, they do not test: see the contrasts.",
         "note",
     )
-    return page.section("results", "Results", intro, _gain_plot(draft), *parts)
+    return page.section(
+        "results", "Results", intro, _gain_plot(draft), *parts, networks(draft), curves(draft)
+    )
 
 
 def _score_table(draft: Draft, metric: str, cells: Mapping[CellId, float], dataset: str) -> Html:
@@ -160,23 +166,23 @@ def contrasts(draft: Draft) -> Html:
 
 
 def _contrast_table(draft: Draft, name: str, caption: str, family: Sequence[Tested]) -> Html | None:
-    header = ["contrast", "difference", "95 % interval", "p", "p (Holm)", "p (datasets)", "dz"]
-    header += ["wins, ties, losses", "verdict"]
+    header = ["contrast", "difference", "95 % interval", "p", "p (Holm)", "p (datasets)", "dz",
+              "wins", "ties", "losses", "verdict"]  # fmt: skip
     rows: list[list[str | Cell]] = []
     for t in family:
         c = t.contrast
-        counts = {"wins": c.wins, "ties": c.ties, "losses": c.losses, "pairs": c.n}
-        record = f"{c.wins}, {c.ties}, {c.losses}" if c.n else DASH
+        pair = {"a": c.arm_a, "b": c.arm_b}
         rows.append(
             [
-                f"{c.arm_a} {MINUS} {c.arm_b}",
+                Cell(f"{c.arm_a} {MINUS} {c.arm_b}", parts=pair),
                 number(c.difference, sign=True),
                 interval(c.low, c.high),
-                *(Cell(_p(p), "" if math.isnan(p) else p) for p in (c.p, t.p_adjusted)),
-                Cell(_p(c.p_datasets), c.p_datasets) if c.n else Cell(DASH),
+                p_value(c.p),
+                p_value(t.p_adjusted),
+                p_value(c.p_datasets if c.n else math.nan),
                 number(c.dz, 2, sign=True),
-                Cell(record, parts=counts),
-                Cell(t.verdict, html=badge(t.verdict), parts={"note": c.note}, value=t.verdict),
+                *(str(count) if c.n else DASH for count in (c.wins, c.ties, c.losses)),
+                Cell(t.verdict, t.verdict, {"pairs": c.n, "note": c.note}, html=badge(t.verdict)),
             ]
         )
     return draft.table(name, header, rows, caption=caption) if rows else None
@@ -201,9 +207,3 @@ def _notes(family: Iterable[Tested]) -> Html | None:
         for note, pairs in notes.items()
     ]
     return page.tag("ul", page.join(items), class_="note") if items else None
-
-
-def _p(value: float) -> str:
-    if math.isnan(value):
-        return DASH
-    return f"{value:.3f}" if value >= 0.001 else "< 0.001"

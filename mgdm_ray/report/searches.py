@@ -51,7 +51,7 @@ def search(draft: Draft) -> Html | None:
         ),
         _best_table(draft, best, confirmed) if best else None,
         _words(confirmed, best),
-        _search_plot(draft, best),
+        *_trial_plots(draft, best),
         _importance(draft, searches),
         _confirm_plot(draft, confirmed),
         listing if draft.trials else page.paragraph("No trial was recorded: see what failed."),
@@ -286,7 +286,7 @@ def _trial_row(trial: Trial, best: bool) -> list[str | Cell]:
     ]
 
 
-def _search_plot(draft: Draft, best: Mapping[str, Trial]) -> Html | None:
+def _trial_plots(draft: Draft, best: Mapping[str, Trial]) -> list[Html]:
     rows: dict[str, list[dict[str, Any]]] = {}
     for t in draft.trials:
         if t.score is None or t.setting.get("uncertainty_scale") is None:
@@ -301,10 +301,26 @@ def _search_plot(draft: Draft, best: Mapping[str, Trial]) -> Html | None:
             }
         )
     if not rows:
-        return None
-    return draft.plot(
+        return []
+    scatter = draft.plot(
         "search",
         figures.search_scatter(rows),
         "Search trials: score over guidance strength",
         f"Validation score of each trial over the strength {GAMMA} of measurement guidance.",
     )
+    guided = {
+        where: [trial for trial in found if trial["uncertainty_scale"] > 0]
+        for where, found in rows.items()
+    }
+    if not any(guided.values()):
+        return [scatter]
+    heat = draft.plot(
+        "heat-map",
+        figures.heat_map({where: found for where, found in guided.items() if found}),
+        f"Mean validation score by strength {GAMMA} and search",
+        f"The same trials by strength {GAMMA}: mean validation score of the n trials in each bin, "
+        "from the mean of all trials of that search (blue: better). Framed: the chosen setting; "
+        "hatched: not tried. A sampler tries good settings more often, so n is no design; a bin "
+        "of few trials is mostly noise.",
+    )
+    return [scatter, heat]

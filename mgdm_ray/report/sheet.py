@@ -72,6 +72,13 @@ def interval(low: float, high: float, digits: int = 3) -> Cell:
     return Cell(shown, parts={"low": low, "high": high})
 
 
+def p_value(value: float) -> Cell:
+    """Three digits, ``< 0.001`` below; a dash for nan."""
+    if math.isnan(value):
+        return Cell(DASH)
+    return Cell(f"{value:.3f}" if value >= 0.001 else "< 0.001", value)
+
+
 @dataclass(frozen=True)
 class Sheet:
     """Header and rows; plain strings are cells too. The first cell of a row is its head.
@@ -97,7 +104,10 @@ class Sheet:
     def html(self) -> Html:
         return page.table(
             self.header,
-            [[_markup(cell, i in self.words) for i, cell in enumerate(row)] for row in self.rows],
+            [
+                [_cell(first).shown, *(_markup(c, i in self.words) for i, c in enumerate(rest, 1))]
+                for first, *rest in self.rows
+            ],
             caption=self.caption,
             words=self.words,
             id_=f"table-{self.name}",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mgdm_ray.records import Record
-from mgdm_ray.report import answer, evidence, page, results, searches
+from mgdm_ray.report import answer, evidence, page, results, searches, synthetic
 from mgdm_ray.report.draft import Draft, ReportContext
 
 SECTIONS = (
@@ -15,6 +15,8 @@ SECTIONS = (
     ("contrasts", "Contrasts", results.contrasts),
     ("search", "Search", searches.search),
     ("images", "Images", evidence.images),
+    ("synthetic", "Judged", synthetic.synthetic),
+    ("copies", "Copies", synthetic.copies),
     ("models", "Training", evidence.models),
     ("failures", "Failures", evidence.failures),
     ("costs", "Costs", evidence.costs),
@@ -23,7 +25,7 @@ SECTIONS = (
 
 
 def write_report(folder: Path, records: Sequence[Record], context: ReportContext) -> Path:
-    """Write ``report.html``, ``figures/*.png`` and ``tables/*.csv`` under ``folder``.
+    """Write ``report.html``, ``figures/*.png`` and ``tables/*`` under ``folder``.
 
     Works at any time of a study: sections without data are left out or say so. Each file is
     replaced in one step, the page last. Returns the page's path.

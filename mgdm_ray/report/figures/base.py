@@ -7,8 +7,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.style import context
 from matplotlib.ticker import LogLocator
@@ -45,7 +47,8 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "figure.facecolor": "white",
 }
-WIDTH = 9.6  # inches; 160 dpi makes 1536 px for a column of about 1000 px
+WIDTH = 9.6  # inches
+DPI = 160  # makes 1536 px for a column of about 1000 px
 Curve = Sequence[tuple[float, float]]
 styled = context(STYLE)  # rcParams act when text and legends are made, so on whole functions
 
@@ -53,10 +56,13 @@ styled = context(STYLE)  # rcParams act when text and legends are made, so on wh
 @styled
 def png(figure: Figure) -> bytes:
     """The figure as PNG, the same bytes for the same figure (no date in it)."""
-    drawn, buffer = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=160, metadata={"Software": None})
-    # A palette: a third of the bytes, and lines and flat areas need no more colours.
-    few = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    buffer = io.BytesIO()
+    # A palette: a third of the bytes. Colours of few pixels must stay what the legend says.
+    few = drawn.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     few.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
@@ -90,12 +96,14 @@ def log_axis(axis: Axis) -> None:
     axis.set_minor_formatter("")
 
 
-def legend_below(figure: Figure, columns: int = 7) -> None:
-    """One legend for all panels, every name once."""
+def legend_below(figure: Figure) -> None:
+    """One legend for all panels, every name once, in as many columns as fit."""
     found = {
         label: handle
         for axes in figure.axes
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     if found:
+        widest = 0.55 + 0.085 * max(map(len, found))  # inches
+        columns = min(len(found), max(1, int(WIDTH / widest)))
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -23,7 +22,9 @@ REAL = "real"
 CLASS_COLOURS = ("#3d7ab8", "#d9822b", "#2f9587", "#c8384f", "#8d5fbf", "#6b7a1f", "#d17bb0",
                  "#5b6470", "#00a0c6", "#8c564b")  # fmt: skip
 """In the order of labels; the tenth and later classes start again."""
-PER_ROW = 3
+PER_ROW = 4
+LEVELS = [round(0.1 * i, 1) for i in range(11)]
+"""Of the shading: steps are told apart where a smooth one is not."""
 
 
 @styled
@@ -89,11 +90,11 @@ def feature_map(
     border, as hollow marks.
     """
     xs, ys, shade = grid
-    figure, panels = panels_in_rows(len(panels_of), 2.6, columns=PER_ROW, sharex=True)
+    figure, panels = panels_in_rows(len(panels_of), 2.3, columns=PER_ROW, sharex=True)
     for index, (axes, (name, (points, labels))) in enumerate(
         zip(panels, panels_of.items(), strict=True)
     ):
-        axes.pcolormesh(xs, ys, shade, cmap="Greys", vmin=0, vmax=1.6, shading="nearest")
+        axes.contourf(xs, ys, shade, levels=LEVELS, cmap="Greys", vmin=0, vmax=1.6, gid="shading")
         low, high = np.array([xs[0], ys[0]]), np.array([xs[-1], ys[-1]])
         inside = ((points >= low) & (points <= high)).all(axis=1)
         shown = np.clip(points, low, high)
@@ -103,7 +104,9 @@ def feature_map(
             axes.plot(
                 *shown[mine & inside].T, "o", ms=3.4, mew=0.3, mec="white", color=colour, alpha=0.85
             )
-            axes.plot(*shown[mine & ~inside].T, "o", ms=4, mfc="none", mec=colour, clip_on=False)
+            if (mine & ~inside).any():  # an empty unclipped line has no place, and no layout
+                outside = shown[mine & ~inside].T
+                axes.plot(*outside, "o", ms=4, mfc="none", mec=colour, clip_on=False)
         axes.set_title(f"{name} ({len(points)})", fontsize=9.5)
         axes.set(xticks=[], yticks=[], xlim=(xs[0], xs[-1]), ylim=(ys[0], ys[-1]))
         axes.grid(visible=False)
@@ -111,9 +114,5 @@ def feature_map(
             for label, name_of_class in enumerate(classes):
                 colour = CLASS_COLOURS[label % len(CLASS_COLOURS)]
                 axes.plot([], [], "o", ms=5, color=colour, label=name_of_class)
-    bar = ScalarMappable(cmap="Greys")
-    bar.set_clim(0, 1.6)
-    colourbar = figure.colorbar(bar, ax=panels, label="uncertainty", shrink=0.6, aspect=25)
-    colourbar.ax.set_ylim(0, 1)
     legend_below(figure)
     return figure

@@ -157,8 +157,8 @@ def heat_map(trials: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
         axes.set_yticks([y + 0.5 for y in range(len(rows))], list(trials))
         axes.tick_params(length=0)
         axes.grid(visible=False)
-        axes.invert_yaxis()
         axes.set(title=name, xlabel=f"uncertainty_scale {GAMMA} (bins on a log scale)")
+    panels[0].set_ylim(len(trials), 0)  # shared by all panels
     figure.colorbar(mesh, ax=panels, label="score, from the search's mean", shrink=0.9, pad=0.01)
     return figure
 
