@@ -138,6 +138,7 @@ class Closing:
                 for job in self.plan.cells()
             ],
             plan_counts=self.plan.counts(),
+            ratio=None if self.config.synthetic.per_class else self.config.synthetic.ratio,
         )
         return write_report(self.folder, records, context)
 

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from mgdm_ray.report import figures, page, tables
 from mgdm_ray.report.assessed import Assessed
 from mgdm_ray.report.draft import Draft
-from mgdm_ray.report.feature_map import feature_map
+from mgdm_ray.report.feature_map import SHOWN, feature_map
 from mgdm_ray.report.page import Html, text
 from mgdm_ray.report.pictures import light
 from mgdm_ray.report.sheet import Cell, number
@@ -319,21 +319,24 @@ def _maps(draft: Draft) -> list[Html]:
         names = [str(name) for name in draft.info.get(dataset, {}).get("classes") or ()]
         names += [str(label) for label in range(len(names), highest + 1)]
         right = (
-            ""
-            if math.isnan(found.accuracy)
-            else f"; it is right on {found.accuracy:.0%} of the real test images"
+            "" if math.isnan(found.accuracy) else f"; right on {found.accuracy:.0%} of real test"
         )
         parts.append(
             draft.plot(
                 f"map-{dataset}",
                 figures.feature_map(found.panels, (found.x, found.y, found.uncertainty), names),
                 f"{dataset}: features of real and added images in two dimensions",
-                f"{dataset}: the judge's features on the first two principal components of the "
-                f"real training images ({found.explained:.0%} of their variance), at most 300 "
-                "images a panel, coloured by label; hollow: beyond the frame. Grey, white to "
-                "dark: uncertainty, 0 to 1, of "
-                "a logistic regression on the real training images in this plane, not of the judge "
-                f"itself{right}.",
+                f"{dataset}: {found.explained:.0%} of the variance in the plane{right}.",
             )
         )
-    return [page.tag("h3", text("Where the images lie")), *parts] if parts else []
+    if not parts:
+        return []
+    intro = page.paragraph(
+        "The judge's features on the first two principal components of the real training images, "
+        f"at most {SHOWN} images a panel, coloured by their label; hollow: beyond the frame. The "
+        "shading, white to dark, is the uncertainty (entropy, 0 to 1) of a logistic regression on "
+        "the real training images in this plane: a picture of where classes meet, not the judge's "
+        "own uncertainty. A plane hides what lies across it.",
+        "note",
+    )
+    return [page.tag("h3", text("Where the images lie")), intro, *parts]

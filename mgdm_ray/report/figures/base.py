@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.style import context
 from matplotlib.ticker import LogLocator
-from PIL import Image
+from PIL import Image, ImageChops
 
 ARM_COLOURS = {
     "real": "#5b6470",
@@ -49,6 +49,7 @@ STYLE: dict[str, Any] = {
 }
 WIDTH = 9.6  # inches
 DPI = 160  # makes 1536 px for a column of about 1000 px
+COLOUR_ERROR = 16  # of 255, in any channel of any pixel
 Curve = Sequence[tuple[float, float]]
 styled = context(STYLE)  # rcParams act when text and legends are made, so on whole functions
 
@@ -60,10 +61,12 @@ def png(figure: Figure) -> bytes:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    buffer = io.BytesIO()
-    # A palette: a third of the bytes. Colours of few pixels must stay what the legend says.
+    # With a palette it has a third of the bytes; but every colour must stay what the legend says.
     few = drawn.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    few.save(buffer, format="PNG", optimize=True)
+    error = ImageChops.difference(drawn, few.convert("RGB")).getextrema()
+    buffer = io.BytesIO()
+    picture = few if max(high for _, high in error) <= COLOUR_ERROR else drawn
+    picture.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
