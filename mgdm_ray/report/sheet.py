@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -95,6 +96,9 @@ class Sheet:
     class_: str = ""
 
     def __post_init__(self) -> None:
+        for name, count in Counter(self.header).items():
+            if count > 1:
+                raise ValueError(f"table {self.name}: two columns are called {name!r}")
         for row in self.rows:
             if len(row) != len(self.header):
                 raise ValueError(

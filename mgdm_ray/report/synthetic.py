@@ -76,8 +76,8 @@ def copies(draft: Draft) -> Html | None:
             pictures += [page.tag("h3", text(dataset)), shown]
     if not rows and not pictures:
         return None
-    header = ["dataset", "arm", "near-copies", "of held-out real", "distance (median)",
-              "of held-out real", "threshold"]  # fmt: skip
+    header = ["dataset", "arm", "near-copies", "near-copies, real", "nearest (median)",
+              "nearest, real", "threshold"]  # fmt: skip
     return page.section(
         "copies",
         "Copies of training images",
@@ -85,7 +85,7 @@ def copies(draft: Draft) -> Html | None:
             "A near-copy lies nearer to a training image, in the judge's features, than the "
             "threshold, which is set by how near held-out real images come. The arm duplicate "
             "consists of copies and shows what the measure finds. A share of held-out images "
-            "passes the threshold as well: patients look alike. What looks like the same picture "
+            "passes the threshold as well (real): patients look alike. What looks like the same picture "
             "below is what a hospital must not publish.",
             "note",
         ),

@@ -59,13 +59,14 @@ def png(figure: Figure) -> bytes:
     """The figure as PNG, the same bytes for the same figure (no date in it)."""
     figure.set_dpi(DPI)
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    canvas.draw()  # type: ignore[no-untyped-call]
+    pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    drawn = Image.fromarray(pixels).convert("RGB")
     # With a palette it has a third of the bytes; but every colour must stay what the legend says.
     few = drawn.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    error = ImageChops.difference(drawn, few.convert("RGB")).getextrema()
+    error = np.asarray(ImageChops.difference(drawn, few.convert("RGB"))).max()
     buffer = io.BytesIO()
-    picture = few if max(high for _, high in error) <= COLOUR_ERROR else drawn
+    picture = few if error <= COLOUR_ERROR else drawn
     picture.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
