@@ -85,8 +85,8 @@ def copies(draft: Draft) -> Html | None:
             "A near-copy lies nearer to a training image, in the judge's features, than the "
             "threshold, which is set by how near held-out real images come. The arm duplicate "
             "consists of copies and shows what the measure finds. A share of held-out images "
-            "passes the threshold as well (real): patients look alike. What looks like the same picture "
-            "below is what a hospital must not publish.",
+            "passes the threshold as well (real): patients look alike. What looks like the "
+            "same picture below is what a hospital must not publish.",
             "note",
         ),
         draft.table("copies", header, rows, words=(1,)) if rows else None,
