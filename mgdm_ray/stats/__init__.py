@@ -1,0 +1,43 @@
+"""Spread, paired contrasts, ranks, what can be resolved, and what may be concluded from it.
+
+docs/statistics.md says of each number its formula, its premises and its source.
+"""
+
+from mgdm_ray.stats.images import Answers, Components, ImageContrast, components, image_contrast
+from mgdm_ray.stats.paired import (
+    ALPHA,
+    LEVEL,
+    Contrast,
+    Summary,
+    holm,
+    paired_contrast,
+    rank_biserial,
+    summarise,
+)
+from mgdm_ray.stats.power import Design, detectable
+from mgdm_ray.stats.ranks import Ranking, critical_difference, rank
+from mgdm_ray.stats.table import IncompleteGrid, contrast_table, sentence
+
+__all__ = [
+    "ALPHA",
+    "LEVEL",
+    "Answers",
+    "Components",
+    "Contrast",
+    "Design",
+    "ImageContrast",
+    "IncompleteGrid",
+    "Ranking",
+    "Summary",
+    "components",
+    "contrast_table",
+    "critical_difference",
+    "detectable",
+    "holm",
+    "image_contrast",
+    "paired_contrast",
+    "rank",
+    "rank_biserial",
+    "sentence",
+    "summarise",
+]
