@@ -78,7 +78,7 @@ def _tiles(draft: Draft) -> Html:
     if lost > 0:
         warning = page.tag(
             "p",
-            text(f"{lost} planned cells are missing; contrasts use what both arms have. "),
+            text(f"{lost} planned cells are missing; contrasts that need them are not answered. "),
             page.tag("a", text("What failed and why"), href="#failures"),
             class_="note",
         )
@@ -223,11 +223,13 @@ def contrasts(draft: Draft) -> Html:
     draft.table_file(
         "contrasts",
         ["family", "arm_a", "arm_b", "difference", "low", "high", "p", "p_holm", "p_datasets",
-         "wins", "ties", "losses", "dz", "n", "note"],
+         "wins", "ties", "losses", "dz", "rank_biserial", "n", "missing", "low_here", "high_here",
+         "p_here", "note"],
         [
             [name, t.contrast.arm_a, t.contrast.arm_b, t.contrast.difference, t.contrast.low,
              t.contrast.high, t.contrast.p, t.p_adjusted, t.contrast.p_datasets, t.contrast.wins,
-             t.contrast.ties, t.contrast.losses, t.contrast.dz, t.contrast.n, t.contrast.note]
+             t.contrast.ties, t.contrast.losses, t.contrast.dz, t.contrast.rank_biserial,
+             t.contrast.n, len(t.contrast.missing), *_over_images(t), t.contrast.note]
             for name, t in family
         ],
     )  # fmt: skip
@@ -240,12 +242,15 @@ def contrasts(draft: Draft) -> Html:
         "Contrasts between arms",
         page.paragraph(
             "Differences in balanced accuracy over paired cells. Interval: 95 % bootstrap that "
-            "draws datasets, then cells within them (cells only, where there is one dataset). p: "
-            "sign-flip permutation of cells; p (Holm) is adjusted within its table. dz: mean "
-            "difference over its standard deviation. An arm is called better or worse only if the "
-            "interval excludes 0 and p (Holm) ≤ 0.05. 'Here' says of what: of these datasets and "
-            "these synthetic images. Whether it holds for other datasets is told by p (datasets), "
-            "which flips whole datasets and cannot be below 0.05 with fewer than six.",
+            "draws datasets, then cells within them (cells only, where there is one dataset); the "
+            "second line takes the datasets as they are and varies cells and test images. p: "
+            "sign-flip permutation of cells; below it that of test images and cells. p (Holm): "
+            "the larger of the two, adjusted within its table. dz: mean difference over its "
+            "standard deviation; r: rank-biserial correlation. An arm is called better or worse "
+            "only if no planned cell is missing, both intervals exclude 0 and p (Holm) ≤ 0.05. "
+            "'Here' says of what: of these datasets and these synthetic images. Whether it holds "
+            "for other datasets is told by p (datasets), which flips whole datasets and cannot be "
+            "below 0.05 with fewer than six.",
             "note",
         ),
         _contrast_table("The question of the study", draft.primary),
@@ -266,12 +271,25 @@ def _contrast_table(caption: str, family: Sequence[Tested]) -> Html | None:
         if c.n == 0:
             rows.append([name, *[DASH] * 7, badge])
             continue
-        interval = DASH if math.isnan(c.low) else f"{c.low:+.3f} to {c.high:+.3f}"
-        size = DASH if math.isnan(c.dz) else f"{c.dz:+.2f}"
+        here = c.here if c.here and not math.isnan(c.here.low) else None
+        interval = page.cell(
+            DASH if math.isnan(c.low) else f"{c.low:+.3f} to {c.high:+.3f}",
+            small=f"{here.low:+.3f} to {here.high:+.3f}" if here else "",
+        )
+        size = page.cell(
+            DASH if math.isnan(c.dz) else f"{c.dz:+.2f}",
+            small="" if math.isnan(c.rank_biserial) else f"r {c.rank_biserial:+.2f}",
+        )
         record = f"{c.wins}, {c.ties}, {c.losses}"
-        ps = [_p(c.p), _p(t.p_adjusted), _p(c.p_datasets)]
+        p = page.cell(_p(c.p), small=_p(here.p) if here else "")
+        ps = [p, _p(t.p_adjusted), _p(c.p_datasets)]
         rows.append([name, f"{c.difference:+.3f}", interval, *ps, size, record, badge])
     return page.table(header, rows, caption=caption) if rows else None
+
+
+def _over_images(tested: Tested) -> list[float | str]:
+    here = tested.contrast.here
+    return ["", "", ""] if here is None else [here.low, here.high, here.p]
 
 
 def _notes(family: Iterable[Tested]) -> Html | None:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mgdm_ray.records import Record
-from mgdm_ray.report import evidence, page, results, searches
+from mgdm_ray.report import evidence, page, results, searches, statistics
 from mgdm_ray.report.draft import Draft, ReportContext
 
 SECTIONS = (
     ("question", "Question", results.asked),
     ("results", "Results", results.results),
     ("contrasts", "Contrasts", results.contrasts),
+    ("statistics", "Statistics", statistics.statistics),
     ("search", "Search", searches.search),
     ("images", "Images", evidence.images),
     ("models", "Training", evidence.models),

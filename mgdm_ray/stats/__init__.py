@@ -3,11 +3,20 @@
 docs/statistics.md says of each number its formula, its premises and its source.
 """
 
-from mgdm_ray.stats.images import Answers, Components, ImageContrast, components, image_contrast
+from mgdm_ray.stats.images import (
+    LEVEL,
+    Answers,
+    Components,
+    ImageContrast,
+    components,
+    image_contrast,
+)
 from mgdm_ray.stats.paired import (
     ALPHA,
-    LEVEL,
+    RANDOM_FLIPS,
+    TIE,
     Contrast,
+    Floats,
     Summary,
     holm,
     paired_contrast,
@@ -21,10 +30,13 @@ from mgdm_ray.stats.table import IncompleteGrid, contrast_table, sentence
 __all__ = [
     "ALPHA",
     "LEVEL",
+    "RANDOM_FLIPS",
+    "TIE",
     "Answers",
     "Components",
     "Contrast",
     "Design",
+    "Floats",
     "ImageContrast",
     "IncompleteGrid",
     "Ranking",

@@ -108,8 +108,8 @@ def components(answers: Answers) -> Components:
     With d_ij of cell i and image j of class k (n_k images, K classes, R cells): A, the variance
     of the cells' means over R; B, the sum over k of the variance of the images' means over
     K^2 n_k; E, the same of the residuals over R. A - E, B - E and E estimate the three parts
-    without bias; the first two are cut off at 0, so that few cells make the sum a little large. A class with a single image borrows the mean
-    variance of the others.
+    without bias; the first two are cut off at 0, so that few cells make the sum a little large. A
+    class with a single image borrows the mean variance of the others.
     """
     d, classes = answers.difference, answers.classes()
     cells = len(d)
@@ -204,7 +204,8 @@ def _replicates(answers: Answers, se: float, n_boot: int, rng: np.random.Generat
 def _drawn(count: int, n_boot: int, rng: np.random.Generator) -> Floats:
     """Shares of ``count`` things, drawn as often with replacement; `[n_boot, count]`."""
     picks = rng.integers(count, size=(n_boot, count)) + count * np.arange(n_boot)[:, None]
-    return np.bincount(picks.ravel(), minlength=n_boot * count).reshape(n_boot, count) / count
+    times = np.bincount(picks.ravel(), minlength=n_boot * count).astype(np.float64)
+    return times.reshape(n_boot, count) / count
 
 
 def _interval(centre: float, drawn: Floats, se: float, df: float) -> tuple[float, float]:

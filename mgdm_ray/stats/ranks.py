@@ -8,7 +8,7 @@ networks and seeds are averaged first and every dataset counts once.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,14 +41,17 @@ class Ranking:
         return self.p <= ALPHA
 
 
-def rank(values: Mapping[str, Mapping[str, float]]) -> Ranking:
+def rank(values: Mapping[str, Mapping[str, float]], blocks: Sequence[str] = ()) -> Ranking:
     """Rank treatments by ``values[treatment][block]``, higher is better.
+
+    ``blocks`` are those that were planned; default: all that occur.
 
     Refused, with a sentence: fewer than three treatments, fewer than six blocks, a block that some
     treatment lacks, or treatments that tie in every block.
     """
-    names, blocks = list(values), sorted({b for row in values.values() for b in row})
-    lacking = [name for name in names if set(values[name]) != set(blocks)]
+    names = list(values)
+    blocks = list(blocks) or sorted({b for row in values.values() for b in row})
+    lacking = [name for name in names if not set(blocks) <= set(values[name])]
     if len(names) < LEAST_TREATMENTS:
         return Ranking(
             f"ranks compare {LEAST_TREATMENTS} or more; here are {len(names)}, for which the "
