@@ -17,7 +17,7 @@ from mgdm_ray.records import Record
 from mgdm_ray.report import answers, figures, page, tables
 from mgdm_ray.report.page import Html, text
 from mgdm_ray.report.tables import CellId, Tested
-from mgdm_ray.stats import ImageContrast, image_contrast
+from mgdm_ray.stats import PRIMARY, ImageContrast, image_contrast
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Draft:
         self.info = {info["name"]: info for info in map(_as_mapping, context.datasets)}
         self.origins = {d: context.origins.get(d, d) for d in self.datasets}
         self.answered = answers.read_answers(self.records, context.artefact)
-        self.primary = self.contrasts(tables.PRIMARY)
+        self.primary = self.contrasts(PRIMARY)
         self.secondary = self.contrasts(tables.SECONDARY)
         self.trials = tables.trials(self.records, context.artefact)
         self.problems = tables.problems(self.records, self.expected)

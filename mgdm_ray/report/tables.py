@@ -39,7 +39,6 @@ ARM_MEANING = {
 }
 """What each arm adds to the real training set; the order is that of all tables."""
 SYNTHETIC = ("generate", "roundtrip", "perturb", "disturb")
-PRIMARY = (("disturb", "duplicate"), ("disturb", "generate"), ("disturb", "roundtrip"))
 SECONDARY = (
     ("disturb", "perturb"),
     ("disturb", "real"),

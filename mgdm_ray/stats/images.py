@@ -196,16 +196,19 @@ def _replicates(answers: Answers, se: float, n_boot: int, rng: np.random.Generat
             some = slice(start, min(start + step, n_boot))
             drawn = _drawn(len(k), some.stop - start, rng)
             scores[some] += drawn @ d[:, k].T / len(classes)
-    means = (scores * _drawn(len(d), n_boot, rng)).sum(axis=1) - answers.mean()
+    means: Floats = (scores * _drawn(len(d), n_boot, rng)).sum(axis=1) - answers.mean()
     spread = float(means.std())
-    return means * (se / spread) if spread > 0 else means
+    if spread > 0:
+        means *= se / spread
+    return means
 
 
 def _drawn(count: int, n_boot: int, rng: np.random.Generator) -> Floats:
     """Shares of ``count`` things, drawn as often with replacement; `[n_boot, count]`."""
     picks = rng.integers(count, size=(n_boot, count)) + count * np.arange(n_boot)[:, None]
-    times = np.bincount(picks.ravel(), minlength=n_boot * count).astype(np.float64)
-    return times.reshape(n_boot, count) / count
+    times = np.bincount(picks.ravel(), minlength=n_boot * count)
+    shares: Floats = times.reshape(n_boot, count) / count
+    return shares
 
 
 def _interval(centre: float, drawn: Floats, se: float, df: float) -> tuple[float, float]:

@@ -64,16 +64,21 @@ class Design:
 def detectable(designs: Sequence[Design], tests: int = 1, power: float = POWER) -> float:
     """Smallest true difference of the mean over ``designs`` that is found with ``power``.
 
+    The mean is over cells, so that a design counts by their number; designs share no test images.
     Two-sided at 5 % over ``tests`` (Holm's first and hardest step). nan where a dataset has one
     cell or none, or no test image: then no spread can be seen.
     """
     if not designs or any(d.cells < 2 or d.per_image <= 0 for d in designs):
         return math.nan
-    parts = [(d.of_cells, d.of_images, d.cells - 1) for d in designs]
-    variance = sum(cells + images for cells, images, _ in parts)
-    df = variance**2 / sum(cells**2 / free for cells, _, free in parts)
+    total = sum(design.cells for design in designs)
+    variance = spread = 0.0
+    for design in designs:
+        weight = (design.cells / total) ** 2
+        variance += weight * (design.of_cells + design.of_images)
+        spread += (weight * design.of_cells) ** 2 / (design.cells - 1)
+    df = variance**2 / spread
     t = student_t(1 - ALPHA / (2 * tests), df) + student_t(power, df)
-    return t * math.sqrt(variance) / len(designs)
+    return t * math.sqrt(variance)
 
 
 def student_t(q: float, df: float) -> float:

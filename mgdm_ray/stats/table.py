@@ -15,6 +15,8 @@ CellKey = tuple[str, str, int]
 """Dataset, network, seed."""
 ArmCell = tuple[str, str, str, int]
 """Arm, dataset, network, seed."""
+PRIMARY = (("disturb", "duplicate"), ("disturb", "generate"), ("disturb", "roundtrip"))
+"""The contrasts that a study is made for: one Holm family."""
 SHOWN = 4
 
 
