@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mgdm_ray.config import DatasetConfig, StudyConfig
-from mgdm_ray.stats import ALPHA, LEAST_BLOCKS, PRIMARY, Design, detectable
+from mgdm_ray.stats import ALPHA, PRIMARY, Design, detectable
 from mgdm_ray.stats.power import CELL_SD, COMMON, DISAGREE, POWER
 
 METRIC = "balanced_accuracy"
@@ -103,7 +103,9 @@ def _together(datasets: Sequence[DatasetConfig], designs: Mapping[str, Design]) 
 
 
 def _datasets(here: Sequence[DatasetConfig]) -> str:
-    return f"on {here[0].name}" if len(here) == 1 else f"on these {len(here)} datasets, if they agree,"
+    if len(here) == 1:
+        return f"on {here[0].name}"
+    return f"on these {len(here)} datasets, if they agree,"
 
 
 def _limits(family: int, cells: int, origins: int) -> list[str]:
@@ -114,9 +116,10 @@ def _limits(family: int, cells: int, origins: int) -> list[str]:
             f"  but {cells} pairs of cells cannot give a p below {least:.2g}: nothing will be "
             "called better; add seeds or networks"
         )
-    if origins < LEAST_BLOCKS:
+    needed = math.ceil(math.log2(2 * family / ALPHA))  # 2 of 2^n sign patterns, Holm
+    if origins < needed:
         lines.append(
-            f"  on datasets in general: nothing, however large; that takes {LEAST_BLOCKS} datasets "
+            f"  on datasets in general: nothing, however large; that takes {needed} datasets "
             f"that share no images, and here are {origins}"
         )
     return lines

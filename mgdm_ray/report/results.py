@@ -249,8 +249,8 @@ def contrasts(draft: Draft) -> Html:
             "standard deviation; r: rank-biserial correlation. An arm is called better or worse "
             "only if no planned cell is missing, both intervals exclude 0 and p (Holm) ≤ 0.05. "
             "'Here' says of what: of these datasets and these synthetic images. Whether it holds "
-            "for other datasets is told by p (datasets), which flips whole datasets and cannot be "
-            "below 0.05 with fewer than six.",
+            "for other datasets is told by p (datasets), which flips whole datasets, is adjusted "
+            "as well, and needs six of them for one contrast and seven for three.",
             "note",
         ),
         _contrast_table("The question of the study", draft.primary),

@@ -56,14 +56,14 @@ def _by_dataset(draft: Draft) -> Html | None:
     if not rows:
         return None
     draft.table_file("contrasts_by_dataset", HEADER, file)
-    header = ["contrast", "dataset", "difference", "95 % interval", "variance of test images",
+    header = ["contrast", "dataset", "difference", "95 % interval", "variance from test images",
               "pairs of cells", "test images (rarest class)"]  # fmt: skip
     note = page.paragraph(
         "Differences in balanced accuracy with an interval over both the trained networks (seeds "
-        "and networks) and the test images, which all cells of a dataset share. Its share of the "
-        "variance is what more seeds or networks cannot reduce. Not covered: other diffusion "
-        "models and synthetic images, of which there is one draw per dataset. Single datasets are "
-        "not adjusted for how many of them are looked at.",
+        "and networks) and the test images, which all cells of a dataset share. The test images' "
+        "part of the variance is what more seeds or networks cannot reduce. Not covered: other "
+        "diffusion models and synthetic images, of which there is one draw per dataset. Single "
+        "datasets are not adjusted for how many of them are looked at.",
         "note",
     )
     return page.join([page.tag("h3", text("Dataset by dataset")), note,
@@ -194,5 +194,12 @@ def diagram(found: Ranking) -> Figure:
     figure = Figure(figsize=(figures.WIDTH, 1.0 + 0.22 * len(names)), layout="constrained")
     axes = figure.subplots()
     axes.grid(visible=False)
-    critical_difference_diagram(dict(found.mean_ranks), table, ax=axes)
+    critical_difference_diagram(
+        dict(found.mean_ranks),
+        table,
+        ax=axes,
+        label_fmt_left="{label} ({rank:.2f})",
+        label_fmt_right="({rank:.2f}) {label}",
+        color_palette={name: figures.ARM_COLOURS.get(name, figures.INK) for name in names},
+    )
     return figure

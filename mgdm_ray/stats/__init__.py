@@ -24,12 +24,11 @@ from mgdm_ray.stats.paired import (
     summarise,
 )
 from mgdm_ray.stats.power import Design, detectable
-from mgdm_ray.stats.ranks import LEAST_BLOCKS, Ranking, critical_difference, rank
+from mgdm_ray.stats.ranks import Ranking, critical_difference, rank
 from mgdm_ray.stats.table import PRIMARY, IncompleteGrid, contrast_table, sentence
 
 __all__ = [
     "ALPHA",
-    "LEAST_BLOCKS",
     "LEVEL",
     "PRIMARY",
     "RANDOM_FLIPS",

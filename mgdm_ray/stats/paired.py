@@ -6,7 +6,7 @@ models and synthetic images, and are not independent: the interval therefore res
 (and cells within them). A contrast is called resolved only if that interval, the permutation over
 cells and, where predictions are at hand, the interval over cells and test images (``images``) all
 say so. That is a statement about these datasets and these synthetic images; about others only
-where the permutation over whole datasets agrees, which needs six.
+where the permutation over whole datasets agrees, which needs six, or seven for three contrasts.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class Contrast:
     """``arm_a`` minus ``arm_b`` over ``n`` paired cells.
 
     ``low`` and ``high`` bound the mean ``difference`` (95 %, nan below two pairs); ``p`` (cells)
-    and ``p_datasets`` (whole datasets) are two-sided; ``wins`` counts cells in which ``arm_a`` is
-    better; ``dz`` is the mean difference over the standard deviation of the differences (nan where
-    that is 0 or unknown), ``rank_biserial`` the same by ranks, in [-1, 1]. ``datasets`` counts
-    those that share no images. ``note`` holds every reservation, in plain words. With ``n == 0``
+    and ``p_datasets`` (whole datasets, adjusted in a table) are two-sided; ``wins`` counts cells
+    in which ``arm_a`` is better; ``dz`` is the mean difference over the standard deviation of the
+    differences (nan where that is 0 or unknown), ``rank_biserial`` the same by ranks, in [-1, 1].
+    ``datasets`` counts those that share no images. ``note`` holds every reservation, in plain words. With ``n == 0``
     all numbers are nan.
 
     ``missing`` names planned cells that are not there, as (arm, dataset, network, seed), out of

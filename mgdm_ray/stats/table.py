@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mgdm_ray.stats.paired import ALPHA, Contrast, paired_contrast
+from mgdm_ray.stats.paired import ALPHA, Contrast, holm, paired_contrast
 
 CellKey = tuple[str, str, int]
 """Dataset, network, seed."""
@@ -54,8 +54,8 @@ def contrast_table(
     an arm of ``pairs`` lacks a cell of it, unless ``drop_incomplete``: then the numbers are those
     of the cells that both arms of a pair have, for orientation, and ``missing`` names the others
     of that pair; ``note`` gives their ``reasons``. A pair without common cells has ``n == 0``.
-    ``origins`` names the dataset of which one is a variant: variants are one cluster. Raises
-    ValueError for a cell given twice.
+    ``origins`` names the dataset of which one is a variant: variants are one cluster.
+    ``p_datasets`` is adjusted (Holm) over the pairs. Raises ValueError for a cell given twice.
     """
     values = _by_arm(rows)
     keys = [key for cells in values.values() for key in cells]
@@ -77,7 +77,12 @@ def contrast_table(
         notes = [contrast.note, _why(lost, reasons or {})]
         note = "; ".join(note for note in notes if note)
         found.append(replace(contrast, missing=lost, planned=len(grid), note=note))
-    return found
+    # The boldest claim, beyond these datasets, is one of a family as well.
+    general = holm([math.nan if c.missing else c.p_datasets for c in found])
+    return [
+        contrast if math.isnan(p) else replace(contrast, p_datasets=p)
+        for contrast, p in zip(found, general, strict=True)
+    ]
 
 
 def sentence(

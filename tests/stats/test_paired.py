@@ -294,6 +294,17 @@ def test_variants_of_a_dataset_are_one_cluster() -> None:
     assert together.difference == apart.difference
 
 
+def test_the_claim_beyond_these_datasets_is_one_of_a_family() -> None:
+    """Catches three chances at a general claim: 2 / 2^6 is below 0.05, three times that is not,
+    and seven datasets are enough for three contrasts."""
+    pairs = [("disturb", "duplicate"), ("disturb", "generate"), ("disturb", "real")]
+    values = {"disturb": 0.8, "duplicate": 0.7, "generate": 0.7, "real": 0.7}
+    for datasets, p in (("abcdef", 3 * 2 / 64), ("abcdefg", 3 * 2 / 128)):
+        found = contrast_table(grid(values, datasets=datasets), pairs, n_boot=20)
+        assert {contrast.p_datasets for contrast in found} == {p}
+        assert bool(found[0].scope) == (p > 0.05)
+
+
 def test_rank_biserial_by_hand() -> None:
     """Catches ranks that are not averaged over ties, zeros that count, a wrong sign.
 
