@@ -118,7 +118,7 @@ def _without_leaks(draft: Draft) -> Html | None:
     intro = page.paragraph(
         f"Test images that are, pixel by pixel or nearly (correlation above 0.99), also in a split "
         f"that was trained or selected on: {counts}. What is wrong with the data names them; at "
-        "28 pixels, different pictures of a smooth organ can correlate as much. They stay in all "
+        "few pixels, different pictures of a smooth organ can correlate as much. They stay in all "
         "other numbers; here are the contrasts without them.",
         "note",
     )
@@ -138,13 +138,26 @@ def _clean(answers: Mapping[str, Answers], leaked: Mapping[str, list[int]]) -> l
     ]
 
 
-def _ranks(draft: Draft) -> list[Html | None]:
-    arms = {arm: _block_means(draft, 2, arm) for arm in draft.arms}
-    networks = {network: _block_means(draft, 1, network) for network in draft.networks}
+def _ranks(draft: Draft) -> list[Html]:
+    blocks = list(dict.fromkeys(draft.origins[d] for d in draft.datasets))
+    found = {
+        what: rank({name: _block_means(draft, place, name) for name in names}, blocks)
+        for what, place, names in (("arms", 2, draft.arms), ("networks", 1, draft.networks))
+        if len(names) > 1
+    }
+    refusals = {ranking.refused for ranking in found.values()}
+    if len(found) == 2 and len(refusals) == 1 and "" not in refusals:
+        return [_not_ranked("arms and networks", found["arms"])]
+    averaged = {"arms": "networks and seeds", "networks": "arms and seeds"}
     return [
-        _ranking(draft, "arms", arms, "averaged over networks and seeds"),
-        _ranking(draft, "networks", networks, "averaged over arms and seeds"),
+        _not_ranked(what, one) if one.refused else _ranked(draft, what, one, averaged[what])
+        for what, one in found.items()
     ]
+
+
+def _not_ranked(what: str, found: Ranking) -> Html:
+    title = page.tag("h3", text(f"Ranks of {what}"))
+    return page.join([title, page.paragraph(f"Not tested: {found.refused}.", "note")])
 
 
 def _block_means(draft: Draft, place: int, name: str) -> dict[str, float]:
@@ -158,23 +171,17 @@ def _block_means(draft: Draft, place: int, name: str) -> dict[str, float]:
     return means
 
 
-def _ranking(
-    draft: Draft, what: str, values: Mapping[str, Mapping[str, float]], averaged: str
-) -> Html | None:
-    if len(values) < 2:
-        return None
+def _ranked(draft: Draft, what: str, found: Ranking, averaged: str) -> Html:
     title = page.tag("h3", text(f"Ranks of {what}"))
-    found = rank(values, list(dict.fromkeys(draft.origins[d] for d in draft.datasets)))
-    if found.refused:
-        return page.join([title, page.paragraph(f"Not tested: {found.refused}.", "note")])
     p = f"p = {found.p:.3f}" if found.p >= 0.001 else "p < 0.001"
     words = (
-        f"Friedman's test over {found.blocks} datasets, each {averaged}: {p} (Iman and Davenport). "
+        f"Friedman's test over {found.blocks} datasets, each averaged over {averaged}: {p} (Iman "
+        "and Davenport). "
     )
     if not found.differs:
         words += f"No ranking of {what} can be told from chance, so none is shown."
         return page.join([title, page.paragraph(words)])
-    cd = critical_difference(len(values), found.blocks)
+    cd = critical_difference(len(found.mean_ranks), found.blocks)
     words += f"Mean ranks, 1 is best; {what} that a bar joins are not told apart by Nemenyi's test "
     words += f"(critical difference {cd:.2f})."
     picture = draft.plot(f"ranks-{what}", diagram(found), f"Mean ranks of {what}", words)

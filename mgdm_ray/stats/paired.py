@@ -57,8 +57,8 @@ class Contrast:
     and ``p_datasets`` (whole datasets, adjusted in a table) are two-sided; ``wins`` counts cells
     in which ``arm_a`` is better; ``dz`` is the mean difference over the standard deviation of the
     differences (nan where that is 0 or unknown), ``rank_biserial`` the same by ranks, in [-1, 1].
-    ``datasets`` counts those that share no images. ``note`` holds every reservation, in plain words. With ``n == 0``
-    all numbers are nan.
+    ``datasets`` counts those that share no images. ``note`` holds every reservation, in plain
+    words. With ``n == 0`` all numbers are nan.
 
     ``missing`` names planned cells that are not there, as (arm, dataset, network, seed), out of
     ``planned`` pairs: with any, the numbers are of what is left, and answer nothing.
