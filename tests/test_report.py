@@ -146,6 +146,19 @@ def test_an_incomplete_grid_has_no_answer_but_the_missing_cells(written: Path) -
     _, words = read_page(written)
     assert "incomplete No answer yet, 2 of the cells that it needs are missing" in words
     assert "Incomplete. 2 of 60 planned cells are missing (phantom-fundus" in words
+    assert "Disturb is better than duplicate" not in words
+    assert "Disturb against duplicate is not answered: 2 of the 24 planned cells are" in words
+    assert "disturb: phantom-fundus x resnet18 x seed 0" in words
+    assert "for orientation only: +0." in words
+    assert "missing because: failed: NonFiniteLoss: the loss is nan at step 41" in words
+
+
+def test_a_complete_grid_is_answered(tmp_path: Path) -> None:
+    """Catches a refusal of what is there."""
+    whole = make_example(tmp_path / "artefacts", failed=False, trials=0)
+    _, words = read_page(write_report(tmp_path, whole.records, whole.context()))
+    assert "Disturb is better than duplicate on these 2 datasets" in words
+    assert "incomplete" not in words
 
 
 def test_contrast_table_agrees_with_the_cells_file(written: Path) -> None:

@@ -128,6 +128,9 @@ def how_sure(tested: Tested, family: int) -> str:
     p = tested.p_adjusted
     shown = "" if math.isnan(p) else f"adjusted p {'< 0.001' if p < 0.001 else f'= {p:.3f}'} over "
     words = f"{shown}{cells}: {c.wins} better, {c.ties} equal, {c.losses} worse."
+    if c.here is not None and not math.isnan(c.here.low):
+        ends = f"{signed(c.here.low)} to {signed(c.here.high)}"
+        words += f" With test images varied as well: {ends}."
     seen = visible_effect(c, family)
     if not math.isnan(seen):
         words += f" The smallest change this study could have seen is about {seen:.3f}."
@@ -142,7 +145,10 @@ def visible_effect(contrast: Contrast, family: int = 1, power: float = POWER) ->
     Evaluation Review 19. nan without an interval, or with one of no width.
     """
     z = NormalDist().inv_cdf
-    error = (contrast.high - contrast.low) / (2 * z(0.975))
+    widths = [contrast.high - contrast.low]
+    if contrast.here is not None:  # a verdict needs both intervals
+        widths.append(contrast.here.high - contrast.here.low)
+    error = max(widths) / (2 * z(0.975))
     return (z(1 - ALPHA / (2 * family)) + z(power)) * error if error > 0 else math.nan
 
 

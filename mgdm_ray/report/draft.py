@@ -14,11 +14,12 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from mgdm_ray.records import Record
-from mgdm_ray.report import figures, page, tables
+from mgdm_ray.report import answers, figures, page, tables
 from mgdm_ray.report.assessed import assessments, judges
 from mgdm_ray.report.page import Html, text
 from mgdm_ray.report.sheet import Cell, Sheet
-from mgdm_ray.report.tables import CellId
+from mgdm_ray.report.tables import CellId, Tested
+from mgdm_ray.stats import PRIMARY, ImageContrast, image_contrast
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class ReportContext:
     """Of the code that wrote the report; the records know who computed them."""
     findings: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Per dataset what is wrong with its splits, in words."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Per dataset the one whose images it has: variants share theirs. Default: its own name."""
+    leaked: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Per dataset the test images that are, nearly or exactly, in another split as well."""
     storage: str = ""
     mlflow_command: str = ""
     artefact: Callable[[Record], Path | None] = lambda record: None  # noqa: ARG005
@@ -74,13 +79,27 @@ class Draft:
         self.arms = tables.in_order(cell[2] for cell in everything)
         self.seeds = sorted({cell[3] for cell in everything})
         self.info = {info["name"]: info for info in map(_as_mapping, context.datasets)}
-        self.primary = tables.contrasts(self.cells, tables.PRIMARY, self.arms, self.expected)
-        self.secondary = tables.contrasts(self.cells, tables.SECONDARY, self.arms, self.expected)
+        self.origins = {d: context.origins.get(d, d) for d in self.datasets}
+        self.answered = answers.read_answers(self.records, context.artefact)
+        self.primary = self.contrasts(PRIMARY)
+        self.secondary = self.contrasts(tables.SECONDARY)
         self.trials = tables.trials(self.records, context.artefact)
         self.judges = judges(self.records, context.artefact)
         self.assessed = assessments(self.records, context.artefact)
         self.problems = tables.problems(self.records, self.expected)
         self.written: set[Path] = set()
+
+    def contrasts(self, pairs: Sequence[tuple[str, str]]) -> list[Tested]:
+        reasons = tables.reasons(self.records)
+        return tables.contrasts(
+            self.cells, pairs, self.arms, self.expected, self.origins, reasons, self.over_images
+        )
+
+    def over_images(self, pair: tuple[str, str]) -> ImageContrast | None:
+        """Over cells and test images of all datasets; None where predictions are not at hand."""
+        cells = answers.common_cells(self.cells, pair)
+        found = answers.paired_answers(self.answered, pair, cells, self.origins)
+        return image_contrast(list(found.values())) if found else None
 
     def save(self, name: str, content: bytes) -> Path:
         path = self.folder / name

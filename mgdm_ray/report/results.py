@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from mgdm_ray.report import figures, page, tables
 from mgdm_ray.report.answer import badge, tint
@@ -12,7 +13,7 @@ from mgdm_ray.report.draft import Draft
 from mgdm_ray.report.page import Html, text
 from mgdm_ray.report.sheet import Cell, interval, number, p_value
 from mgdm_ray.report.tables import DASH, MINUS, CellId, Tested
-from mgdm_ray.stats import sentence, summarise
+from mgdm_ray.stats import Contrast, sentence, summarise
 
 METRIC_NAMES = {tables.METRIC: "Balanced accuracy", "auroc": "AUROC"}
 
@@ -148,12 +149,15 @@ def contrasts(draft: Draft) -> Html:
         "Contrasts between arms",
         page.paragraph(
             "Differences in balanced accuracy over paired cells. Interval: 95 % bootstrap that "
-            "draws datasets, then cells within them (cells only, where there is one dataset). p: "
-            "sign-flip permutation of cells; p (Holm) is adjusted within its table. dz: mean "
-            "difference over its standard deviation. An arm is called better or worse only if the "
-            "interval excludes 0 and p (Holm) ≤ 0.05. 'Here' says of what: of these datasets and "
-            "these synthetic images. Whether it holds for other datasets is told by p (datasets), "
-            "which flips whole datasets and cannot be below 0.05 with fewer than six.",
+            "draws datasets, then cells within them (cells only, where there is one dataset); the "
+            "second line takes the datasets as they are and varies cells and test images. p: "
+            "sign-flip permutation of cells; below it that of test images and cells. p (Holm): "
+            "the larger of the two, adjusted within its table. dz: mean difference over its "
+            "standard deviation; r: rank-biserial correlation. An arm is called better or worse "
+            "only if no planned cell is missing, both intervals exclude 0 and p (Holm) ≤ 0.05. "
+            "'Here' says of what: of these datasets and these synthetic images. Whether it holds "
+            "for other datasets is told by p (datasets), which flips whole datasets, is adjusted "
+            "as well, and needs six of them for one contrast and seven for three.",
             "note",
         ),
         _contrast_table(draft, "contrasts", "The question of the study", draft.primary),
@@ -172,17 +176,18 @@ def _contrast_table(draft: Draft, name: str, caption: str, family: Sequence[Test
     for t in family:
         c = t.contrast
         pair = {"a": c.arm_a, "b": c.arm_b}
+        facts = {"pairs": c.n, "missing": len(c.missing), "note": c.note}
         rows.append(
             [
                 Cell(f"{c.arm_a} {MINUS} {c.arm_b}", parts=pair),
                 number(c.difference, sign=True),
-                interval(c.low, c.high),
-                p_value(c.p),
+                _interval_cell(c),
+                _p_cell(c),
                 p_value(t.p_adjusted),
                 p_value(c.p_datasets if c.n else math.nan),
-                number(c.dz, 2, sign=True),
+                _size_cell(c),
                 *(str(count) if c.n else DASH for count in (c.wins, c.ties, c.losses)),
-                Cell(t.verdict, t.verdict, {"pairs": c.n, "note": c.note}, html=badge(t.verdict)),
+                Cell(t.verdict, t.verdict, facts, html=badge(t.verdict)),
             ]
         )
     return draft.table(name, header, rows, caption=caption) if rows else None
@@ -192,6 +197,32 @@ def _in_words(family: Sequence[Tested]) -> Html | None:
     said = [sentence(t.contrast, t.p_adjusted) for t in family]
     items = [page.tag("li", text(words[:1].upper() + words[1:])) for words in said]
     return page.tag("ul", page.join(items)) if items else None
+
+
+def _interval_cell(c: Contrast) -> Cell:
+    """Below the interval clustered by dataset that over cells and test images."""
+    cell = interval(c.low, c.high)
+    if c.here is None or math.isnan(c.here.low):
+        return cell
+    here = {"low, test images": c.here.low, "high, test images": c.here.high}
+    return replace(
+        cell, parts={**cell.parts, **here}, small=interval(c.here.low, c.here.high).shown
+    )
+
+
+def _p_cell(c: Contrast) -> Cell:
+    cell = p_value(c.p)
+    if c.here is None or math.isnan(c.here.p):
+        return cell
+    return replace(cell, parts={"test images": c.here.p}, small=p_value(c.here.p).shown)
+
+
+def _size_cell(c: Contrast) -> Cell:
+    cell = number(c.dz, 2, sign=True)
+    if math.isnan(c.rank_biserial):
+        return cell
+    small = f"r {c.rank_biserial:+.2f}"
+    return replace(cell, parts={"rank_biserial": c.rank_biserial}, small=small)
 
 
 def _notes(family: Iterable[Tested]) -> Html | None:

@@ -6,13 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mgdm_ray.records import Record
-from mgdm_ray.report import answer, evidence, page, results, searches, synthetic
+from mgdm_ray.report import (
+    answer,
+    evidence,
+    page,
+    results,
+    searches,
+    statistics,
+    synthetic,
+)
 from mgdm_ray.report.draft import Draft, ReportContext
 
 SECTIONS = (
     ("question", "Question", results.asked),
     ("results", "Results", results.results),
     ("contrasts", "Contrasts", results.contrasts),
+    ("statistics", "Statistics", statistics.statistics),
     ("search", "Search", searches.search),
     ("images", "Images", evidence.images),
     ("synthetic", "Judged", synthetic.synthetic),
