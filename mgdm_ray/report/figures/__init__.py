@@ -4,7 +4,7 @@ Colours mean the same everywhere: an arm, a dataset or a measurement keeps its c
 are drawn on white, also for a dark page, where they lie on a light card.
 """
 
-from mgdm_ray.report.figures.base import ARM_COLOURS, Curve, colours, png
+from mgdm_ray.report.figures.base import ARM_COLOURS, INK, WIDTH, Curve, colours, png, styled
 from mgdm_ray.report.figures.judged import entropies, fd_against_gain, feature_map
 from mgdm_ray.report.figures.outcomes import forest, gains, network_gains, ratio_curves
 from mgdm_ray.report.figures.searches import confirmed, heat_map, importance, search_scatter
@@ -12,6 +12,8 @@ from mgdm_ray.report.figures.training import guide_over_t, loss_curves, running_
 
 __all__ = [
     "ARM_COLOURS",
+    "INK",
+    "WIDTH",
     "Curve",
     "colours",
     "confirmed",
@@ -29,4 +31,5 @@ __all__ = [
     "ratio_curves",
     "running_mean",
     "search_scatter",
+    "styled",
 ]
