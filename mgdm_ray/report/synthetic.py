@@ -52,8 +52,8 @@ def synthetic(draft: Draft) -> Html | None:
             "of real training images (0: the same distribution). Precision: share of images that "
             "lie among real ones; recall and coverage: share of the real ones that are reached; "
             "density may pass 1. Flips: share of images in which the judge sees another class than "
-            "their label. The row of held-out real images is the yardstick: what they have, new "
-            "images of patients have as well.",
+            "their label. The row of held-out real images is the yardstick: the judge knows its "
+            "training images, so that even new images of patients lie at some distance from them.",
             "note",
         ),
         _judges(draft),
@@ -279,8 +279,8 @@ def distance_words(panels: Mapping[str, Mapping[str, tuple[float, float, float]]
     )
     if any("duplicate" in points for points in panels.values()):
         words += (
-            " Copies of real images are the counterexample by design: their distance is near 0, "
-            "and they show the networks nothing new."
+            " Copies of real images are near whatever they are worth, for they show the networks "
+            "nothing new: see the ranks without duplicate as well."
         )
     return words
 
@@ -336,7 +336,8 @@ def _maps(draft: Draft) -> list[Html]:
         f"at most {SHOWN} images a panel, coloured by their label; hollow: beyond the frame. The "
         "shading, white to dark, is the uncertainty (entropy, 0 to 1) of a logistic regression on "
         "the real training images in this plane: a picture of where classes meet, not the judge's "
-        "own uncertainty. A plane hides what lies across it.",
+        "own uncertainty. Compare with real, test: the judge knows its training images and may set "
+        "them apart from all others. A plane hides what lies across it.",
         "note",
     )
     return [page.tag("h3", text("Where the images lie")), intro, *parts]

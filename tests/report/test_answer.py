@@ -36,7 +36,7 @@ def found(
         (
             found(0.012, 0.003, 0.027),
             "raised balanced accuracy by 0.012 (95 % interval +0.003 to +0.027): better here, on "
-            "these 4 datasets, with the images drawn here.",
+            "these 4 datasets, with the images drawn",
         ),
         (found(-0.012, -0.02, -0.01, p_datasets=0.01), "lowered balanced accuracy by 0.012"),
         (found(0.012, 0.003, 0.027, p_datasets=0.01), "to +0.027): better."),

@@ -108,6 +108,7 @@ def legend_below(figure: Figure) -> None:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     if found:
-        widest = 0.55 + 0.085 * max(map(len, found))  # inches
-        columns = min(len(found), max(1, int(WIDTH / widest)))
+        widths = [0.5 + 0.08 * len(label) for label in found]  # inches
+        one_row = sum(widths) <= WIDTH
+        columns = len(found) if one_row else max(1, int(WIDTH / max(widths)))
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns)
