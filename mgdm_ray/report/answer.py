@@ -60,6 +60,8 @@ def _answer(draft: Draft) -> Html:
     first, *others = family
     absent = _absent(draft, first.contrast)
     verdict = "incomplete" if absent else first.verdict
+    pair = f" {first.contrast.arm_a} against {first.contrast.arm_b}"
+    which = pair if draft.primary else f"{pair}, exploratory"
     rows = [
         ("How sure", how_sure(first, len(family))),
         ("Other controls", " ".join(map(_in_short, others))),
@@ -69,7 +71,7 @@ def _answer(draft: Draft) -> Html:
     return page.tag(
         "div",
         badge(verdict),
-        None if draft.primary else page.tag("span", text(" exploratory"), class_="note"),
+        page.tag("span", text(which), class_="note"),
         page.tag("p", text(answer(first, absent)), class_="lead"),
         _missing(draft),
         page.facts(rows),
@@ -192,7 +194,7 @@ def _size(draft: Draft) -> Html:
                 ("seed", draft.seeds),
             )
         ),
-        (duration(draft.context.seconds), "last run"),
+        (duration(sum(r.seconds for r in draft.records if r.kind != "trial")), "of computing"),
     ]
     boxes = (page.tag("span", page.tag("b", text(value)), text(f" {name}")) for value, name in rows)
     return page.tag("p", page.join(boxes, " "), class_="size")

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from matplotlib.figure import Figure
 
@@ -19,6 +19,8 @@ from mgdm_ray.report.assessed import assessments, judges
 from mgdm_ray.report.page import Html, text
 from mgdm_ray.report.sheet import Cell, Sheet
 from mgdm_ray.report.tables import CellId
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,14 @@ class Draft:
         self.primary = tables.contrasts(self.cells, tables.PRIMARY, self.arms, self.expected)
         self.secondary = tables.contrasts(self.cells, tables.SECONDARY, self.arms, self.expected)
         self.trials = tables.trials(self.records, context.artefact)
-        self.judges = judges(self.records, context.artefact)
-        self.assessed = assessments(self.records, context.artefact)
+        self.judges = self._in_order(judges(self.records, context.artefact))
+        self.assessed = self._in_order(assessments(self.records, context.artefact))
         self.problems = tables.problems(self.records, self.expected)
         self.written: set[Path] = set()
+
+    def _in_order(self, found: Mapping[str, Found]) -> dict[str, Found]:
+        """By dataset, in the study's order; none of others."""
+        return {dataset: found[dataset] for dataset in self.datasets if dataset in found}
 
     def save(self, name: str, content: bytes) -> Path:
         path = self.folder / name
