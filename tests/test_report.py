@@ -145,6 +145,7 @@ def test_an_incomplete_grid_has_no_answer_but_the_missing_cells(written: Path) -
     """Catches a headline from the cells that came back, and one that hides which did not."""
     _, words = read_page(written)
     assert "incomplete disturb against duplicate No answer yet, 2 of the cells that it" in words
+    assert "better here" not in words[: words.index("What was asked")]
     assert "Incomplete. 2 of 60 planned cells are missing (phantom-fundus" in words
 
 
