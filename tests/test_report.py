@@ -144,7 +144,8 @@ def test_texts_from_outside_are_escaped(written: Path) -> None:
 def test_an_incomplete_grid_has_no_answer_but_the_missing_cells(written: Path) -> None:
     """Catches a headline from the cells that came back, and one that hides which did not."""
     _, words = read_page(written)
-    assert "incomplete No answer yet, 2 of the cells that it needs are missing" in words
+    assert "incomplete disturb against duplicate No answer yet, 2 of the cells that it" in words
+    assert "better here" not in words[: words.index("What was asked")]
     assert "Incomplete. 2 of 60 planned cells are missing (phantom-fundus" in words
     assert "Disturb is better than duplicate" not in words
     assert "Disturb against duplicate is not answered: 2 of the 24 planned cells are" in words
@@ -374,7 +375,7 @@ def test_report_with_arms_missing(tmp_path: Path, example: Example) -> None:
     path = write_report(tmp_path, [cell("real", 0.6)], context)
     assert "no arm of synthetic images" in read_page(path)[1]
     path = write_report(tmp_path, [cell("real", 0.6), cell("generate", 0.7)], context)
-    said = "not resolvable exploratory On this dataset, adding generated images to the real ones"
+    said = "generate against real, exploratory On this dataset, adding generated images to"
     assert said in read_page(path)[1]
 
 

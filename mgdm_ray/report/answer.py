@@ -60,16 +60,18 @@ def _answer(draft: Draft) -> Html:
     first, *others = family
     absent = _absent(draft, first.contrast)
     verdict = "incomplete" if absent else first.verdict
+    pair = f" {first.contrast.arm_a} against {first.contrast.arm_b}"
+    which = pair if draft.primary else f"{pair}, exploratory"
     rows = [
-        ("How sure", how_sure(first, len(family))),
-        ("Other controls", " ".join(map(_in_short, others))),
+        ("How sure", "" if absent else how_sure(first, len(family))),
+        ("Other controls", " ".join(_in_short(t, _absent(draft, t.contrast)) for t in others)),
         ("Says nothing of", unsaid(first.contrast)),
         ("Reservation", _sentence_of(first.contrast.note)),
     ]
     return page.tag(
         "div",
         badge(verdict),
-        None if draft.primary else page.tag("span", text(" exploratory"), class_="note"),
+        page.tag("span", text(which), class_="note"),
         page.tag("p", text(answer(first, absent)), class_="lead"),
         _missing(draft),
         page.facts(rows),
@@ -164,13 +166,13 @@ def unsaid(c: Contrast) -> str:
     return f"{', '.join([*parts, 'other networks'])} or longer training."
 
 
-def _in_short(tested: Tested) -> str:
-    c = tested.contrast
+def _in_short(tested: Tested, absent: int) -> str:
+    c, verdict = tested.contrast, "incomplete" if absent else tested.verdict
     if c.n == 0:
-        return f"Against {NOUN.get(c.arm_b, c.arm_b)}: {tested.verdict}."
+        return f"Against {NOUN.get(c.arm_b, c.arm_b)}: {verdict}."
     against = NOUN.get(c.arm_b, f"{c.arm_b} ({c.arm_a})")
     low_high = DASH if math.isnan(c.low) else f"{signed(c.low)} to {signed(c.high)}"
-    return f"Against {against} {signed(c.difference)} ({low_high}), {tested.verdict}."
+    return f"Against {against} {signed(c.difference)} ({low_high}), {verdict}."
 
 
 def _missing(draft: Draft) -> Html | None:
@@ -198,7 +200,7 @@ def _size(draft: Draft) -> Html:
                 ("seed", draft.seeds),
             )
         ),
-        (duration(draft.context.seconds), "last run"),
+        (duration(sum(r.seconds for r in draft.records if r.kind != "trial")), "of computing"),
     ]
     boxes = (page.tag("span", page.tag("b", text(value)), text(f" {name}")) for value, name in rows)
     return page.tag("p", page.join(boxes, " "), class_="size")

@@ -40,8 +40,8 @@ def networks(draft: Draft) -> Html | None:
         "Mean paired difference per network with intervals",
         "Network by network: mean paired difference over datasets and seeds (diamond), 95 % "
         "bootstrap interval clustered by dataset (bar; dark where it excludes 0), and each cell "
-        "(dots). Not adjusted for how many networks are looked at: with ten, one bar of twenty "
-        "clears 0 by chance.",
+        "(dots). Not adjusted for how many networks are looked at: about one bar in twenty "
+        "excludes 0 by chance alone.",
     )
     rows: list[list[str | Cell]] = []
     for network in draft.networks:
@@ -85,7 +85,8 @@ def _pair_cells(contrast: Contrast | None) -> list[str | Cell]:
 
 def curves(draft: Draft) -> Html | None:
     """How the gain depends on the number of added images."""
-    found = ratio_curves(draft.records, draft.cells, draft.context.ratio)
+    every = ratio_curves(draft.records, draft.cells, draft.context.ratio)
+    found = {dataset: every[dataset] for dataset in draft.datasets if dataset in every}
     if not found:
         return None
     plot = draft.plot(

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from matplotlib.figure import Figure
 
@@ -20,6 +20,8 @@ from mgdm_ray.report.page import Html, text
 from mgdm_ray.report.sheet import Cell, Sheet
 from mgdm_ray.report.tables import CellId, Tested
 from mgdm_ray.stats import PRIMARY, ImageContrast, image_contrast
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,8 @@ class Draft:
         self.primary = self.contrasts(PRIMARY)
         self.secondary = self.contrasts(tables.SECONDARY)
         self.trials = tables.trials(self.records, context.artefact)
-        self.judges = judges(self.records, context.artefact)
-        self.assessed = assessments(self.records, context.artefact)
+        self.judges = self._in_order(judges(self.records, context.artefact))
+        self.assessed = self._in_order(assessments(self.records, context.artefact))
         self.problems = tables.problems(self.records, self.expected)
         self.written: set[Path] = set()
 
@@ -100,6 +102,10 @@ class Draft:
         cells = answers.common_cells(self.cells, pair)
         found = answers.paired_answers(self.answered, pair, cells, self.origins)
         return image_contrast(list(found.values())) if found else None
+
+    def _in_order(self, found: Mapping[str, Found]) -> dict[str, Found]:
+        """By dataset, in the study's order; none of others."""
+        return {dataset: found[dataset] for dataset in self.datasets if dataset in found}
 
     def save(self, name: str, content: bytes) -> Path:
         path = self.folder / name

@@ -163,6 +163,7 @@ thead th { color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--
 tbody th { font-weight: 500; white-space: nowrap; } td.best { font-weight: 700; }
 td:not(.words) { white-space: nowrap; }
 td small { display: block; color: var(--soft); font-size: .8em; font-weight: 400; }
+td[style] small { color: inherit; }
 .compact { min-width: 100%; } .compact th, .compact td { padding: .2rem .7rem; }
 .compact td small { display: inline-block; min-width: 4.4em; }
 .compact caption { padding-bottom: .15rem; }

@@ -84,7 +84,7 @@ def test_the_first_screen_of_a_complete_study(tmp_path: Path) -> None:
     path = write_report(tmp_path / "study", whole.records, whole.context())
     _, words = read_page(path)
     first = words[: words.index("What was asked")]
-    assert "better here On these 2 datasets, adding disturbed images instead of copies" in first
+    assert "better here disturb against duplicate On these 2 datasets, adding disturbed" in first
     for part in ("How sure", "Other controls", "Says nothing of", "60 / 60 cells evaluated"):
         assert part in first
     assert "Incomplete" not in first
