@@ -17,6 +17,7 @@ from mgdm_ray.seeding import content_key
 from mgdm_ray.store import Store
 
 if TYPE_CHECKING:
+    from mgdm_ray.data.checks import Finding
     from mgdm_ray.tracking import Tracker
 
 CLOSED_FILE = "closed"
@@ -118,10 +119,12 @@ class Closing:
     def report(self, records: list[Record], seconds: float) -> Path:
         import yaml
 
+        from mgdm_ray.data.checks import leaked
         from mgdm_ray.data.info import dataset_info
         from mgdm_ray.provenance import git_commit, versions
         from mgdm_ray.report import ReportContext, write_report
 
+        findings = self.findings()
         contrast = "does adding them beat adding copies of real images"
         context = ReportContext(
             study_name=self.config.name,
@@ -136,28 +139,30 @@ class Closing:
             mlflow_command=self.mlflow_command(),
             artefact=self.artefact,
             datasets=[dataset_info(d, self.config.data_dir) for d in self.config.datasets],
-            findings=self.findings(),
+            findings={
+                name: [finding.message for finding in found if finding.serious]
+                for name, found in findings.items()
+            },
+            origins={d.name: d.origin for d in self.config.datasets},
+            leaked={name: leaked(found) for name, found in findings.items()},
             expected_cells=[
                 (job.dataset, str(job.network), str(job.arm), int(job.seed or 0))
                 for job in self.plan.cells()
             ],
             plan_counts=self.plan.counts(),
+            ratio=None if self.config.synthetic.per_class else self.config.synthetic.ratio,
         )
         return write_report(self.folder, records, context)
 
-    def findings(self) -> dict[str, list[str]]:
-        """What is wrong with the splits of each dataset. Opens test data: for the report only."""
+    def findings(self) -> dict[str, list[Finding]]:
+        """What there is to say of each dataset's splits. Opens test data: for the report only."""
         from mgdm_ray.data.checks import check_splits
         from mgdm_ray.data.load import SPLITS, load_split
 
         return {
-            dataset.name: [
-                finding.message
-                for finding in check_splits(
-                    {s: load_split(dataset, s, self.config.data_dir) for s in SPLITS}
-                )
-                if finding.serious
-            ]
+            dataset.name: check_splits(
+                {s: load_split(dataset, s, self.config.data_dir) for s in SPLITS}
+            )
             for dataset in self.config.datasets
         }
 
@@ -208,7 +213,7 @@ def _warning(record: Record) -> str:
             "on more images"
         )
     accuracy = record.metrics.get("val_balanced_accuracy", 1.0)
-    if record.kind == "fit_judge" and accuracy <= record.metrics["val_chance_below"]:
+    if record.kind == "fit_judge" and accuracy <= record.metrics.get("val_chance_below", 0.0):
         return (
             f"the judge of {record.dataset} is no better than chance on validation images "
             f"(balanced accuracy {accuracy:.2f}): what it says of synthetic images means little; "

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from mgdm_ray.price import (
     shortages,
 )
 from mgdm_ray.records import Record
+from mgdm_ray.resolution import resolution
 from mgdm_ray.store import Store
 from mgdm_ray.timeline import Task, makespan
 
@@ -56,6 +57,8 @@ class Outlook:
     node: Mapping[str, float]
     """CPU and GPU of this machine."""
     retry_failed: bool = False
+    test_counts: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Test images per class, by dataset; those whose data is absent are left out."""
 
     @cached_property
     def todo(self) -> dict[str, Job]:
@@ -215,6 +218,7 @@ def show(outlook: Outlook) -> None:
         f"{len(plan.jobs)} jobs"
     )
     print(f"storage {outlook.store.root}")
+    print("\n".join(resolution(c, outlook.test_counts, outlook.manifests.values())))
     absent = [d.name for d in c.datasets if d.name not in outlook.train_images]
     if absent:
         print(f"not on this machine yet (fetched or asked for at the start): {', '.join(absent)}")

@@ -256,8 +256,9 @@ class Study:
 
     def outlook(self) -> Outlook:
         """The plan, what the storage holds, and this machine."""
-        from mgdm_ray.data.load import train_images
+        from mgdm_ray.data.load import count_test_images, train_images
 
+        tests = {d.name: count_test_images(d, self.config.data_dir) for d in self.config.datasets}
         counts = {d.name: train_images(d, self.config.data_dir) for d in self.config.datasets}
         manifests = manifests_in(self.store)
         return Outlook(
@@ -270,6 +271,7 @@ class Study:
             {name: count for name, count in counts.items() if count is not None},
             {"CPU": float(cores()), "GPU": float(gpus())},
             retry_failed=self.arguments.retry_failed,
+            test_counts={name: found for name, found in tests.items() if found is not None},
         )
 
     def show_plan(self) -> None:

@@ -15,7 +15,8 @@ from mgdm_ray.config import GuidanceSetting
 from mgdm_ray.records import Record
 from mgdm_ray.report import page, result_rows, result_table, searches, tables, write_report
 from mgdm_ray.selection import Agreement, Confirmed, Optimism
-from tests.study_example import ARMS, SETTING, Example, make_example
+from tests.judged_example import add_judged, add_ratios
+from tests.study_example import ARMS, DATASETS, SETTING, Example, make_example
 
 VOID = {"meta", "img", "br"}
 
@@ -64,7 +65,13 @@ def cell(arm: str, value: float, seed: int = 0, network: str = "n", dataset: str
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Example:
-    return make_example(tmp_path_factory.mktemp("artefacts"))
+    """A study with some of everything: failed cells, searches, a judge, a ratio curve."""
+    example = make_example(tmp_path_factory.mktemp("artefacts"))
+    for dataset, facts in DATASETS.items():
+        add_judged(example, dataset, len(facts["classes"]), ARMS)  # type: ignore[arg-type]
+        points = {("disturb", 0.5, s): 0.6 for s in (0, 1)} | {("generate", 2.0, 0): 0.7}
+        add_ratios(example, dataset, "squeezenet1_1", points)
+    return example
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +85,9 @@ def test_page_is_self_contained(written: Path) -> None:
     assert "script" not in checker.tags
     anchors = {f"#{name}" for name in checker.ids if name}
     for load in checker.loads:
-        assert load.startswith("data:image/png;base64,") or load in anchors
+        assert load.startswith(("data:image/png;base64,", "data:image/jpeg;base64,")) or (
+            load in anchors
+        )
     assert not re.search(r"url\(|@import", written.read_text())
     assert not list(written.parent.rglob("*.tmp"))
 
@@ -86,15 +95,16 @@ def test_page_is_self_contained(written: Path) -> None:
 def test_every_section_and_file_is_there(written: Path) -> None:
     """Catches a section or figure that silently fell out of the report."""
     checker, words = read_page(written)
-    sections = {"question", "results", "contrasts", "search", "images", "models", "failures"}
-    assert sections | {"costs", "provenance"} <= checker.ids
+    sections = {"question", "results", "contrasts", "search", "images", "synthetic", "copies"}
+    assert sections | {"models", "failures", "costs", "provenance"} <= checker.ids
     figures = {path.stem for path in (written.parent / "figures").glob("*.png")}
     assert {"contrasts", "gains", "search", "guide", "training", "downstream"} <= figures
-    assert {"confirm", "importance"} <= figures
+    assert {"confirm", "importance", "heat-map", "networks", "ratios"} <= figures
+    assert {"fd-against-gain", "entropy", "map-phantom-fundus", "map-phantom-ultrasound"} <= figures
+    assert {f"{what}-phantom-fundus-disturb" for what in ("entropy", "closest")} <= figures
     assert {f"grid-phantom-fundus-{arm}" for arm in ARMS if arm != "duplicate"} <= figures
     csvs = {path.stem for path in (written.parent / "tables").glob("*.csv")}
-    search = {"trials", "importance", "selection", "confirm"}
-    assert csvs == {"cells", "summary", "contrasts"} | search
+    assert {"cells", "trials", "importance", "selection", "confirm"} <= csvs
     for expected in (
         "58 / 60",
         "7 min 11 s",
@@ -103,6 +113,18 @@ def test_every_section_and_file_is_there(written: Path) -> None:
         "0123abc",
     ):
         assert expected in words
+
+
+def test_every_table_of_the_page_lies_beside_it_as_csv_and_latex(written: Path) -> None:
+    """Catches a table that was put on the page past Draft.table, and two under one name."""
+    page_text = written.read_text()
+    names = re.findall(r'<table id="table-([^"]+)"', page_text)
+    assert len(names) == page_text.count("<table") == len(set(names)) > 15
+    for name in names:
+        assert (written.parent / "tables" / f"{name}.csv").is_file()
+        tex = (written.parent / "tables" / f"{name}.tex").read_text()
+        assert f"\\label{{tab:{name}}}" in tex
+    assert len(list((written.parent / "tables").glob("*.tex"))) == len(names)
 
 
 def test_a_guide_at_chance_is_named_with_its_noise_levels(written: Path) -> None:
@@ -119,12 +141,25 @@ def test_texts_from_outside_are_escaped(written: Path) -> None:
     assert "# a &lt; b &amp; c" in text
 
 
-def test_answer_names_the_primary_contrast_and_what_was_dropped(written: Path) -> None:
-    """Catches a headline that hides that failed cells were left out."""
+def test_an_incomplete_grid_has_no_answer_but_the_missing_cells(written: Path) -> None:
+    """Catches a headline from the cells that came back, and one that hides which did not."""
     _, words = read_page(written)
-    assert "Disturb is better than duplicate" in words
-    assert "2 of 12 cells dropped as incomplete" in words
-    assert "2 planned cells are missing" in words
+    assert "incomplete disturb against duplicate No answer yet, 2 of the cells that it" in words
+    assert "better here" not in words[: words.index("What was asked")]
+    assert "Incomplete. 2 of 60 planned cells are missing (phantom-fundus" in words
+    assert "Disturb is better than duplicate" not in words
+    assert "Disturb against duplicate is not answered: 2 of the 24 planned cells are" in words
+    assert "disturb: phantom-fundus x resnet18 x seed 0" in words
+    assert "for orientation only: +0." in words
+    assert "missing because: failed: NonFiniteLoss: the loss is nan at step 41" in words
+
+
+def test_a_complete_grid_is_answered(tmp_path: Path) -> None:
+    """Catches a refusal of what is there."""
+    whole = make_example(tmp_path / "artefacts", failed=False, trials=0)
+    _, words = read_page(write_report(tmp_path, whole.records, whole.context()))
+    assert "Disturb is better than duplicate on these 2 datasets" in words
+    assert "incomplete" not in words
 
 
 def test_contrast_table_agrees_with_the_cells_file(written: Path) -> None:
@@ -136,20 +171,23 @@ def test_contrast_table_agrees_with_the_cells_file(written: Path) -> None:
         }
     with (written.parent / "tables" / "contrasts.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(r["arm_a"], r["arm_b"]) for r in rows if r["family"] == "primary"] == [
+    assert [(r["contrast a"], r["contrast b"]) for r in rows] == [
         ("disturb", "duplicate"),
         ("disturb", "generate"),
         ("disturb", "roundtrip"),
     ]
+    with (written.parent / "tables" / "contrasts-secondary.csv").open() as file:
+        rows += list(csv.DictReader(file))
     for row in rows:
         differences = [
-            value - cells[*key[:3], row["arm_b"]]
+            value - cells[*key[:3], row["contrast b"]]
             for key, value in cells.items()
-            if key[3] == row["arm_a"] and (*key[:3], row["arm_b"]) in cells
+            if key[3] == row["contrast a"] and (*key[:3], row["contrast b"]) in cells
         ]
-        assert int(row["n"]) == len(differences)
+        assert int(row["verdict pairs"]) == len(differences)
         assert float(row["difference"]) == pytest.approx(sum(differences) / len(differences))
-        assert float(row["low"]) <= float(row["difference"]) <= float(row["high"])
+        low, high = (float(row[f"95 % interval {end}"]) for end in ("low", "high"))
+        assert low <= float(row["difference"]) <= high
 
 
 def test_only_test_scores_are_in_the_result_tables(example: Example) -> None:
@@ -327,7 +365,7 @@ def test_report_with_one_seed_one_network_and_no_search(tmp_path: Path, example:
     context = example.context(expected_cells=(), datasets=(), plan_counts={})
     checker, words = read_page(write_report(tmp_path, records, context))
     assert "not resolvable" in words
-    assert "±" not in words.replace("Mean ± standard deviation", "")
+    assert "±" not in words.replace("ean ± standard deviation", "")
     assert "search" not in checker.ids
 
 
@@ -337,7 +375,8 @@ def test_report_with_arms_missing(tmp_path: Path, example: Example) -> None:
     path = write_report(tmp_path, [cell("real", 0.6)], context)
     assert "no arm of synthetic images" in read_page(path)[1]
     path = write_report(tmp_path, [cell("real", 0.6), cell("generate", 0.7)], context)
-    assert "not resolvable exploratory Generate against real" in read_page(path)[1]
+    said = "generate against real, exploratory On this dataset, adding generated images to"
+    assert said in read_page(path)[1]
 
 
 def test_the_headline_is_about_synthetic_images(tmp_path: Path, example: Example) -> None:

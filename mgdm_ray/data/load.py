@@ -31,7 +31,7 @@ from mgdm_ray.data.npz import (
     read_labels,
     resolve_data_dir,
 )
-from mgdm_ray.data.phantom import PHANTOM_VERSION, draw_split
+from mgdm_ray.data.phantom import PHANTOM_VERSION, class_counts, draw_split
 from mgdm_ray.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ __all__ = [
     "Split",
     "SplitName",
     "check_source",
+    "count_test_images",
     "download",
     "fingerprint",
     "load_split",
@@ -152,6 +153,25 @@ def train_images(config: DatasetConfig, data_dir: str | Path | None = None) -> i
         with open_npz(path) as archive:
             number = read_header(archive, "train" + IMAGE_SUFFIX).shape[0]
     return min(number, config.train_size or number)
+
+
+def count_test_images(
+    config: DatasetConfig, data_dir: str | Path | None = None
+) -> list[int] | None:
+    """Test images per class, without reading pixels; None where the file is not there.
+
+    For what a plan says of a study's power: that needs how many there are, and nothing of them.
+    """
+    if config.phantom is not None:
+        classes = dataset_info(config, data_dir).num_classes
+        counts = class_counts(config.phantom.test, classes, config.phantom.imbalance)
+        return [int(count) for count in counts]
+    path = npz_path(config, data_dir)
+    if not path.is_file():
+        return None
+    with open_npz(path) as archive:
+        labels = read_labels(archive, "test" + LABEL_SUFFIX)
+    return [int(count) for count in np.bincount(labels)]
 
 
 def check_source(config: DatasetConfig, data_dir: str | Path | None = None) -> list[str]:

@@ -6,17 +6,22 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from matplotlib.figure import Figure
 
 from mgdm_ray.records import Record
-from mgdm_ray.report import figures, page, tables
+from mgdm_ray.report import answers, figures, page, tables
+from mgdm_ray.report.assessed import assessments, judges
 from mgdm_ray.report.page import Html, text
-from mgdm_ray.report.tables import CellId
+from mgdm_ray.report.sheet import Cell, Sheet
+from mgdm_ray.report.tables import CellId, Tested
+from mgdm_ray.stats import PRIMARY, ImageContrast, image_contrast
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,10 @@ class ReportContext:
     """Of the code that wrote the report; the records know who computed them."""
     findings: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Per dataset what is wrong with its splits, in words."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Per dataset the one whose images it has: variants share theirs. Default: its own name."""
+    leaked: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Per dataset the test images that are, nearly or exactly, in another split as well."""
     storage: str = ""
     mlflow_command: str = ""
     artefact: Callable[[Record], Path | None] = lambda record: None  # noqa: ARG005
@@ -48,6 +57,8 @@ class ReportContext:
     """(dataset, network, arm, seed) of every planned cell."""
     plan_counts: Mapping[str, int] = field(default_factory=dict)
     """Planned jobs per kind."""
+    ratio: float | None = None
+    """Added images per real one in the cells; None where that is not what fixes their number."""
 
 
 class Draft:
@@ -70,11 +81,31 @@ class Draft:
         self.arms = tables.in_order(cell[2] for cell in everything)
         self.seeds = sorted({cell[3] for cell in everything})
         self.info = {info["name"]: info for info in map(_as_mapping, context.datasets)}
-        self.primary = tables.contrasts(self.cells, tables.PRIMARY, self.arms, self.expected)
-        self.secondary = tables.contrasts(self.cells, tables.SECONDARY, self.arms, self.expected)
+        self.origins = {d: context.origins.get(d, d) for d in self.datasets}
+        self.answered = answers.read_answers(self.records, context.artefact)
+        self.primary = self.contrasts(PRIMARY)
+        self.secondary = self.contrasts(tables.SECONDARY)
         self.trials = tables.trials(self.records, context.artefact)
+        self.judges = self._in_order(judges(self.records, context.artefact))
+        self.assessed = self._in_order(assessments(self.records, context.artefact))
         self.problems = tables.problems(self.records, self.expected)
         self.written: set[Path] = set()
+
+    def contrasts(self, pairs: Sequence[tuple[str, str]]) -> list[Tested]:
+        reasons = tables.reasons(self.records)
+        return tables.contrasts(
+            self.cells, pairs, self.arms, self.expected, self.origins, reasons, self.over_images
+        )
+
+    def over_images(self, pair: tuple[str, str]) -> ImageContrast | None:
+        """Over cells and test images of all datasets; None where predictions are not at hand."""
+        cells = answers.common_cells(self.cells, pair)
+        found = answers.paired_answers(self.answered, pair, cells, self.origins)
+        return image_contrast(list(found.values())) if found else None
+
+    def _in_order(self, found: Mapping[str, Found]) -> dict[str, Found]:
+        """By dataset, in the study's order; none of others."""
+        return {dataset: found[dataset] for dataset in self.datasets if dataset in found}
 
     def save(self, name: str, content: bytes) -> Path:
         path = self.folder / name
@@ -90,9 +121,25 @@ class Draft:
         self.save(f"figures/{name}.png", data)
         return page.image(data, alt, text(caption), class_="plot")
 
+    def table(
+        self,
+        name: str,
+        header: Sequence[str],
+        rows: Sequence[Sequence[str | Cell]],
+        caption: str = "",
+        words: Collection[int] = (),
+        class_: str = "",
+    ) -> Html:
+        """The table for the page; as ``tables/NAME.csv`` and ``.tex`` it lies beside it."""
+        sheet = Sheet(name, header, rows, caption, words, class_)
+        self.save(f"tables/{name}.csv", sheet.csv().encode())
+        self.save(f"tables/{name}.tex", sheet.tex().encode())
+        return sheet.html()
+
     def table_file(
         self, name: str, header: Sequence[str], rows: Iterable[Sequence[object]]
     ) -> None:
+        """Rows for programs only, which the page does not show."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(header)
@@ -109,8 +156,8 @@ class Draft:
 
     def clean(self) -> None:
         """Remove figures and tables of an earlier report that this one does not have."""
-        for path in [*self.folder.glob("figures/*.png"), *self.folder.glob("tables/*.csv")]:
-            if path not in self.written:
+        for path in [*self.folder.glob("figures/*.*"), *self.folder.glob("tables/*.*")]:
+            if path.suffix in (".png", ".csv", ".tex") and path not in self.written:
                 path.unlink()
 
 

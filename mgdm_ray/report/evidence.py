@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
 
 from mgdm_ray.records import Record
 from mgdm_ray.report import figures, page, tables
 from mgdm_ray.report.draft import Draft
 from mgdm_ray.report.page import Html, text
+from mgdm_ray.report.pictures import light
+from mgdm_ray.report.sheet import Cell
+from mgdm_ray.report.synthetic import entropy_grids
 from mgdm_ray.report.tables import duration, setting_text
 from mgdm_ray.stats import summarise
 
 STRENGTHS_TEXT = "from left to right: stage 1, and decoded under 0, 1/4, 1/2, 1, 2, 4 times gamma"
-LARGE_IMAGE = 400_000  # bytes; larger grids are scaled down inside the page
-LARGE_SIDE = 1000  # pixels, of a grid that was scaled down
 NAMES_SHOWN = 12
 
 
@@ -125,11 +122,14 @@ def images(draft: Draft) -> Html | None:
             data = path.read_bytes()
             draft.save(f"figures/grid-{dataset}-{name}.png", data)
             label = page.join([page.tag("b", text(name)), text(f" · {setting}" if setting else "")])
-            shown.append(page.image(_within(data), f"{dataset}, {name}", label))
+            shown.append(page.image(light(data), f"{dataset}, {name}", label))
         classes = draft.info.get(dataset, {}).get("classes") or ()
         rows = f"Rows, top to bottom: {', '.join(map(str, classes))}." if classes else ""
         parts += [page.tag("h3", text(dataset)), page.paragraph(rows, "note") if rows else Html("")]
         parts.append(page.tag("div", page.join(shown), class_="grids"))
+        uncertain = entropy_grids(draft, dataset)
+        if uncertain:
+            parts += [page.tag("h4", text("With the judge's entropy of each image")), uncertain]
     if not parts:
         return None
     intro = page.paragraph(
@@ -174,28 +174,15 @@ def _grids(draft: Draft, dataset: str) -> list[tuple[str, str, Path]]:
     return grids
 
 
-def _within(data: bytes) -> bytes:
-    """The PNG, scaled down if it would make the page heavy."""
-    if len(data) <= LARGE_IMAGE:
-        return data
-    picture = Image.open(io.BytesIO(data))
-    picture.thumbnail((LARGE_SIDE, LARGE_SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
-
-
 def failures(draft: Draft) -> Html:
     if not draft.problems:
         return page.section("failures", "What failed", page.paragraph("Nothing failed."))
-    rows: list[list[str | Html]] = []
+    rows: list[list[str | Cell]] = []
     for status, reason, names in draft.problems:
         shown = "; ".join(names[:NAMES_SHOWN])
         if len(names) > NAMES_SHOWN:
             shown += f"; and {len(names) - NAMES_SHOWN} more"
-        rows.append(
-            [status, str(len(names)), page.cell(reason, "words"), page.cell(shown, "words")]
-        )
+        rows.append([status, str(len(names)), reason, Cell(shown, "; ".join(names))])
     return page.section(
         "failures",
         "What failed and why",
@@ -203,18 +190,19 @@ def failures(draft: Draft) -> Html:
             "Failures are never cached: the same command with --retry-failed runs them again. "
             "Jobs that were held up stand under the reason at the root."
         ),
-        page.table(["status", "jobs", "reason", "which"], rows, words=(2, 3)),
+        draft.table("failures", ["status", "jobs", "reason", "which"], rows, words=(2, 3)),
     )
 
 
 def costs(draft: Draft) -> Html:
     table = tables.costs(draft.records)
     total = sum(row[3] for row in table if row[0] != "trial") or 1.0  # a search holds its trials
-    rows: list[list[str | Html]] = []
+    rows: list[list[str | Cell]] = []
     for kind, done, other, seconds, longest in table:
         bar = page.tag("span", class_="bar", style=f"width: {9 * seconds / total:.2f}em")
-        share = page.tag("td", bar, style="text-align: left; min-width: 10em")
-        rows.append([kind, str(done), str(other), duration(seconds), share, duration(longest)])
+        share = Cell(f"{seconds / total:.0%}", seconds / total, html=bar, style="min-width: 10em")
+        times = [Cell(duration(seconds), seconds), share, Cell(duration(longest), longest)]
+        rows.append([kind, str(done), str(other), *times])
     return page.section(
         "costs",
         "What it cost",
@@ -224,7 +212,9 @@ def costs(draft: Draft) -> Html:
             "search.",
             "note",
         ),
-        page.table(["kind", "done", "not done", "time", "share", "longest"], rows, words=(4,)),
+        draft.table(
+            "costs", ["kind", "done", "not done", "time", "share", "longest"], rows, words=(4,)
+        ),
     )
 
 
@@ -246,10 +236,14 @@ def provenance(draft: Draft) -> Html:
                 ("report by commit", context.git_commit or "unknown"),
                 ("report with", _versions(context.versions)),
                 ("MLflow", context.mlflow_command),
-                ("files", "tables/*.csv and figures/*.png beside this page; records.jsonl"),
+                (
+                    "files",
+                    "every table as tables/NAME.csv (full precision) and tables/NAME.tex, every "
+                    "figure as figures/NAME.png beside this page; records.jsonl",
+                ),
             ]
         ),
-        _dataset_table(draft.info.values()),
+        _dataset_table(draft),
         _findings(context.findings),
         page.fold("Resolved configuration", page.tag("pre", text(context.config_yaml))),
     )
@@ -279,16 +273,16 @@ def _findings(findings: Mapping[str, Sequence[str]]) -> Html | None:
     return page.join([title, page.tag("ul", page.join(items), class_="note")])
 
 
-def _dataset_table(infos: Iterable[Mapping[str, Any]]) -> Html | None:
-    rows: list[list[str | Html]] = [
+def _dataset_table(draft: Draft) -> Html | None:
+    rows: list[list[str | Cell]] = [
         [
             str(info["name"]),
-            page.cell(str(info.get("task", "")), "words"),
-            page.cell(", ".join(map(str, info.get("classes") or ())), "words"),
-            page.cell(str(info.get("licence", "")), "words"),
-            page.cell(str(info.get("citation", "")), "words"),
+            str(info.get("task", "")),
+            ", ".join(map(str, info.get("classes") or ())),
+            str(info.get("licence", "")),
+            str(info.get("citation", "")),
         ]
-        for info in infos
+        for info in draft.info.values()
     ]
     header = ["dataset", "task", "classes", "licence", "source"]
-    return page.table(header, rows, words=range(5)) if rows else None
+    return draft.table("datasets", header, rows, words=range(1, 5)) if rows else None

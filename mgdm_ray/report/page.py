@@ -51,8 +51,11 @@ def table(
     rows: Iterable[Sequence[str | Html]],
     caption: str = "",
     words: Collection[int] = (),
+    id_: str = "",
+    class_: str = "",
 ) -> Html:
     """Plain strings become escaped cells, the first one of a row its head; ``Html`` stays.
+    Sections call ``Draft.table`` instead, which writes the table's files too.
 
     Columns hold numbers, aligned to the right, but for those whose index is in ``words``.
     """
@@ -67,14 +70,15 @@ def table(
         opener = first if isinstance(first, Html) else tag("th", text(first), scope="row")
         body.append(tag("tr", opener, *cells))
     title = tag("caption", text(caption)) if caption else None
-    width = "wide" if len(header) > WIDE else ""
-    inner = tag("table", title, tag("thead", head), tag("tbody", join(body)), class_=width)
+    width = f"{class_} {'wide' if len(header) > WIDE else ''}".strip()
+    inner = tag("table", title, tag("thead", head), tag("tbody", join(body)), id_=id_, class_=width)
     return tag("div", inner, class_="scroll")
 
 
 def image(data: bytes, alt: str, caption: Html | None = None, class_: str = "") -> Html:
-    """A PNG inside the page."""
-    source = "data:image/png;base64," + base64.b64encode(data).decode("ascii")
+    """A PNG or JPEG inside the page."""
+    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
+    source = f"data:image/{kind};base64," + base64.b64encode(data).decode("ascii")
     picture = Html(f'<img src="{source}" alt="{html.escape(alt, quote=True)}">')
     return tag("figure", picture, tag("figcaption", caption) if caption else None, class_=class_)
 
@@ -107,44 +111,45 @@ def document(title: str, body: Html, contents: Sequence[tuple[str, str]]) -> str
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1d2530; --soft: #5b6470; --line: #dfe3e8;
-  --wash: #f5f6f8; --accent: #b02a42; --up: 31 138 91; --down: 201 104 29; }
+  --wash: #f5f6f8; --accent: #b02a42; --up: 31 138 91; --down: 201 104 29; --warn: #fdf3dc; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14181d; --ink: #e4e8ee; --soft: #9aa4b1;
-  --line: #303842; --wash: #1c2229; --accent: #f08a9c; --up: 64 190 132; --down: 235 148 72; } }
+  --line: #303842; --wash: #1c2229; --accent: #f08a9c; --up: 64 190 132; --down: 235 148 72;
+  --warn: #3a3018; } }
 * { box-sizing: border-box; }
 html { scroll-behavior: smooth; scroll-padding-top: 3.2rem; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 a { color: var(--accent); }
-nav { position: sticky; top: 0; z-index: 2; display: flex; gap: 1.4rem; overflow-x: auto;
-  justify-content: safe center; padding: .7rem 1.5rem; background: var(--paper);
+nav { position: sticky; top: 0; z-index: 2; display: flex; gap: 1.3rem; overflow-x: auto;
+  justify-content: safe center; padding: .55rem 1.5rem; background: var(--paper);
   border-bottom: 1px solid var(--line); font-size: .86rem; white-space: nowrap; }
 nav a { color: var(--soft); text-decoration: none; } nav a:hover { color: var(--accent); }
-main { max-width: 1080px; margin: 0 auto; padding: 2.2rem 1.5rem 5rem; }
-h1 { font: 600 2.1rem/1.2 Georgia, "Times New Roman", serif; margin: .1rem 0 .4rem; }
+main { max-width: 1120px; margin: 0 auto; padding: 1.1rem 1.5rem 5rem; }
+h1 { font: 600 1.75rem/1.2 Georgia, "Times New Roman", serif; margin: 0; }
+h1 span { margin-left: .9rem; color: var(--soft); font: 500 .78rem system-ui, sans-serif;
+  letter-spacing: .08em; text-transform: uppercase; }
 h2 { font: 600 1.45rem/1.3 Georgia, "Times New Roman", serif; margin: 3.4rem 0 .6rem;
   padding-top: .9rem; border-top: 1px solid var(--line); }
-h3 { font-size: 1rem; margin: 2rem 0 .4rem; }
+h3 { font-size: 1rem; margin: 2rem 0 .4rem; } h4 { font-size: .92rem; margin: 1.2rem 0 .3rem; }
 p, li { max-width: 76ch; } p { margin: .5rem 0; }
-.kicker { color: var(--soft); font-size: .82rem; letter-spacing: .08em; text-transform: uppercase;
-  margin: 0; }
-.question { font: italic 1.12rem/1.5 Georgia, "Times New Roman", serif; color: var(--soft); }
+.question { font: italic 1.05rem/1.45 Georgia, "Times New Roman", serif; color: var(--soft);
+  margin: .15rem 0; max-width: none; }
 .note, figcaption, caption { color: var(--soft); font-size: .87rem; }
-.answer { margin: 1.4rem 0 1.6rem; padding: 1.2rem 1.5rem 1.3rem; background: var(--wash);
+.answer { margin: .7rem 0; padding: .8rem 1.3rem .7rem; background: var(--wash);
   border-left: 4px solid var(--soft); border-radius: 0 8px 8px 0; }
 .answer.better { border-color: rgb(var(--up)); } .answer.worse { border-color: rgb(var(--down)); }
-.answer .lead { font: 600 1.3rem/1.4 Georgia, "Times New Roman", serif; margin: .35rem 0 .7rem;
+.answer .lead { font: 600 1.22rem/1.38 Georgia, "Times New Roman", serif; margin: .3rem 0 .55rem;
   max-width: none; }
-.answer ul { margin: .4rem 0 0; padding-left: 1.1rem; } .answer li { max-width: none; }
+.answer dl { margin: .2rem 0 0; gap: .16rem 1.1rem; font-size: .88rem; line-height: 1.42; }
+.warning { background: var(--warn); border-radius: 6px; padding: .3rem .7rem; font-size: .88rem;
+  max-width: none; }
 .badge { display: inline-block; padding: .08rem .6rem; border-radius: 1rem; font-size: .8rem;
   font-weight: 600; background: var(--line); white-space: nowrap; }
 .badge.better, .badge.done { background: rgb(var(--up) / .2); }
 .badge.worse, .badge.failed { background: rgb(var(--down) / .24); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: .8rem;
-  margin: 1.4rem 0; }
-.tiles div { border: 1px solid var(--line); border-radius: 8px; padding: .6rem .9rem; }
-.tiles b { display: block; font-size: 1.3rem; line-height: 1.3;
-  font-variant-numeric: tabular-nums; }
-.tiles span { color: var(--soft); font-size: .82rem; }
+.size { display: flex; flex-wrap: wrap; gap: .1rem 1.5rem; margin: .6rem 0; max-width: none;
+  color: var(--soft); font-size: .86rem; }
+.size b { color: var(--ink); font-size: 1rem; font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; margin: .7rem 0 1.2rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums;
   min-width: 60%; }
@@ -158,12 +163,19 @@ thead th { color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--
 tbody th { font-weight: 500; white-space: nowrap; } td.best { font-weight: 700; }
 td:not(.words) { white-space: nowrap; }
 td small { display: block; color: var(--soft); font-size: .8em; font-weight: 400; }
+td[style] small { color: inherit; }
+.compact { min-width: 100%; } .compact th, .compact td { padding: .2rem .7rem; }
+.compact td small { display: inline-block; min-width: 4.4em; }
+.compact caption { padding-bottom: .15rem; }
+.totalled tbody tr:last-child > * { border-top: 2px solid var(--line); }
 figure { margin: 1.1rem 0 1.4rem; } figure img { display: block; max-width: 100%; height: auto; }
 figure.plot img { width: 100%; background: #fff; border-radius: 8px; }
 figure.plot { margin-top: .8rem; } figcaption { margin-top: .4rem; max-width: 84ch; }
-.grids { display: grid; grid-template-columns: repeat(auto-fill, minmax(440px, 1fr)); gap: 1.1rem; }
+.grids { display: grid; gap: 1.1rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(440px, 100%), 1fr)); }
 .grids figure { margin: 0; } .grids img { width: 100%; image-rendering: pixelated;
   border-radius: 4px; } .grids b { color: var(--ink); }
+.smooth img { image-rendering: auto; background: #fff; }
 details { margin: .8rem 0; } summary { cursor: pointer; color: var(--soft); font-size: .92rem; }
 summary:hover { color: var(--accent); }
 pre { background: var(--wash); border: 1px solid var(--line); border-radius: 8px;
@@ -173,10 +185,23 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.4rem; f
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 .bar { display: inline-block; height: .62em; border-radius: 2px; background: var(--accent);
   opacity: .65; min-width: 2px; }
-@media print { nav { display: none; } body { font-size: 10pt; }
-  main { max-width: none; padding: 0; }
-  h2 { break-after: avoid; } figure, tr, .answer { break-inside: avoid; }
+@media (max-width: 640px) { main { padding: .8rem .9rem 3rem; } h1 span { display: block;
+  margin: .2rem 0 0; } .answer { padding: .7rem .9rem; }
+  dl, .answer dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .45rem; }
+  th, td { padding: .3rem .5rem; } }
+@page { size: A4; margin: 14mm 12mm; }
+@media print { :root { color-scheme: light; --paper: #fff; --ink: #000; --soft: #444;
+    --line: #bbb; --wash: #f4f4f4; --accent: #8a1f33; --up: 31 138 91; --down: 201 104 29;
+    --warn: #fdf3dc; }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  nav { display: none; } body { font-size: 9.5pt; } main { max-width: none; padding: 0; }
+  a { color: inherit; text-decoration: none; }
+  h2, h3, h4, caption, summary { break-after: avoid; } h2 { margin-top: 1.6rem; }
+  figure, tr, .answer { break-inside: avoid; } thead { display: table-header-group; }
   details::details-content { content-visibility: visible; display: block; }
-  .scroll { overflow: visible; }
-  .grids { grid-template-columns: repeat(3, 1fr); } pre { white-space: pre-wrap; } }
+  .scroll { overflow: visible; } table { font-size: 8pt; min-width: 0; width: 100%; }
+  table.wide, .compact { font-size: 7.2pt; } th, td, .wide th, .wide td { padding: .2rem .3rem; }
+  tbody th, td:not(.words) { white-space: normal; }
+  figure.plot img { max-height: 235mm; object-fit: contain; object-position: left; }
+  .grids { grid-template-columns: repeat(2, 1fr); } pre { white-space: pre-wrap; } }
 """

@@ -1,117 +1,28 @@
-"""The report's first half: the answer, what was asked, results and contrasts."""
+"""What was asked, the results cell by cell, and the contrasts between arms."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from mgdm_ray.report import figures, page, tables
+from mgdm_ray.report.answer import badge, tint
+from mgdm_ray.report.breakdowns import curves, networks
 from mgdm_ray.report.draft import Draft
 from mgdm_ray.report.page import Html, text
-from mgdm_ray.report.tables import DASH, MINUS, CellId, Tested, duration, result_rows
-from mgdm_ray.stats import sentence, summarise
+from mgdm_ray.report.sheet import Cell, interval, number, p_value
+from mgdm_ray.report.tables import DASH, MINUS, CellId, Tested
+from mgdm_ray.stats import Contrast, sentence, summarise
 
-TINT_FULL = 0.10  # difference to real at which a table cell has its full colour
-SCORES = ((tables.METRIC, "Balanced accuracy"), ("auroc", "AUROC"))
-
-
-def head(draft: Draft) -> Html:
-    context = draft.context
-    question = context.question or (
-        "Do synthetic images from a guided diffusion model make a classifier better?"
-    )
-    return page.join(
-        [
-            page.paragraph("mgdm-ray study report", "kicker"),
-            page.tag("h1", text(context.study_name)),
-            page.paragraph(question, "question"),
-            _answer(draft),
-            _tiles(draft),
-            _forest(draft),
-        ]
-    )
-
-
-def _answer(draft: Draft) -> Html:
-    """The first thing to read: what the primary contrasts say."""
-    exploratory = [t for t in draft.secondary if t.contrast.arm_a in tables.SYNTHETIC]
-    family = draft.primary or exploratory
-    if not draft.cells or not family:
-        reason = (
-            "no cell has been evaluated yet."
-            if not draft.cells
-            else "the study has no arm of synthetic images with another to compare it to."
-        )
-        lead = page.tag("p", text(f"No answer: {reason}"), class_="lead")
-        return page.tag("div", lead, class_="answer")
-    first, *others = family
-    lead = page.tag("p", text(_says(first)), class_="lead")
-    more = page.tag("ul", page.join(page.tag("li", text(_says(t))) for t in others))
-    note = first.contrast.note
-    which = None if draft.primary else page.tag("span", text(" exploratory"), class_="note")
-    return page.tag(
-        "div",
-        _badge(first.verdict),
-        which,
-        lead,
-        more if others else None,
-        page.paragraph(f"Reservation: {note}.", "note") if note else None,
-        class_=f"answer {first.verdict.split()[0]}",
-    )
-
-
-def _tiles(draft: Draft) -> Html:
-    lost = len(draft.expected) - len(draft.cells)
-    rows = [
-        (f"{len(draft.cells)} / {len(draft.expected)}", "cells evaluated"),
-        (str(len(draft.datasets)), _count("dataset", draft.datasets)),
-        (str(len(draft.networks)), _count("network", draft.networks)),
-        (str(len(draft.arms)), _count("arm", draft.arms)),
-        (str(len(draft.seeds)), _count("seed", draft.seeds)),
-        (duration(draft.context.seconds), "wall time of the last run"),
-    ]
-    boxes = page.join(
-        page.tag("div", page.tag("b", text(value)), page.tag("span", text(name)))
-        for value, name in rows
-    )
-    warning = None
-    if lost > 0:
-        warning = page.tag(
-            "p",
-            text(f"{lost} planned cells are missing; contrasts use what both arms have. "),
-            page.tag("a", text("What failed and why"), href="#failures"),
-            class_="note",
-        )
-    return page.join([page.tag("div", boxes, class_="tiles"), warning or Html("")])
-
-
-def _forest(draft: Draft) -> Html:
-    family = [*draft.primary, *draft.secondary]
-    if not any(t.contrast.n for t in family):
-        return Html("")
-    differences = [
-        {
-            d: list(
-                tables.paired_gains(draft.cells, t.contrast.arm_a, d, t.contrast.arm_b).values()
-            )
-            for d in draft.datasets
-        }
-        for t in family
-    ]
-    return draft.plot(
-        "contrasts",
-        figures.forest([t.contrast for t in family], differences, len(draft.primary)),
-        "Mean paired differences between arms with intervals",
-        "Mean paired difference (diamond) and 95 % bootstrap interval "
-        + ("over cells (bar). " if len(draft.datasets) == 1 else "clustered by dataset (bar). ")
-        + "Dots are the cells: same dataset, network and seed under both arms.",
-    )
+METRIC_NAMES = {tables.METRIC: "Balanced accuracy", "auroc": "AUROC"}
 
 
 def asked(draft: Draft) -> Html:
-    arms = page.table(
+    arms = draft.table(
+        "arms",
         ["arm", "what is added to the real training set"],
-        [[arm, page.cell(tables.ARM_MEANING.get(arm, ""), "words")] for arm in draft.arms],
+        [[arm, tables.ARM_MEANING.get(arm, "")] for arm in draft.arms],
         words=(1,),
     )
     counts = ", ".join(f"{n} {kind}" for kind, n in draft.context.plan_counts.items())
@@ -135,12 +46,15 @@ def asked(draft: Draft) -> Html:
 def results(draft: Draft) -> Html:
     _cell_files(draft)
     parts: list[Html] = []
-    for metric, name in SCORES:
+    for metric, name in METRIC_NAMES.items():
         cells = tables.scores(draft.records, metric)
         if not cells:
             continue
-        parts.append(page.tag("h3", text(f"{name} on the test split")))
-        parts += [_score_table(draft, cells, dataset) for dataset in draft.datasets]
+        shown = [_score_table(draft, metric, cells, dataset) for dataset in draft.datasets]
+        if metric == tables.METRIC:
+            parts += [page.tag("h3", text(f"{name} on the test split")), *shown]
+        else:
+            parts.append(page.fold(f"{name} on the test split", *shown))
     if not parts:
         return page.section("results", "Results", page.paragraph("No cell is done yet."))
     intro = page.paragraph(
@@ -149,30 +63,37 @@ def results(draft: Draft) -> Html:
         "complete arms is bold. Bold and tint describe, they do not test: see the contrasts.",
         "note",
     )
-    return page.section("results", "Results", intro, _gain_plot(draft), *parts)
+    return page.section(
+        "results", "Results", intro, _gain_plot(draft), *parts, networks(draft), curves(draft)
+    )
 
 
-def _score_table(draft: Draft, cells: Mapping[CellId, float], dataset: str) -> Html:
+def _score_table(draft: Draft, metric: str, cells: Mapping[CellId, float], dataset: str) -> Html:
     rows = [_score_row(draft, cells, dataset, network) for network in draft.networks]
-    head = Html('<th scope="row"><b>all networks</b></th>')
-    rows.append([head, *_score_row(draft, cells, dataset, None)[1:]])
-    return page.table(["network", *draft.arms], rows, caption=_describe(draft, dataset))
+    rows.append(["all networks", *_score_row(draft, cells, dataset, None)[1:]])
+    return draft.table(
+        f"{metric}-{dataset}",
+        ["network", *draft.arms],
+        rows,
+        caption=f"{METRIC_NAMES[metric]}: {_describe(draft, dataset)}",
+        class_="totalled",
+    )
 
 
 def _score_row(
     draft: Draft, cells: Mapping[CellId, float], dataset: str, network: str | None
-) -> list[str | Html]:
+) -> list[str | Cell]:
     found = {a: tables.summary(tables.select(cells, dataset, network, a)) for a in draft.arms}
     # An arm that lost cells has a mean over other cells: its gain is paired, its mean compares ill.
     full = max((s.n for s in found.values() if s), default=0)
     means = [s.mean for s in found.values() if s and s.n == full]
     top = max(means) if means and max(means) > min(means) else math.nan
-    row: list[str | Html] = [network or "all"]
+    row: list[str | Cell] = [network or "all"]
     for arm, summary in found.items():
         planned = [c for c in draft.expected if (c[0], c[2]) == (dataset, arm)]
         planned = [c for c in planned if network in (None, c[1])]
         if summary is None:
-            row.append(page.cell(DASH, small="no cell done" if planned else ""))
+            row.append(Cell(DASH, small="no cell done" if planned else ""))
             continue
         paired = tables.paired_gains(cells, arm, dataset)
         kept = {k: v for k, v in paired.items() if network in (None, k[0])}
@@ -181,7 +102,9 @@ def _score_row(
         if summary.n < len(planned):
             small.append(f"{summary.n} of {len(planned)} cells")
         best = "best" if summary.mean == top and summary.n == full else ""
-        row.append(page.cell(summary.text(), best, _tint(gain), " · ".join(small)))
+        parts = {"sd": summary.sd, "cells": summary.n, "gain": gain}
+        shown = " · ".join(small)
+        row.append(Cell(summary.text(), summary.mean, parts, shown, best, tint(gain)))
     return row
 
 
@@ -214,24 +137,10 @@ def _cell_files(draft: Draft) -> None:
     metrics = sorted({name for record in done for name in record.metrics})
     rows = [[*tables.cell_id(r), *(r.metrics.get(m, "") for m in metrics), r.key] for r in done]
     draft.table_file("cells", ["dataset", "network", "arm", "seed", *metrics, "key"], rows)
-    header, *body = result_rows(draft.records)
-    draft.table_file("summary", header, body)
 
 
 def contrasts(draft: Draft) -> Html:
-    family = [("primary", t) for t in draft.primary] + [("secondary", t) for t in draft.secondary]
-    draft.table_file(
-        "contrasts",
-        ["family", "arm_a", "arm_b", "difference", "low", "high", "p", "p_holm", "p_datasets",
-         "wins", "ties", "losses", "dz", "n", "note"],
-        [
-            [name, t.contrast.arm_a, t.contrast.arm_b, t.contrast.difference, t.contrast.low,
-             t.contrast.high, t.contrast.p, t.p_adjusted, t.contrast.p_datasets, t.contrast.wins,
-             t.contrast.ties, t.contrast.losses, t.contrast.dz, t.contrast.n, t.contrast.note]
-            for name, t in family
-        ],
-    )  # fmt: skip
-    if not family:
+    if not draft.primary and not draft.secondary:
         return page.section(
             "contrasts", "Contrasts", page.paragraph("No two comparable arms in this study.")
         )
@@ -240,38 +149,80 @@ def contrasts(draft: Draft) -> Html:
         "Contrasts between arms",
         page.paragraph(
             "Differences in balanced accuracy over paired cells. Interval: 95 % bootstrap that "
-            "draws datasets, then cells within them (cells only, where there is one dataset). p: "
-            "sign-flip permutation of cells; p (Holm) is adjusted within its table. dz: mean "
-            "difference over its standard deviation. An arm is called better or worse only if the "
-            "interval excludes 0 and p (Holm) ≤ 0.05. 'Here' says of what: of these datasets and "
-            "these synthetic images. Whether it holds for other datasets is told by p (datasets), "
-            "which flips whole datasets and cannot be below 0.05 with fewer than six.",
+            "draws datasets, then cells within them (cells only, where there is one dataset); the "
+            "second line takes the datasets as they are and varies cells and test images. p: "
+            "sign-flip permutation of cells; below it that of test images and cells. p (Holm): "
+            "the larger of the two, adjusted within its table. dz: mean difference over its "
+            "standard deviation; r: rank-biserial correlation. An arm is called better or worse "
+            "only if no planned cell is missing, both intervals exclude 0 and p (Holm) ≤ 0.05. "
+            "'Here' says of what: of these datasets and these synthetic images. Whether it holds "
+            "for other datasets is told by p (datasets), which flips whole datasets, is adjusted "
+            "as well, and needs six of them for one contrast and seven for three.",
             "note",
         ),
-        _contrast_table("The question of the study", draft.primary),
-        _contrast_table("Also worth knowing (exploratory)", draft.secondary),
+        _contrast_table(draft, "contrasts", "The question of the study", draft.primary),
+        _in_words(draft.primary),
+        _contrast_table(
+            draft, "contrasts-secondary", "Also worth knowing (exploratory)", draft.secondary
+        ),
         _notes([*draft.primary, *draft.secondary]),
     )
 
 
-def _contrast_table(caption: str, family: Sequence[Tested]) -> Html | None:
-    numbers = ["difference", "95 % interval", "p", "p (Holm)", "p (datasets)", "dz"]
-    numbers.append("wins, ties, losses")
-    header = ["contrast", *numbers, "verdict"]
-    rows: list[list[str | Html]] = []
+def _contrast_table(draft: Draft, name: str, caption: str, family: Sequence[Tested]) -> Html | None:
+    header = ["contrast", "difference", "95 % interval", "p", "p (Holm)", "p (datasets)", "dz",
+              "wins", "ties", "losses", "verdict"]  # fmt: skip
+    rows: list[list[str | Cell]] = []
     for t in family:
         c = t.contrast
-        badge = page.tag("td", _badge(t.verdict))
-        name = f"{c.arm_a} {MINUS} {c.arm_b}"
-        if c.n == 0:
-            rows.append([name, *[DASH] * 7, badge])
-            continue
-        interval = DASH if math.isnan(c.low) else f"{c.low:+.3f} to {c.high:+.3f}"
-        size = DASH if math.isnan(c.dz) else f"{c.dz:+.2f}"
-        record = f"{c.wins}, {c.ties}, {c.losses}"
-        ps = [_p(c.p), _p(t.p_adjusted), _p(c.p_datasets)]
-        rows.append([name, f"{c.difference:+.3f}", interval, *ps, size, record, badge])
-    return page.table(header, rows, caption=caption) if rows else None
+        pair = {"a": c.arm_a, "b": c.arm_b}
+        facts = {"pairs": c.n, "missing": len(c.missing), "note": c.note}
+        rows.append(
+            [
+                Cell(f"{c.arm_a} {MINUS} {c.arm_b}", parts=pair),
+                number(c.difference, sign=True),
+                _interval_cell(c),
+                _p_cell(c),
+                p_value(t.p_adjusted),
+                p_value(c.p_datasets if c.n else math.nan),
+                _size_cell(c),
+                *(str(count) if c.n else DASH for count in (c.wins, c.ties, c.losses)),
+                Cell(t.verdict, t.verdict, facts, html=badge(t.verdict)),
+            ]
+        )
+    return draft.table(name, header, rows, caption=caption) if rows else None
+
+
+def _in_words(family: Sequence[Tested]) -> Html | None:
+    said = [sentence(t.contrast, t.p_adjusted) for t in family]
+    items = [page.tag("li", text(words[:1].upper() + words[1:])) for words in said]
+    return page.tag("ul", page.join(items)) if items else None
+
+
+def _interval_cell(c: Contrast) -> Cell:
+    """Below the interval clustered by dataset that over cells and test images."""
+    cell = interval(c.low, c.high)
+    if c.here is None or math.isnan(c.here.low):
+        return cell
+    here = {"low, test images": c.here.low, "high, test images": c.here.high}
+    return replace(
+        cell, parts={**cell.parts, **here}, small=interval(c.here.low, c.here.high).shown
+    )
+
+
+def _p_cell(c: Contrast) -> Cell:
+    cell = p_value(c.p)
+    if c.here is None or math.isnan(c.here.p):
+        return cell
+    return replace(cell, parts={"test images": c.here.p}, small=p_value(c.here.p).shown)
+
+
+def _size_cell(c: Contrast) -> Cell:
+    cell = number(c.dz, 2, sign=True)
+    if math.isnan(c.rank_biserial):
+        return cell
+    small = f"r {c.rank_biserial:+.2f}"
+    return replace(cell, parts={"rank_biserial": c.rank_biserial}, small=small)
 
 
 def _notes(family: Iterable[Tested]) -> Html | None:
@@ -287,29 +238,3 @@ def _notes(family: Iterable[Tested]) -> Html | None:
         for note, pairs in notes.items()
     ]
     return page.tag("ul", page.join(items), class_="note") if items else None
-
-
-def _says(tested: Tested) -> str:
-    words = sentence(tested.contrast, tested.p_adjusted)
-    return words[:1].upper() + words[1:]
-
-
-def _badge(verdict: str) -> Html:
-    return page.tag("span", text(verdict), class_=f"badge {verdict.split()[0]}")
-
-
-def _p(value: float) -> str:
-    if math.isnan(value):
-        return DASH
-    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
-
-
-def _tint(gain: float | None) -> str:
-    if gain is None or abs(gain) < 0.0005:
-        return ""
-    strength = 0.30 * min(1.0, abs(gain) / TINT_FULL)
-    return f"background: rgb(var(--{'up' if gain > 0 else 'down'}) / {strength:.2f})"
-
-
-def _count(noun: str, things: Sequence[object]) -> str:
-    return noun if len(things) == 1 else noun + "s"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mgdm_ray.records import Record
 from mgdm_ray.report import figures, page, tables
 from mgdm_ray.report.draft import Draft
 from mgdm_ray.report.page import Html, text
+from mgdm_ray.report.sheet import Cell, interval, number
 from mgdm_ray.report.tables import DASH, GAMMA, Trial, duration, setting_text
 from mgdm_ray.selection import FEWEST, Agreement, Confirmed
 
@@ -32,7 +34,8 @@ def search(draft: Draft) -> Html | None:
     _confirm_files(draft, confirmed)
     listing = page.fold(
         f"All {len(draft.trials)} trials",
-        page.table(
+        draft.table(
+            "trials-listing",
             ["search", "trial", "setting", "score", "status", "time"],
             [_trial_row(t, best.get(t.where) is t) for t in draft.trials],
             words=(2,),
@@ -48,7 +51,7 @@ def search(draft: Draft) -> Html | None:
         ),
         _best_table(draft, best, confirmed) if best else None,
         _words(confirmed, best),
-        _search_plot(draft, best),
+        *_trial_plots(draft, best),
         _importance(draft, searches),
         _confirm_plot(draft, confirmed),
         listing if draft.trials else page.paragraph("No trial was recorded: see what failed."),
@@ -72,27 +75,27 @@ def _best_table(
     header = ["search", "best setting", "score", "trials"]
     if confirmed:
         header[3:3] = ["fresh seeds", "too high by", "95 % interval"]
-    rows: list[list[str | Html]] = []
+    rows: list[list[str | Cell]] = []
     for where, trial in best.items():
         again = confirmed.get(where)
-        fresh = [DASH, DASH, DASH]
+        fresh = [Cell(DASH), Cell(DASH), Cell(DASH)]
         if again:
             chosen = again.chosen
             fresh = [
-                f"{chosen.fresh:.3f}",
-                f"{chosen.value:+.3f}",
-                _interval(chosen.low, chosen.high),
+                number(chosen.fresh),
+                number(chosen.value, sign=True),
+                interval(chosen.low, chosen.high),
             ]
         rows.append(
             [
                 where,
-                page.cell(setting_text(trial.setting), "words"),
-                f"{trial.score or 0:.3f}",
+                setting_text(trial.setting),
+                number(trial.score),
                 *(fresh if confirmed else []),
                 str(sum(other.where == where for other in draft.trials)),
             ]
         )
-    return page.table(header, rows, words=(1,))
+    return draft.table("searches", header, rows, caption="The chosen settings", words=(1,))
 
 
 def _words(confirmed: Mapping[str, Confirmed], best: Mapping[str, Trial]) -> Html | None:
@@ -268,22 +271,22 @@ def _confirm_files(draft: Draft, confirmed: Mapping[str, Confirmed]) -> None:
     )
 
 
-def _trial_row(trial: Trial, best: bool) -> list[str | Html]:
-    score = DASH if trial.score is None else f"{trial.score:.3f}"
+def _trial_row(trial: Trial, best: bool) -> list[str | Cell]:
     networks = ", ".join(f"{n} {v:.3f}" for n, v in trial.per_network.items())
     return [
         trial.where,
         str(trial.number),
-        page.cell(setting_text(trial.setting), "words"),
-        page.cell(
-            score, "best" if best else "", small=networks if len(trial.per_network) > 1 else ""
+        setting_text(trial.setting),
+        replace(
+            number(trial.score, class_="best" if best else ""),
+            small=networks if len(trial.per_network) > 1 else "",
         ),
         trial.status,
-        duration(trial.seconds),
+        Cell(duration(trial.seconds), trial.seconds),
     ]
 
 
-def _search_plot(draft: Draft, best: Mapping[str, Trial]) -> Html | None:
+def _trial_plots(draft: Draft, best: Mapping[str, Trial]) -> list[Html]:
     rows: dict[str, list[dict[str, Any]]] = {}
     for t in draft.trials:
         if t.score is None or t.setting.get("uncertainty_scale") is None:
@@ -298,10 +301,26 @@ def _search_plot(draft: Draft, best: Mapping[str, Trial]) -> Html | None:
             }
         )
     if not rows:
-        return None
-    return draft.plot(
+        return []
+    scatter = draft.plot(
         "search",
         figures.search_scatter(rows),
         "Search trials: score over guidance strength",
         f"Validation score of each trial over the strength {GAMMA} of measurement guidance.",
     )
+    guided = {
+        where: [trial for trial in found if trial["uncertainty_scale"] > 0]
+        for where, found in rows.items()
+    }
+    if not any(guided.values()):
+        return [scatter]
+    heat = draft.plot(
+        "heat-map",
+        figures.heat_map({where: found for where, found in guided.items() if found}),
+        f"Mean validation score by strength {GAMMA} and search",
+        f"The same trials by strength {GAMMA}: mean validation score of the n trials in each bin, "
+        "from the mean of all trials of that search (blue: better). Framed: the chosen setting; "
+        "hatched: not tried. A sampler tries good settings more often, so n is no design; a bin "
+        "of few trials is mostly noise.",
+    )
+    return [scatter, heat]

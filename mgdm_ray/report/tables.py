@@ -6,15 +6,24 @@ All statistics come from ``stats``; nothing here draws or writes.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mgdm_ray.records import Record
-from mgdm_ray.stats import ALPHA, Contrast, Summary, contrast_table, holm, summarise
+from mgdm_ray.stats import (
+    ALPHA,
+    Contrast,
+    ImageContrast,
+    Summary,
+    contrast_table,
+    holm,
+    summarise,
+)
 
 METRIC = "balanced_accuracy"
 DASH, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
@@ -30,7 +39,6 @@ ARM_MEANING = {
 }
 """What each arm adds to the real training set; the order is that of all tables."""
 SYNTHETIC = ("generate", "roundtrip", "perturb", "disturb")
-PRIMARY = (("disturb", "duplicate"), ("disturb", "generate"), ("disturb", "roundtrip"))
 SECONDARY = (
     ("disturb", "perturb"),
     ("disturb", "real"),
@@ -56,12 +64,15 @@ class Tested:
 
     @property
     def verdict(self) -> str:
-        """``better``, ``worse``, ``not resolvable`` or ``no data``, by the rule of ``sentence``.
+        """``better``, ``worse``, ``not resolvable``, ``incomplete`` or ``no data``, by the rule of
+        ``sentence``.
 
         ``better here`` and ``worse here`` speak of these datasets and images only.
         """
         if self.contrast.n == 0:
             return "no data"
+        if self.contrast.missing:
+            return "incomplete"
         if self.contrast.spans_zero or not self.p_adjusted <= ALPHA:
             return "not resolvable"
         verdict = "better" if self.contrast.difference > 0 else "worse"
@@ -98,6 +109,15 @@ def scores(records: Iterable[Record], metric: str = METRIC) -> dict[CellId, floa
         cell_id(record): record.metrics[metric]
         for record in records
         if record.is_cell and record.status == "done" and metric in record.metrics
+    }
+
+
+def reasons(records: Iterable[Record]) -> dict[CellId, str]:
+    """Of every cell that is not done: its status and the reason at the root."""
+    return {
+        cell_id(record): f"{record.status}: {HELD_UP.sub('', record.reason)}"
+        for record in records
+        if record.is_cell and record.status != "done"
     }
 
 
@@ -142,11 +162,14 @@ def contrasts(
     pairs: Sequence[tuple[str, str]],
     arms: Sequence[str],
     expected: Iterable[CellId] = (),
+    origins: Mapping[str, str] | None = None,
+    why: Mapping[CellId, str] | None = None,
+    over_images: Callable[[tuple[str, str]], ImageContrast | None] = lambda pair: None,  # noqa: ARG005
 ) -> list[Tested]:
     """The contrasts of those pairs whose arms the study has, as one Holm family.
 
-    Of the ``expected`` cells, those that one arm of a pair lacks are left out of that pair; its
-    note says which.
+    A pair that lacks some of the ``expected`` cells is not tested, but counts in the family;
+    ``why`` has the reasons. ``over_images`` gives a pair's contrast over cells and test images.
     """
     rows = [
         {"dataset": d, "network": n, "arm": a, "seed": s, "value": v}
@@ -156,8 +179,19 @@ def contrasts(
     if not wanted:
         return []
     planned = [(d, n, s) for d, n, _, s in expected]
-    found = contrast_table(rows, wanted, drop_incomplete=True, expected=planned)
-    adjusted = holm([contrast.p for contrast in found])
+    reasons = {(a, d, n, s): reason for (d, n, a, s), reason in (why or {}).items()}
+    found = [
+        replace(contrast, here=over_images((contrast.arm_a, contrast.arm_b)))
+        for contrast in contrast_table(
+            rows,
+            wanted,
+            drop_incomplete=True,  # here they are marked, and their numbers are for orientation
+            expected=planned,
+            origins=origins,
+            reasons=reasons,
+        )
+    ]
+    adjusted = holm([math.nan if c.missing else c.p_tested for c in found])
     return [Tested(contrast, p) for contrast, p in zip(found, adjusted, strict=True)]
 
 

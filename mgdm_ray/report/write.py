@@ -6,15 +6,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mgdm_ray.records import Record
-from mgdm_ray.report import evidence, page, results, searches
+from mgdm_ray.report import (
+    answer,
+    evidence,
+    page,
+    results,
+    searches,
+    statistics,
+    synthetic,
+)
 from mgdm_ray.report.draft import Draft, ReportContext
 
 SECTIONS = (
     ("question", "Question", results.asked),
     ("results", "Results", results.results),
     ("contrasts", "Contrasts", results.contrasts),
+    ("statistics", "Statistics", statistics.statistics),
     ("search", "Search", searches.search),
     ("images", "Images", evidence.images),
+    ("synthetic", "Judged", synthetic.synthetic),
+    ("copies", "Copies", synthetic.copies),
     ("models", "Training", evidence.models),
     ("failures", "Failures", evidence.failures),
     ("costs", "Costs", evidence.costs),
@@ -23,13 +34,13 @@ SECTIONS = (
 
 
 def write_report(folder: Path, records: Sequence[Record], context: ReportContext) -> Path:
-    """Write ``report.html``, ``figures/*.png`` and ``tables/*.csv`` under ``folder``.
+    """Write ``report.html``, ``figures/*.png`` and ``tables/*`` under ``folder``.
 
     Works at any time of a study: sections without data are left out or say so. Each file is
     replaced in one step, the page last. Returns the page's path.
     """
     draft = Draft(folder, records, context)
-    head = results.head(draft)
+    head = answer.head(draft)
     built = [(anchor, name, section(draft)) for anchor, name, section in SECTIONS]
     shown = [(anchor, name, html) for anchor, name, html in built if html is not None]
     body = page.join([head, *(html for _, _, html in shown)])

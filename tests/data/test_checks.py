@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mgdm_ray.config import DatasetConfig, PhantomConfig
-from mgdm_ray.data.checks import Finding, check_splits
+from mgdm_ray.data.checks import Finding, check_splits, leaked, nearest
 from mgdm_ray.data.load import SPLITS, Split, load_split, npz_path, resolve_data_dir
 
 
@@ -71,6 +71,55 @@ def test_known_fault_of_breastmnist() -> None:
     pairs = kinds["label_conflict"][0].images
     assert {name for name, _ in pairs} >= {"train", "test"}
     assert set(pairs) <= set(kinds["leakage"][0].images)
+
+
+def test_nearly_identical_images_of_breastmnist() -> None:
+    """Catches a threshold or a correlation other than the one that is documented with the data:
+    39 of the 156 official test images correlate above 0.99 with a training image."""
+    config = DatasetConfig(name="breastmnist")
+    if not npz_path(config, None).is_file():
+        pytest.skip(f"breastmnist.npz is not in {resolve_data_dir(None)}; set MGDM_DATA_DIR")
+    findings = check_splits({name: load_split(config, name) for name in SPLITS})
+    near = {f.message.split(": ")[0] for f in findings if f.kind == "near_leakage"}
+    assert any(
+        m.startswith("39 of 156 test images correlate above 0.99 with a train") for m in near
+    )
+    assert 39 <= len(leaked(findings)) <= 45
+
+
+def test_correlations_are_numpys() -> None:
+    """Catches wrong blocks, wrong partners and a flat image that divides by zero."""
+    a, b = noise(30, 3).images, noise(9, 4).images
+    b[2] = 7
+    best, which = nearest(b, a)
+    for i in range(9):
+        if i == 2:
+            assert best[i] == 0
+            continue
+        by_hand = [np.corrcoef(b[i].ravel(), other.ravel())[0, 1] for other in a]
+        assert which[i] == np.argmax(by_hand)
+        assert best[i] == pytest.approx(max(by_hand), abs=1e-5)
+
+
+def test_a_near_copy_is_found_whatever_its_brightness_and_size() -> None:
+    """Catches a comparison of bytes, and one that misses copies at 128 px: a darker copy with a
+    little noise."""
+    rng = np.random.default_rng(0)
+    for size in (24, 128):
+        smooth = rng.integers(0, 200, (12, 4, 4, 3)).astype(np.uint8)
+        train = smooth.repeat(size // 4, axis=1).repeat(size // 4, axis=2)
+        test = rng.integers(0, 256, (5, size, size, 3), dtype=np.uint8)
+        darker = train[7] * 0.8 + rng.normal(5, 1, train[7].shape)
+        test[3] = darker.clip(0, 255).astype(np.uint8)
+        splits = {
+            "train": Split(train, np.zeros(12, dtype=np.int64)),
+            "test": Split(test, np.ones(5, dtype=np.int64)),
+        }
+        kinds = by_kind(check_splits(splits))
+        assert kinds["near_leakage"][0].images == (("train", 7), ("test", 3))
+        assert "1 of 5 test images" in kinds["near_leakage"][0].message
+        assert "1 of them with one of another label" in kinds["near_leakage"][0].message
+        assert leaked(check_splits(splits)) == [3]
 
 
 def test_phantoms_are_clean() -> None:

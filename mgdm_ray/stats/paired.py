@@ -1,28 +1,29 @@
-"""Spread, paired contrasts, and what may be concluded from them; numpy only.
+"""Spread and paired contrasts over cells; numpy only.
 
 The unit is a cell's score on the test split. Two arms are compared on the same cells (dataset x
 network x seed), so the differences are paired. Cells of one dataset share its images, diffusion
 models and synthetic images, and are not independent: the interval therefore resamples datasets
-(and cells within them), and a contrast is called resolved only if both the interval and the
-permutation test over cells say so. That is a statement about these datasets and these synthetic
-images; about others only where the permutation over whole datasets agrees, which needs six.
+(and cells within them). A contrast is called resolved only if that interval, the permutation over
+cells and, where predictions are at hand, the interval over cells and test images (``images``) all
+say so. That is a statement about these datasets and these synthetic images; about others only
+where the permutation over whole datasets agrees, which needs six, or seven for three contrasts.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-CellKey = tuple[str, str, int]
+from mgdm_ray.stats.images import LEVEL, ImageContrast
 
-LEVEL = 0.95
+Floats = NDArray[np.float64]
+
+
 ALPHA = 0.05
 EXACT_PAIRS = 14
 """Up to so many pairs all 2**n sign patterns are enumerated."""
@@ -31,22 +32,6 @@ FEW_CLUSTERS = 5
 """Below so many datasets a bootstrap over datasets is known to be too narrow; the note says so."""
 TIE = 1e-12
 """Differences at most so large are ties: scores are ratios of small integers."""
-
-
-class IncompleteGrid(ValueError):
-    """Cells that the contrasts need are missing.
-
-    ``missing`` holds them as (arm, dataset, network, seed).
-    """
-
-    def __init__(self, missing: Sequence[tuple[str, str, str, int]]) -> None:
-        self.missing = tuple(missing)
-        names = [f"{a}: {d} x {n} x seed {s}" for a, d, n, s in self.missing[:8]]
-        more = f" and {len(self.missing) - 8} more" if len(self.missing) > 8 else ""
-        super().__init__(
-            f"the grid lacks {len(self.missing)} cells: {'; '.join(names)}{more}. Run them, or "
-            "pass drop_incomplete=True to compare the cells that both arms have."
-        )
 
 
 @dataclass(frozen=True)
@@ -69,10 +54,16 @@ class Contrast:
     """``arm_a`` minus ``arm_b`` over ``n`` paired cells.
 
     ``low`` and ``high`` bound the mean ``difference`` (95 %, nan below two pairs); ``p`` (cells)
-    and ``p_datasets`` (whole datasets) are two-sided; ``wins`` counts cells in which ``arm_a`` is
-    better; ``dz`` is the mean difference over the standard deviation of the differences (nan where
-    that is 0 or unknown). ``note`` holds every reservation, in plain words. With ``n == 0`` all
-    numbers are nan.
+    and ``p_datasets`` (whole datasets, adjusted in a table) are two-sided; ``wins`` counts cells
+    in which ``arm_a`` is better; ``dz`` is the mean difference over the standard deviation of the
+    differences (nan where that is 0 or unknown), ``rank_biserial`` the same by ranks, in [-1, 1].
+    ``datasets`` counts those that share no images. ``note`` holds every reservation, in plain
+    words. With ``n == 0`` all numbers are nan.
+
+    ``missing`` names planned cells that are not there, as (arm, dataset, network, seed), out of
+    ``planned`` pairs: with any, the numbers are of what is left, and answer nothing.
+    ``here`` is the contrast over cells and test images of these datasets as they are; None where
+    predictions are not at hand.
     """
 
     difference: float
@@ -89,6 +80,10 @@ class Contrast:
     arm_b: str = "b"
     datasets: int = 1
     p_datasets: float = 1.0
+    rank_biserial: float = math.nan
+    missing: tuple[tuple[str, str, str, int], ...] = ()
+    planned: int = 0
+    here: ImageContrast | None = None
 
     @property
     def scope(self) -> str:
@@ -96,12 +91,22 @@ class Contrast:
         if self.p_datasets <= ALPHA:
             return ""
         which = "this dataset" if self.datasets == 1 else f"these {self.datasets} datasets"
-        return f"on {which}, with the images drawn here"
+        images = "images drawn here" if self.here else "images drawn and tested here"
+        return f"on {which}, with the {images}"
 
     @property
     def spans_zero(self) -> bool:
-        """True as well where there is no interval."""
+        """Whether some interval does; True as well where there is none."""
+        if self.here is not None and self.here.spans_zero:
+            return True
         return not (self.low > 0 or self.high < 0)
+
+    @property
+    def p_tested(self) -> float:
+        """The larger p of those tests that must both pass: over cells, and over test images."""
+        if self.here is None or math.isnan(self.p):
+            return self.p
+        return max(self.p, 1.0 if math.isnan(self.here.p) else self.here.p)
 
 
 def summarise(values: Iterable[float]) -> Summary:
@@ -122,6 +127,8 @@ def paired_contrast(
     family: int = 1,
 ) -> Contrast:
     """The contrast of two equally long lists of scores; ``clusters`` names each pair's dataset.
+
+    Variants of a dataset share its test images and must have one name.
 
     ``family`` is how many contrasts will be adjusted together; only ``note`` depends on it.
 
@@ -159,9 +166,28 @@ def paired_contrast(
         n=len(d),
         note=_reservations(d, names, family),
         datasets=len(names),
+        rank_biserial=rank_biserial(d),
         # Under the null a whole dataset's differences may change sign together.
         p_datasets=_sign_flip(np.array([group.sum() for group in groups]), rng),
     )
+
+
+def rank_biserial(differences: Sequence[float] | Floats) -> float:
+    """Matched-pairs rank-biserial correlation: (sum of the ranks of positive differences - of
+    negative ones) / (sum of all), ranks of |d| with ties averaged and zeros left out.
+
+    1 where every pair that differs is positive, nan where none differs. Source: Kerby (2014),
+    Comprehensive Psychology 3, 11.IT.3.1, on Wilcoxon's signed ranks.
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    d = d[np.abs(d) > TIE]
+    if len(d) == 0:
+        return math.nan
+    size = np.abs(d)
+    below = (size[None, :] < size[:, None] - TIE).sum(axis=1)
+    equal = (np.abs(size[None, :] - size[:, None]) <= TIE).sum(axis=1)
+    ranks = below + (equal + 1) / 2
+    return float((ranks * np.sign(d)).sum() / ranks.sum())
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -180,124 +206,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
         adjusted[i] = running
     return adjusted
-
-
-def contrast_table(
-    rows: Iterable[Mapping[str, Any]],
-    pairs: Sequence[tuple[str, str]],
-    drop_incomplete: bool = False,
-    n_boot: int = 10_000,
-    seed: int = 0,
-    expected: Iterable[CellKey] = (),
-) -> list[Contrast]:
-    """One contrast (arm_a - arm_b) per pair of arms, in the order of ``pairs``.
-
-    ``rows`` have ``dataset``, ``network``, ``seed``, ``arm`` and ``value``; their order does not
-    matter. The grid is ``expected``, (dataset, network, seed) of what was planned, else every
-    combination of the datasets, networks and seeds that occur in any row. Raises IncompleteGrid if
-    an arm of ``pairs`` lacks a cell of it, unless ``drop_incomplete``: then only cells that both
-    arms of a pair have count, ``note`` says what was dropped, and a pair without common cells has
-    ``n == 0``. Raises ValueError for a cell given twice.
-    """
-    values = _by_arm(rows)
-    keys = [key for cells in values.values() for key in cells]
-    datasets, networks, seeds = (
-        sorted({key[0] for key in keys}),
-        sorted({key[1] for key in keys}),
-        sorted({key[2] for key in keys}),
-    )
-    # Sorted, so that the interval does not depend on the order of the rows.
-    grid: list[CellKey] = sorted(set(expected) or set(itertools.product(datasets, networks, seeds)))
-    arms = sorted({arm for pair in pairs for arm in pair})
-    missing = [(arm, *key) for arm in arms for key in grid if key not in values.get(arm, {})]
-    if not grid:
-        missing = [(arm, "(any)", "(any)", 0) for arm in arms]
-    if missing and not drop_incomplete:
-        raise IncompleteGrid(missing)
-    return [
-        _contrast_of(values.get(a, {}), values.get(b, {}), (a, b), grid, n_boot, seed, len(pairs))
-        for a, b in pairs
-    ]
-
-
-def sentence(
-    contrast: Contrast, p_adjusted: float | None = None, metric: str = "balanced accuracy"
-) -> str:
-    """What a contrast says, in plain language; ``p_adjusted`` (Holm) takes the place of its p.
-
-    An arm is called better only if the interval excludes 0 *and* p <= 0.05; and without "on these
-    datasets" only if the permutation over whole datasets agrees.
-    """
-    a, b = contrast.arm_a, contrast.arm_b
-    if contrast.n == 0:
-        return f"{a} against {b}: nothing to compare ({contrast.note or 'no common cells'})."
-    p = contrast.p if p_adjusted is None else p_adjusted
-    shown = f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
-    if p_adjusted is not None:
-        shown = f"adjusted {shown}"
-    cells = f"{contrast.n} paired cell{'s' if contrast.n > 1 else ''}"
-    if math.isnan(contrast.low):
-        return (
-            f"{a} against {b} is not resolvable: {contrast.difference:+.3f} {metric} in a single "
-            "pair gives no interval."
-        )
-    interval = f"95% interval {contrast.low:+.3f} to {contrast.high:+.3f}"
-    evidence = f"{contrast.difference:+.3f} {metric} ({interval}, {shown}, {cells})"
-    if contrast.spans_zero:
-        return f"{a} against {b} is not resolvable: the interval spans 0; {evidence}."
-    if p > ALPHA:
-        return (
-            f"{a} against {b} is not resolvable: the interval excludes 0, but the permutation "
-            f"test does not; {evidence}."
-        )
-    verdict = "better" if contrast.difference > 0 else "worse"
-    return (
-        f"{' '.join([a, 'is', verdict, 'than', b, contrast.scope]).rstrip()}: {evidence}; "
-        f"it wins {contrast.wins}, ties {contrast.ties}, loses {contrast.losses}."
-    )
-
-
-def _by_arm(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[CellKey, float]]:
-    values: dict[str, dict[CellKey, float]] = {}
-    for row in rows:
-        key = (str(row["dataset"]), str(row["network"]), int(row["seed"]))
-        cells = values.setdefault(str(row["arm"]), {})
-        if key in cells:
-            raise ValueError(f"cell given twice: {row['arm']}, {' x '.join(map(str, key))}")
-        cells[key] = float(row["value"])
-    return values
-
-
-def _contrast_of(
-    a: Mapping[CellKey, float],
-    b: Mapping[CellKey, float],
-    pair: tuple[str, str],
-    grid: Sequence[CellKey],
-    n_boot: int,
-    seed: int,
-    family: int,
-) -> Contrast:
-    common = [key for key in grid if key in a and key in b]
-    lost = [key for key in grid if key not in a or key not in b]
-    notes = []
-    if lost:
-        names = "; ".join(f"{d} x {n} x seed {s}" for d, n, s in lost[:4])
-        more = f"; and {len(lost) - 4} more" if len(lost) > 4 else ""
-        notes.append(f"{len(lost)} of {len(grid)} cells dropped as incomplete ({names}{more})")
-    if not common:
-        nan = math.nan
-        note = "; ".join(["no common cells", *notes])
-        return Contrast(nan, nan, nan, nan, 0, 0, 0, nan, 0, note, *pair)
-    contrast = paired_contrast(
-        [a[key] for key in common],
-        [b[key] for key in common],
-        [key[0] for key in common],
-        n_boot=n_boot,
-        seed=seed,
-        family=family,
-    )
-    notes.extend([contrast.note] if contrast.note else [])
-    return replace(contrast, note="; ".join(notes), arm_a=pair[0], arm_b=pair[1])
 
 
 def _interval(
