@@ -159,7 +159,7 @@ def heat_map(trials: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
         axes.grid(visible=False)
         axes.set(title=name, xlabel=f"uncertainty_scale {GAMMA} (bins on a log scale)")
     panels[0].set_ylim(len(trials), 0)  # shared by all panels
-    figure.colorbar(mesh, ax=panels, label="score, from the search's mean", shrink=0.9, pad=0.01)
+    figure.colorbar(mesh, ax=panels, label="score minus mean", shrink=0.9, pad=0.01)
     return figure
 
 
