@@ -110,7 +110,7 @@ def _datasets(here: Sequence[DatasetConfig]) -> str:
 
 def _limits(family: int, cells: int, origins: int) -> list[str]:
     lines = []
-    least = family * 2 / 2**cells
+    least = min(1.0, family * 2 / 2**cells)
     if least > ALPHA:
         lines.append(
             f"  but {cells} pairs of cells cannot give a p below {least:.2g}: nothing will be "
