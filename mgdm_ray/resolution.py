@@ -80,10 +80,10 @@ def spread(
                 squares.setdefault(dataset, []).append((square, len(values)))
     found = {}
     for dataset, rows in squares.items():
-        number = sum(n for _, n in rows)
-        if number >= FEWEST:
+        number, total = sum(n for _, n in rows), sum(square for square, _ in rows)
+        if number >= FEWEST and total > 0:  # networks that all learnt nothing tie, and show nothing
             free = sum(n - 1 for _, n in rows)
-            found[dataset] = (math.sqrt(sum(square for square, _ in rows) / free), number)
+            found[dataset] = (math.sqrt(total / free), number)
     return found
 
 
@@ -110,7 +110,7 @@ def _datasets(here: Sequence[DatasetConfig]) -> str:
 
 def _limits(family: int, cells: int, origins: int) -> list[str]:
     lines = []
-    least = family * 2 / 2**cells
+    least = min(1.0, family * 2 / 2**cells)
     if least > ALPHA:
         lines.append(
             f"  but {cells} pairs of cells cannot give a p below {least:.2g}: nothing will be "

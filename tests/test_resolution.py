@@ -42,6 +42,8 @@ def test_spread_of_finished_cells_by_hand() -> None:
     found = spread([*first, *second, *other, {"record": {"kind": "generate"}}], PAIRS)
     assert found["d"] == (pytest.approx(np.sqrt(0.29 / 4)), 6)
     assert spread([*first, *other], PAIRS) == {}
+    level = [cell(arm, s, 0.5) for arm in ("disturb", "duplicate") for s in range(9)]
+    assert spread(level, PAIRS) == {}
 
 
 def test_lines_agree_with_the_formula() -> None:

@@ -76,7 +76,7 @@ def detectable(designs: Sequence[Design], tests: int = 1, power: float = POWER) 
         weight = (design.cells / total) ** 2
         variance += weight * (design.of_cells + design.of_images)
         spread += (weight * design.of_cells) ** 2 / (design.cells - 1)
-    df = variance**2 / spread
+    df = variance**2 / spread if spread > 0 else math.inf
     t = student_t(1 - ALPHA / (2 * tests), df) + student_t(power, df)
     return t * math.sqrt(variance)
 

@@ -42,7 +42,9 @@ def test_the_rarest_class_decides() -> None:
 
 
 def test_nothing_is_promised_where_nothing_can_be_seen() -> None:
-    """Catches a number for a single cell, or for no dataset."""
+    """Catches a number for a single cell, or for no dataset; and a crash where cells tie."""
+    level = Design((50, 50), 30, sd=0.0)
+    assert detectable([level]) == pytest.approx(2.8016 * math.sqrt(level.of_images), rel=0.001)
     assert math.isnan(detectable([Design((50, 50), 1)]))
     assert math.isnan(detectable([Design((), 30)]))
     assert math.isnan(detectable([]))
