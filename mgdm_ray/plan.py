@@ -119,14 +119,15 @@ def make_plan(
     fingerprints: Mapping[str, str],
     warm: Mapping[str, Sequence[StartPoint]] | None = None,
 ) -> Plan:
-    """All jobs of a study; ``fingerprints`` identify the content of each dataset by name.
+    """All jobs of a study; ``fingerprints`` identify the content of each dataset by name, and of
+    each file of pretrained weights as ``weights/NETWORK``.
 
     ``warm`` are the settings that ``search.warm_start`` stands for, by dataset.
     """
     jobs: dict[str, Job] = {}
     for dataset in config.datasets:
         start = (warm or {}).get(dataset.name, ())
-        _DatasetPlan(config, dataset, fingerprints[dataset.name], start, jobs).build()
+        _DatasetPlan(config, dataset, fingerprints, start, jobs).build()
     return Plan(jobs)
 
 
@@ -137,16 +138,20 @@ class _DatasetPlan:
         self,
         config: StudyConfig,
         dataset: DatasetConfig,
-        fingerprint: str,
+        fingerprints: Mapping[str, str],
         warm: Sequence[StartPoint],
         jobs: dict[str, Job],
     ) -> None:
         self.config = config
         self.warm = warm
         self.dataset = dataset.name
+        self.fingerprints = fingerprints
         # Where the file lies does not matter, what is in it does.
         unused = {"path"} if dataset.source else {"path", "source"}
-        self.data = {**dataset.model_dump(mode="json", exclude=unused), "content": fingerprint}
+        self.data = {
+            **dataset.model_dump(mode="json", exclude=unused),
+            "content": fingerprints[dataset.name],
+        }
         self.jobs = jobs
 
     def build(self) -> None:
@@ -274,6 +279,7 @@ class _DatasetPlan:
                 mode="json", exclude={"guidance_scale", "classifier_scale"}
             ),
             **self.scoring(search),
+            **self.weights(*self.proxies(search, network)),
         }
         if search.objective == "accuracy_and_cost":  # only there all of the pipeline counts
             inputs["inversion_iterations"] = self.config.sampling.inversion_iterations
@@ -290,12 +296,14 @@ class _DatasetPlan:
     ) -> None:
         """Serves no cell: the report only."""
         proxies = self.proxies(search, network)
+        others = [other for other in self.config.networks if other not in proxies]
         inputs = {
             "settings": min(confirm.settings, search.trials),
             "seeds": confirm.seeds,
             "proxies": proxies,
-            "others": [other for other in self.config.networks if other not in proxies],
+            "others": others,
             **self.scoring(search),
+            **self.weights(*proxies, *others),
         }
         shown = network if search.per == "network" else None
         self.add("confirm", inputs, {"search": found, **self.scoring_needs()}, network=shown)
@@ -310,7 +318,7 @@ class _DatasetPlan:
             "images": search.images,
             "stage_one": [list(c) for c in self.config.stage_one()],
             "downstream": {
-                **self.config.downstream.model_dump(mode="json"),
+                **self.downstream(),
                 "steps": search.steps or self.config.downstream.steps,
             },
             **self.grid(),
@@ -319,6 +327,19 @@ class _DatasetPlan:
             # A score does what these jobs do.
             "versions": [VERSIONS["decode"], VERSIONS["fit_downstream"]],
         }
+
+    def downstream(self) -> dict[str, Any]:
+        """How networks are trained; of a folder of weights its content counts, not its place."""
+        values = self.config.downstream.model_dump(mode="json")
+        if values["pretrained"] not in (None, "hub"):
+            values["pretrained"] = "folder"
+        return values
+
+    def weights(self, *networks: str) -> dict[str, Any]:
+        """The files these networks start from; no key where weights are fresh or the hub's."""
+        if self.downstream()["pretrained"] != "folder":
+            return {}
+        return {"weights": {name: self.fingerprints[f"weights/{name}"] for name in networks}}
 
     def scoring_needs(self) -> dict[str, str]:
         latents = {
@@ -412,7 +433,8 @@ class _DatasetPlan:
                 "arm": arm,
                 "network": network,
                 "seed": seed,
-                "downstream": self.config.downstream.model_dump(mode="json"),
+                "downstream": self.downstream(),
+                **self.weights(network),
             }
             if arm == "duplicate":
                 # The other arms' counts come with their images.

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from mgdm_ray import plan_view
+from mgdm_ray import networks, plan_view
 from mgdm_ray.claims import Claims
 from mgdm_ray.closing import Closing
 from mgdm_ray.config import InputError, StudyConfig, load_study
@@ -146,8 +146,9 @@ class Study:
         self.fingerprints = {
             d.name: fingerprint(d, self.config.data_dir) for d in self.config.datasets
         }
+        contents = {**self.fingerprints, **networks.weights_fingerprints(self.config)}
         self.plan: Plan = make_plan(
-            self.config, self.fingerprints, warm_points(self.config, self.store.root)
+            self.config, contents, warm_points(self.config, self.store.root)
         )
 
     # --- what is there ------------------------------------------------------------------
@@ -275,6 +276,7 @@ class Study:
         )
 
     def show_plan(self) -> None:
+        networks.require_timm(self.config)
         outlook = self.outlook()
         if self.arguments.probe and plan_view.measure(outlook, self.context()):
             outlook = self.outlook()
@@ -282,7 +284,7 @@ class Study:
 
     def check_data(self) -> None:
         """Fetch what can be fetched, refuse what is missing or damaged, before anything starts."""
-        from mgdm_ray.data.load import check_source, download
+        from mgdm_ray.data.load import check_source, check_top_up, download
 
         for index, dataset in enumerate(self.config.datasets):
             if self.fingerprints[dataset.name] == "absent" and dataset.path is None:
@@ -290,12 +292,15 @@ class Study:
                 download(dataset, self.config.data_dir)
             try:
                 warnings = check_source(dataset, self.config.data_dir)
+                if set(self.config.arms) - {"real", "augment"}:
+                    check_top_up(self.config.synthetic, dataset, self.config.data_dir)
             except InputError as error:
                 raise InputError(f"{self.arguments.study}: datasets[{index}]: {error}") from None
             for warning in warnings:
                 print(f"warning: {dataset.name}: {warning}", flush=True)
 
     def run(self) -> int:
+        networks.require_timm(self.config)
         if "absent" in self.fingerprints.values():
             self.check_data()
             return Study(self.arguments).run()  # keys depend on what has just arrived
@@ -419,11 +424,13 @@ class Study:
         deterministic, batch = self.config.deterministic, self.config.sampling.batch_size
         if deterministic and batch == "auto":
             batch = DETERMINISTIC_BATCH  # what fits depends on what else runs
+        weights = networks.weights_folder(self.config)
         return Context(
             storage=str(self.store.root),
             study_folder=str(self.folder),
             datasets={d.name: d for d in self.config.datasets},
             data_dir=str(resolve_data_dir(self.config.data_dir)),
+            weights_folder=None if weights is None else str(weights),
             sampling_batch=batch,
             sampling_workers=self.config.resources.sampling_workers,
             compile="never" if deterministic else self.config.resources.compile,

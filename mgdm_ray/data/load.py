@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mgdm_ray.config import DatasetConfig, InputError
+from mgdm_ray.config import DatasetConfig, InputError, SyntheticConfig
 from mgdm_ray.data.apportion import apportion
 from mgdm_ray.data.info import DatasetInfo, dataset_info
 from mgdm_ray.data.npz import (
@@ -42,6 +42,7 @@ __all__ = [
     "Split",
     "SplitName",
     "check_source",
+    "check_top_up",
     "count_test_images",
     "download",
     "fingerprint",
@@ -201,6 +202,28 @@ def check_source(config: DatasetConfig, data_dir: str | Path | None = None) -> l
                 "results are not comparable with published ones."
             )
     return warnings
+
+
+def check_top_up(
+    synthetic: SyntheticConfig, config: DatasetConfig, data_dir: str | Path | None = None
+) -> None:
+    """InputError where ``balance: top_up`` would add nothing to this dataset; reads labels only."""
+    if synthetic.per_class is None:
+        return
+    if config.phantom is not None:
+        labels = draw_split(config.origin, config.phantom, config.size, "train")[1]
+    else:
+        with open_npz(npz_path(config, data_dir)) as archive:
+            labels = read_labels(archive, "train" + LABEL_SUFFIX)
+    if config.train_size is not None and config.train_size < len(labels):
+        labels = labels[_stratified(labels, config.train_size, config.origin)]
+    counts = np.bincount(labels)
+    if counts.min() >= synthetic.per_class:
+        raise InputError(
+            f"dataset {config.name!r}: synthetic.per_class {synthetic.per_class} tops up nothing: "
+            f"its classes have {', '.join(map(str, counts))} training images; give more than "
+            f"{counts.min()}"
+        )
 
 
 def _check_images(

@@ -80,6 +80,8 @@ class Context:
     """Memory ran out with the usual number of images at a time: take half."""
     deterministic: bool = False
     """As in the study: nothing may depend on timing, on free memory or on what ended first."""
+    weights_folder: str | None = None
+    """Where the files of pretrained weights are, if the study names a folder."""
     device: str = "cpu"
     launch: Launcher | None = None
     spread: Spread | None = None

@@ -14,10 +14,10 @@ from mgdm_ray.data.load import Split, to_tensor
 from mgdm_ray.data.mix import duplicate_indices, synthetic_labels, training_set
 from mgdm_ray.downstream.fit import fit
 from mgdm_ray.downstream.metrics import score
-from mgdm_ray.downstream.zoo import build_network
 from mgdm_ray.jobs.base import Context, Outcome, info_of, open_split, save_json, stored_record
 from mgdm_ray.jobs.choice import best_setting, chosen_stage_one
 from mgdm_ray.jobs.images import count_images, load_images
+from mgdm_ray.jobs.networks import network_for
 
 if TYPE_CHECKING:
     from mgdm_ray.plan import Job
@@ -65,7 +65,7 @@ def fit_downstream(job: Job, context: Context, folder: Path) -> Outcome:
     config = DownstreamConfig.model_validate(job.inputs["downstream"])
     # The arm is not part of the seed: all arms of a cell start from the same weights.
     seed = ("cell", job.dataset, job.network, job.inputs["seed"])
-    model = build_network(job.network, info.num_classes, info.channels, images.shape[-1], *seed)
+    model = network_for(job.network, config, info, images.shape[-1], context, *seed)
     test = open_split(job, context, "test")
     result = fit(
         model,

@@ -13,10 +13,10 @@ from mgdm_ray.data.mix import training_set
 from mgdm_ray.diffusion.two_stage import forwards_per_image
 from mgdm_ray.downstream.fit import fit
 from mgdm_ray.downstream.metrics import score
-from mgdm_ray.downstream.zoo import build_network
 from mgdm_ray.jobs.base import Context, info_of, open_split
 from mgdm_ray.jobs.downstream import class_weights
 from mgdm_ray.jobs.images import count_images
+from mgdm_ray.jobs.networks import network_for
 from mgdm_ray.jobs.sampling import decoder
 from mgdm_ray.plan import search_seed
 
@@ -63,9 +63,8 @@ class TrialScorer:
         """
         images, labels = training_set(self.train, added)
         seed = (self.job.kind, search_seed(self.job), network, repeat)
-        model = build_network(
-            network, self.info.num_classes, self.info.channels, images.shape[-1], *seed
-        )
+        size = images.shape[-1]
+        model = network_for(network, self.config, self.info, size, self.context, *seed)
         result = fit(
             model,
             images,

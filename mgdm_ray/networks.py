@@ -1,0 +1,82 @@
+"""What the study file cannot say of its networks: whether timm has them, where their weights are.
+
+No torch, unless a network is timm's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from mgdm_ray.config import TIMM, InputError, StudyConfig
+from mgdm_ray.data.load import resolve_data_dir
+
+HUB = "hub"
+SUFFIXES = (".safetensors", ".pth")
+"""Of files with weights; the first one that is there counts."""
+
+
+def trained_networks(config: StudyConfig) -> tuple[str, ...]:
+    """Those of the cells and of the search, each once; ``downstream`` is how they are trained."""
+    searched = config.search.networks if config.search else ()
+    return tuple(dict.fromkeys((*config.networks, *searched)))
+
+
+def require_timm(config: StudyConfig) -> None:
+    """InputError where a network is timm's and timm is not installed or does not know it."""
+    judge = (config.judge.network,) if config.judge else ()
+    wanted = [name for name in (*trained_networks(config), *judge) if name.startswith(TIMM)]
+    if not wanted:
+        return
+    try:
+        import timm
+    except ImportError as error:
+        raise InputError(
+            f"network {wanted[0]!r} needs timm, which is not installed: "
+            "pip install 'mgdm-ray[timm]'"
+        ) from error
+    for name in wanted:
+        if not timm.is_model(name.removeprefix(TIMM)):
+            stem = name.removeprefix(TIMM).split("_")[0]
+            close = ", ".join(TIMM + found for found in timm.list_models(f"*{stem}*")[:5])
+            raise InputError(
+                f"unknown network {name!r}: timm {timm.__version__} does not have it"
+                + (f"; it has {close}" if close else "")
+            )
+
+
+def weights_folder(config: StudyConfig) -> Path | None:
+    """The folder that ``downstream.pretrained`` names; None for the hub and for fresh weights."""
+    given = config.downstream.pretrained
+    if given in (None, HUB):
+        return None
+    # An absolute path replaces the data folder.
+    return resolve_data_dir(config.data_dir) / Path(given).expanduser()
+
+
+def weights_file(folder: Path, network: str) -> Path:
+    """NETWORK.safetensors or NETWORK.pth in ``folder``. InputError where neither is there."""
+    for suffix in SUFFIXES:
+        path = folder / f"{network}{suffix}"
+        if path.is_file():
+            return path
+    names = " nor ".join(f"{network}{suffix}" for suffix in SUFFIXES)
+    raise InputError(
+        f"downstream.pretrained: neither {names} is in {folder.absolute()}. Put the file there, "
+        f"name another folder, or set it to {HUB!r} (downloads) or null (fresh weights)"
+    )
+
+
+def weights_fingerprints(config: StudyConfig) -> dict[str, str]:
+    """sha256 of the file of each network as ``weights/NETWORK``; nothing unless a folder is named.
+
+    Raises InputError where a file is missing.
+    """
+    folder = weights_folder(config)
+    if folder is None:
+        return {}
+    found = {}
+    for network in trained_networks(config):
+        with weights_file(folder, network).open("rb") as file:
+            found[f"weights/{network}"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
