@@ -14,7 +14,7 @@ from mgdm_ray.downstream.fit import fit
 from mgdm_ray.downstream.pretrained import last_layer
 from mgdm_ray.downstream.zoo import _torchvision, build_network, first_conv, working_size
 
-STEPS = {"alexnet": 16, "squeezenet1_1": 20}
+STEPS = {"alexnet": 40, "squeezenet1_1": 60}
 """Steps until the loss has fallen, where it takes more than 8: neither has batch norm."""
 LIGHT = ("squeezenet1_1", "mobilenet_v2")
 
