@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,12 @@ if TYPE_CHECKING:
 
 CLOSED_FILE = "closed"
 """Holds the state of the study at its last complete end."""
+COMPARE_FILE = "compare.txt"
+"""Holds the page of MLflow that compares the arms."""
+CONTRAST_METRICS = {
+    "difference": "difference", "low": "low", "high": "high", "p_holm": "p_holm", "cells": "n",
+}  # fmt: skip
+"""Names in MLflow, and of the columns of contrasts.csv."""
 MANY = 500
 """Records from which writing them takes so long that it is said."""
 
@@ -81,7 +89,9 @@ class Closing:
         records are what they were, unless ``anew``.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        records = [row for record in known.values() for row in self.with_trials(record)]
+        # In the plan's order: it is that of the arms in MLflow's comparison.
+        ordered = [known[key] for key in self.plan.jobs if key in known]
+        records = [row for record in ordered for row in self.with_trials(record)]
         write_records(self.folder / "records.jsonl", records)
         if self.is_closed() and not anew:
             return
@@ -90,11 +100,30 @@ class Closing:
         tracker = self.connect_mlflow()
         for record in records:
             tracker.log(record, self.artefact(record))
-        report = self.report(records, seconds)
-        resolved = self.folder / "study.resolved.yaml"
-        tracker.finish(records, report, resolved.read_text() if resolved.exists() else "")
-        if tracker.active:  # else the next run tries again
+        self.report(records, seconds)
+        page = tracker.finish(records, self.folder, self.contrasts())
+        (self.folder / COMPARE_FILE).write_text(page or "", encoding="utf-8")
+        if tracker.complete:  # else the next run tries again
             (self.folder / CLOSED_FILE).write_text(self.state(), encoding="utf-8")
+
+    def contrasts(self) -> dict[str, float]:
+        """The numbers of the report's first sentences, as it wrote them: finite ones only.
+
+        ``contrast/disturb-duplicate/low``, ...; of the exploratory contrasts where a study has
+        none of those it is made for.
+        """
+        path = self.folder / "tables" / "contrasts.csv"
+        if not path.is_file():
+            return {}
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        family = [row for row in rows if row["family"] == "primary"] or rows
+        found = {
+            f"contrast/{row['arm_a']}-{row['arm_b']}/{name}": float(row[column] or "nan")
+            for row in family
+            for name, column in CONTRAST_METRICS.items()
+        }
+        return {name: value for name, value in found.items() if math.isfinite(value)}
 
     def state(self) -> str:
         """A hash of all that the report and MLflow are made from."""
@@ -162,6 +191,14 @@ class Closing:
 
         return ui_command(self.tracking_uri())
 
+    def compare_address(self) -> str:
+        """Of MLflow's page that compares the arms; empty where there is none."""
+        from mgdm_ray.tracking import ui_address
+
+        path = self.folder / COMPARE_FILE
+        page = path.read_text(encoding="utf-8") if path.is_file() else ""
+        return ui_address(self.tracking_uri(), page) if page else ""
+
     def tracking_uri(self) -> str:
         return self.config.tracking.uri or f"sqlite:///{self.store.root}/mlflow.db"
 
@@ -183,6 +220,8 @@ class Closing:
                 )
         print(f"\nreport:  {self.folder / 'report.html'}")
         print(f"compare: {self.mlflow_command()}")
+        if address := self.compare_address():
+            print(f"   then: {address}")
         missing = len(self.plan.jobs) - len(records)
         if missing:
             print(f"{missing} of {len(self.plan.jobs)} jobs have not run")
