@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +22,6 @@ CLOSED_FILE = "closed"
 """Holds the state of the study at its last complete end."""
 COMPARE_FILE = "compare.txt"
 """Holds the page of MLflow that compares the arms."""
-CONTRAST_METRICS = {
-    "difference": "difference", "low": "low", "high": "high", "p_holm": "p_holm", "cells": "n",
-}  # fmt: skip
-"""Names in MLflow, and of the columns of contrasts.csv."""
 MANY = 500
 """Records from which writing them takes so long that it is said."""
 
@@ -101,29 +95,17 @@ class Closing:
         for record in records:
             tracker.log(record, self.artefact(record))
         self.report(records, seconds)
-        page = tracker.finish(records, self.folder, self.contrasts())
+        page = tracker.finish(records, self.folder, self.headline())
         (self.folder / COMPARE_FILE).write_text(page or "", encoding="utf-8")
         if tracker.complete:  # else the next run tries again
             (self.folder / CLOSED_FILE).write_text(self.state(), encoding="utf-8")
 
-    def contrasts(self) -> dict[str, float]:
-        """The numbers of the report's first sentences, as it wrote them: finite ones only.
+    def headline(self) -> dict[str, float]:
+        """The report's answer in numbers, as it wrote them."""
+        from mgdm_ray.report import HEADLINE_FILE
 
-        ``contrast/disturb-duplicate/low``, ...; of the exploratory contrasts where a study has
-        none of those it is made for.
-        """
-        path = self.folder / "tables" / "contrasts.csv"
-        if not path.is_file():
-            return {}
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        family = [row for row in rows if row["family"] == "primary"] or rows
-        found = {
-            f"contrast/{row['arm_a']}-{row['arm_b']}/{name}": float(row[column] or "nan")
-            for row in family
-            for name, column in CONTRAST_METRICS.items()
-        }
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+        numbers: dict[str, float] = json.loads((self.folder / HEADLINE_FILE).read_text())
+        return numbers
 
     def state(self) -> str:
         """A hash of all that the report and MLflow are made from."""

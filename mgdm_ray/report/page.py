@@ -155,6 +155,10 @@ th:first-child, .words { text-align: left; } td.words { max-width: 34rem; }
 table.wide { font-size: .84rem; } .wide th, .wide td { padding: .34rem .45rem; }
 thead th { color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--line);
   vertical-align: bottom; }
+td[style] small { color: var(--ink); }
+@media print { main table { font-size: 7.5pt; min-width: 0; width: 100%; }
+  main th, main td { padding: .2rem .3rem; }
+  main tbody th, main td:not(.words) { white-space: normal; } }
 tbody th { font-weight: 500; white-space: nowrap; } td.best { font-weight: 700; }
 td:not(.words) { white-space: nowrap; }
 td small { display: block; color: var(--soft); font-size: .8em; font-weight: 400; }

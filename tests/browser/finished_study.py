@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
+import subprocess
+import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from mgdm_ray import study
 from mgdm_ray.config import StudyConfig
 from mgdm_ray.data.load import fingerprint
 from mgdm_ray.jobs.base import base_record
 from mgdm_ray.plan import Job, make_plan
 from mgdm_ray.records import Record
 from mgdm_ray.store import Store
+from tests.conftest import ROOT
 from tests.study_example import SETTING, loss_history
 
 ARMS = ("real", "augment", "duplicate", "generate", "roundtrip", "perturb", "disturb")
@@ -32,7 +32,7 @@ STUDY: dict[str, Any] = {
     "image_size": 16,
     "networks": ["squeezenet1_1", "alexnet"],
     "arms": list(ARMS),
-    "seeds": 2,
+    "seeds": 1,
     "search": {"trials": 4, "networks": ["squeezenet1_1"]},
 }
 LEVEL = {"phantom-ultrasound": 0.75, "phantom-fundus": 0.5}
@@ -44,14 +44,14 @@ class Finished:
     """A study after ``--report-only``."""
 
     folder: Path
-    storage: Path
     said: str
     """What the command printed."""
     cells: list[Record]
 
-    @property
-    def uri(self) -> str:
-        return f"sqlite:///{self.storage}/mlflow.db"
+    def said_after(self, word: str) -> str:
+        """The rest of the line that begins with ``word``."""
+        [line] = [line for line in self.said.splitlines() if line.strip().startswith(word)]
+        return line.partition(word)[2].strip()
 
     def mean(self, arm: str, dataset: str | None = None) -> float:
         """Balanced accuracy of an arm over its cells, of one dataset or of all."""
@@ -67,12 +67,13 @@ def finish_study(root: Path) -> Finished:
     plan = make_plan(config, {d.name: fingerprint(d) for d in config.datasets})
     store, rng = Store(storage), np.random.default_rng(5)
     records = [_put(store, job, rng) for job in plan.jobs.values()]
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        code = study.main([str(path), "--storage", str(storage), "--report-only"])
-    assert code == 0, said.getvalue()
+    command = [sys.executable, "-m", "mgdm_ray.study", str(path), "--storage", str(storage)]
+    done = subprocess.run(
+        [*command, "--report-only"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
     cells = [record for record in records if record.is_cell]
-    return Finished(storage / "studies" / "browsed", storage, said.getvalue(), cells)
+    return Finished(storage / "studies" / "browsed", done.stdout, cells)
 
 
 def _put(store: Store, job: Job, rng: np.random.Generator) -> Record:
