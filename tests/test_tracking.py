@@ -291,7 +291,8 @@ def test_arms_are_compared_by_their_means(store: Path, example: Example, tmp_pat
         name = "balanced_accuracy" + (f"/{dataset}" if dataset else "")
         assert run.data.metrics[name] == pytest.approx(mean(example, "disturb", dataset))
     ids, experiments = re.fullmatch(
-        r"#/compare-runs\?runs=(.*)&experiments=(.*)", unquote(str(page))
+        r"#/compare-runs\?runs=(.*)&experiments=(.*)&workflowType=machine_learning",
+        unquote(str(page)),
     ).groups()  # type: ignore[union-attr]
     assert json.loads(ids) == [runs[arm].info.run_id for arm in ARMS]
     assert json.loads(experiments) == [run.info.experiment_id]

@@ -8,6 +8,8 @@ from urllib.parse import quote
 
 UI_DEFAULT = "http://127.0.0.1:5000"
 """Where ``mlflow ui`` listens."""
+TRAINING = "workflowType=machine_learning"
+"""Else MLflow 3 shows what it has for language models around the page."""
 
 
 def ui_command(uri: str) -> str:
@@ -27,7 +29,7 @@ def compare_page(experiment_id: str, run_ids: Sequence[str]) -> str:
     runs, experiments = (
         quote(json.dumps(ids, separators=(",", ":"))) for ids in (list(run_ids), [experiment_id])
     )
-    return f"#/compare-runs?runs={runs}&experiments={experiments}"
+    return f"#/compare-runs?runs={runs}&experiments={experiments}&{TRAINING}"
 
 
 def _is_server(uri: str) -> bool:
