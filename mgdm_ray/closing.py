@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 CLOSED_FILE = "closed"
 """Holds the state of the study at its last complete end."""
+COMPARE_FILE = "compare.txt"
+"""Holds the page of MLflow that compares the arms."""
 MANY = 500
 """Records from which writing them takes so long that it is said."""
 
@@ -86,7 +88,9 @@ class Closing:
         records are what they were, unless ``anew``.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        records = [row for record in known.values() for row in self.with_trials(record)]
+        # In the plan's order: it is that of the arms in MLflow's comparison.
+        ordered = [known[key] for key in self.plan.jobs if key in known]
+        records = [row for record in ordered for row in self.with_trials(record)]
         write_records(self.folder / "records.jsonl", records)
         if self.is_closed() and not anew:
             return
@@ -95,11 +99,18 @@ class Closing:
         tracker = self.connect_mlflow()
         for record in records:
             tracker.log(record, self.artefact(record))
-        report = self.report(records, seconds)
-        resolved = self.folder / "study.resolved.yaml"
-        tracker.finish(records, report, resolved.read_text() if resolved.exists() else "")
-        if tracker.active:  # else the next run tries again
+        self.report(records, seconds)
+        page = tracker.finish(records, self.folder, self.headline())
+        (self.folder / COMPARE_FILE).write_text(page or "", encoding="utf-8")
+        if tracker.complete:  # else the next run tries again
             (self.folder / CLOSED_FILE).write_text(self.state(), encoding="utf-8")
+
+    def headline(self) -> dict[str, float]:
+        """The report's answer in numbers, as it wrote them."""
+        from mgdm_ray.report import HEADLINE_FILE
+
+        numbers: dict[str, float] = json.loads((self.folder / HEADLINE_FILE).read_text())
+        return numbers
 
     def state(self) -> str:
         """A hash of all that the report and MLflow are made from."""
@@ -171,6 +182,14 @@ class Closing:
 
         return ui_command(self.tracking_uri())
 
+    def compare_address(self) -> str:
+        """Of MLflow's page that compares the arms; empty where there is none."""
+        from mgdm_ray.tracking import ui_address
+
+        path = self.folder / COMPARE_FILE
+        page = path.read_text(encoding="utf-8") if path.is_file() else ""
+        return ui_address(self.tracking_uri(), page) if page else ""
+
     def tracking_uri(self) -> str:
         return self.config.tracking.uri or f"sqlite:///{self.store.root}/mlflow.db"
 
@@ -187,6 +206,8 @@ class Closing:
         _print_refused(records)
         print(f"\nreport:  {self.folder / 'report.html'}")
         print(f"compare: {self.mlflow_command()}")
+        if address := self.compare_address():
+            print(f"   then: {address}")
         missing = len(self.plan.jobs) - len(records)
         if missing:
             print(f"{missing} of {len(self.plan.jobs)} jobs have not run")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from mlflow.entities import Run, ViewType
 from mlflow.tracking import MlflowClient
 
 from mgdm_ray.records import Record
-from mgdm_ray.tracking import Tracker, run_name
-from tests.study_example import Example, make_example
+from mgdm_ray.tracking import Tracker, run_name, ui_address, ui_command
+from tests.study_example import ARMS, Example, make_example
 
 FACTS = {"phantom-fundus": {"digest": "ab12", "source": "phantom:v1", "classes": 5}}
 
@@ -68,6 +70,13 @@ def of_kind(example: Example, kind: str, **wanted: object) -> Record:
         r for r in example.records
         if r.kind == kind and all(getattr(r, k) == v for k, v in wanted.items())
     )  # fmt: skip
+
+
+def mean(example: Example, arm: str, dataset: str | None = None) -> float:
+    """Balanced accuracy over the done cells of an arm, of one dataset or of all."""
+    cells = [r for r in example.records if r.is_cell and r.status == "done" and r.arm == arm]
+    scores = [r.metrics["balanced_accuracy"] for r in cells if dataset in (None, r.dataset)]
+    return sum(scores) / len(scores)
 
 
 def artifacts(folder: Path, run: Run, path: str | None = None) -> set[str]:
@@ -173,23 +182,29 @@ def test_runs_left_by_a_killed_driver_are_closed_and_written_anew(store: Path) -
 
 def test_finish_closes_the_parent(store: Path, example: Example, tmp_path: Path) -> None:
     """Catches a parent run without report, configuration and headline, or left running."""
-    report = tmp_path / "report.html"
-    report.write_text("<p>report</p>")
-    (tmp_path / "figures").mkdir()
-    (tmp_path / "figures" / "gains.png").write_bytes(b"png")
+    files = ("report.html", "records.jsonl", "study.resolved.yaml", "figures/gains.png",
+             "tables/cells.csv", "tables/cells.tex")  # fmt: skip
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("content")
+    (tmp_path / "closed").write_text("state")
     tracker = open_tracker(store, "finish")
     assert parent_of(store, "finish").info.status == "RUNNING"
-    tracker.finish(example.records, report, "name: quickstart\n")
+    tracker.finish(example.records, tmp_path, {"contrast/disturb-duplicate/low": -0.01})
     run = parent_of(store, "finish")
     assert run.info.status == "FAILED"  # the example has two failed cells
     assert run.data.metrics["records/failed"] == 2
     assert run.data.metrics["cells/done"] == 58
-    cells = [r.metrics["balanced_accuracy"] for r in example.records
-             if r.is_cell and r.arm == "real"]  # fmt: skip
-    assert run.data.metrics["balanced_accuracy/real"] == pytest.approx(sum(cells) / len(cells))
-    assert artifacts(store, run) == {"report.html", "figures", "study.resolved.yaml"}
+    assert run.data.metrics["balanced_accuracy/real"] == pytest.approx(mean(example, "real"))
+    assert run.data.metrics["balanced_accuracy/real/phantom-fundus"] == pytest.approx(
+        mean(example, "real", "phantom-fundus")
+    )
+    assert run.data.metrics["contrast/disturb-duplicate/low"] == -0.01
+    found = artifacts(store, run)
+    found |= artifacts(store, run, "figures") | artifacts(store, run, "tables")
+    assert found == {*files, "figures", "tables"}
     done = [record for record in example.records if record.status == "done"]
-    open_tracker(store, "finish").finish(done, report, "name: quickstart\n")
+    open_tracker(store, "finish").finish(done, tmp_path, {})
     assert parent_of(store, "finish").info.status == "FINISHED"
 
 
@@ -219,8 +234,9 @@ def test_a_broken_server_is_reported_once_and_stops_nothing(
     with caplog.at_level(logging.WARNING, "mgdm_ray.tracking"):
         tracker = open_tracker(tmp_path, "broken")
         tracker.log(record)
-        tracker.finish([record], tmp_path / "report.html", "")
-    messages = [r.message for r in caplog.records if r.name == "mgdm_ray.tracking"]
+        assert tracker.finish([record], tmp_path, {}) is None
+    assert not tracker.complete
+    messages = [r.message for r in caplog.records if r.name == "mgdm_ray.tracking.tracker"]
     assert len(messages) == 1
     assert "The study goes on" in messages[0]
 
@@ -231,10 +247,7 @@ def test_failures_later_on_are_reported_once(
     """Catches an MLflow that goes away in the middle and takes the study with it."""
     tracker = open_tracker(store, "later")
 
-    def away(*_: object, **__: object) -> None:
-        raise ConnectionError("connection refused")
-
-    monkeypatch.setattr(tracker.client, "create_run", away)
+    monkeypatch.setattr(tracker.client, "create_run", _refuse)
     with caplog.at_level(logging.WARNING, "mgdm_ray.tracking"):
         for number in range(5):
             tracker.log(Record(key=str(number), kind="trial", status="done"))
@@ -242,8 +255,132 @@ def test_failures_later_on_are_reported_once(
     assert not tracker.active
 
 
+def test_one_failure_is_enough_to_be_incomplete(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a record that MLflow missed once and, the study being closed, for ever."""
+    tracker = open_tracker(store, "incomplete")
+    assert tracker.complete
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker.client, "create_run", _refuse)
+        tracker.log(Record(key="0", kind="trial", status="done"))
+    tracker.log(Record(key="1", kind="trial", status="done"))
+    assert tracker.active
+    assert not tracker.complete
+
+
+def _refuse(*_: object, **__: object) -> None:
+    raise ConnectionError("connection refused")
+
+
+def test_arms_are_compared_by_their_means(store: Path, example: Example, tmp_path: Path) -> None:
+    """Catches means over the wrong cells, arms in another order than the study's, and a link
+    that leads to other runs."""
+    page = open_tracker(store, "arms").finish(example.records, tmp_path, {})
+    runs = {r.info.run_name: r for r in children(store, "arms").values()}
+    assert set(runs) == set(ARMS)
+    run = runs["disturb"]
+    assert run.data.tags["kind"] == "arm"
+    assert run.data.params == {
+        "arm": "disturb",
+        "cells": "10",  # two failed
+        "networks": "mobilenet_v2, resnet18, squeezenet1_1",
+        "datasets": "phantom-fundus, phantom-ultrasound",
+    }
+    for dataset in (None, "phantom-fundus", "phantom-ultrasound"):
+        name = "balanced_accuracy" + (f"/{dataset}" if dataset else "")
+        assert run.data.metrics[name] == pytest.approx(mean(example, "disturb", dataset))
+    ids, experiments = re.fullmatch(
+        r"#/compare-runs\?runs=(.*)&experiments=(.*)&workflowType=machine_learning",
+        unquote(str(page)),
+    ).groups()  # type: ignore[union-attr]
+    assert json.loads(ids) == [runs[arm].info.run_id for arm in ARMS]
+    assert json.loads(experiments) == [run.info.experiment_id]
+    tags = parent_of(store, "arms").data.tags
+    assert tags["mgdm.compare"] == page
+    assert f"]({page})" in tags["mlflow.note.content"]
+
+
+def test_arms_are_replaced_only_when_they_change(
+    store: Path, example: Example, tmp_path: Path
+) -> None:
+    """Catches means of an earlier state beside or instead of the present ones, and a description
+    of the user's that is overwritten."""
+
+    def finish(records: list[Record]) -> dict[str, Run]:
+        open_tracker(store, "changing").finish(records, tmp_path, {})
+        return {r.info.run_name: r for r in children(store, "changing").values()}
+
+    first = finish(example.records)
+    client, parent = MlflowClient(uri(store)), parent_of(store, "changing").info.run_id
+    client.set_tag(parent, "mlflow.note.content", "mine")
+    worse = [
+        replace(r, metrics={"balanced_accuracy": 0.1}) if r.arm == "real" and r.is_cell else r
+        for r in example.records
+        if not (r.is_cell and r.arm == "generate")
+    ]
+    second = finish(worse)
+    assert set(second) == set(ARMS) - {"generate"}
+    assert second["real"].data.metrics["balanced_accuracy"] == pytest.approx(0.1)
+    changed = {arm for arm in second if second[arm].info.run_id != first[arm].info.run_id}
+    assert changed == {"real"}
+    tags = parent_of(store, "changing").data.tags
+    assert tags["mlflow.note.content"] == "mine"
+    assert second["real"].info.run_id in tags["mgdm.compare"]
+
+
+def test_what_is_said_of_images_and_ratios_is_told_apart(store: Path, tmp_path: Path) -> None:
+    """Catches a ratio that cannot be filtered by, and pictures of copies that nobody sees."""
+    common = {"dataset": "d", "arm": "disturb", "status": "done"}
+    tracker = open_tracker(store, "judged")
+    for ratio in (0.5, 2.0):
+        metrics = {"ratio": ratio, "balanced_accuracy": 0.6}
+        key = f"ratio {ratio}"
+        tracker.log(Record(key=key, kind="fit_at_ratio", network="n", seed=0, metrics=metrics,
+                           **common))  # type: ignore[arg-type]  # fmt: skip
+    for name in ("closest.png", "entropy.png", "other.png"):
+        (tmp_path / name).write_bytes(b"png")
+    (tmp_path / "history.json").write_text('[{"step": 1, "loss": 0.5}]')
+    judged = Record(key="assess", kind="assess", metrics={"copy_rate": 0.1}, **common)  # type: ignore[arg-type]
+    tracker.log(judged, tmp_path)
+    tracker.log(Record(key="judge", kind="fit_judge", status="done", dataset="d"), tmp_path)
+    runs = children(store, "judged")
+    names = {key: run.info.run_name for key, run in runs.items()}
+    assert names["ratio 0.5"] == "disturb d n s0 ratio 0.5"
+    assert names["ratio 2.0"] == "disturb d n s0 ratio 2.0"
+    assert runs["ratio 2.0"].data.params["ratio"] == "2.0"
+    assert names["assess"] == "assess d disturb"
+    assert runs["assess"].data.params == {"dataset": "d", "arm": "disturb"}
+    assert artifacts(store, runs["assess"], "images") == {"images/closest.png",
+                                                          "images/entropy.png"}  # fmt: skip
+    assert artifacts(store, runs["judge"], "figures") == {"figures/loss.png"}
+
+
+def test_more_points_than_one_call_takes(store: Path, tmp_path: Path) -> None:
+    """Catches curves that MLflow refuses as too long, or of which a part is lost."""
+    rows = [{"step": i, "loss": 1 / (i + 1)} for i in range(400)]
+    table = {"t": list(range(400)), "balanced_accuracy": [0.5] * 400, "ece": [0.1] * 400}
+    (tmp_path / "history.json").write_text(json.dumps(rows))
+    (tmp_path / "accuracy_over_t.json").write_text(json.dumps(table))
+    tracker = open_tracker(store, "long")
+    tracker.log(Record(key="l", kind="fit_guide", status="done", dataset="d"), tmp_path)
+    run = children(store, "long")["l"]
+    for name in ("loss", "guide_balanced_accuracy", "guide_ece"):
+        history = MlflowClient(uri(store)).get_metric_history(run.info.run_id, name)
+        assert sorted(m.step for m in history) == list(range(400))
+    assert run.data.params == {"dataset": "d"}
+
+
 def test_names_of_runs() -> None:
     trial = Record(key="0123456789", kind="trial", status="done", dataset="d")
     assert run_name(trial) == "trial d 012345"
     decode = Record(key="0", kind="decode", status="done", dataset="d", arm="disturb")
     assert run_name(decode) == "decode d disturb"
+
+
+def test_where_the_pages_are() -> None:
+    """Catches an address that names the database, or two slashes where a server refuses them."""
+    assert ui_command("sqlite:////r/mlflow.db").startswith("mlflow ui --backend-store-uri sqlite:")
+    assert ui_address("sqlite:////r/mlflow.db", "#/x") == "http://127.0.0.1:5000/#/x"
+    assert ui_command("https://host/ml/") == "https://host/ml/"
+    assert ui_address("https://host/ml/", "#/x") == "https://host/ml/#/x"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from mgdm_ray.report import (
     synthetic,
 )
 from mgdm_ray.report.draft import Draft, ReportContext
+from mgdm_ray.report.headline import HEADLINE_FILE, headline
 
 SECTIONS = (
     ("question", "Question", results.asked),
@@ -34,7 +36,7 @@ SECTIONS = (
 
 
 def write_report(folder: Path, records: Sequence[Record], context: ReportContext) -> Path:
-    """Write ``report.html``, ``figures/*.png`` and ``tables/*`` under ``folder``.
+    """Write ``report.html``, ``headline.json``, ``figures/*.png``, ``tables/*`` in ``folder``.
 
     Works at any time of a study: sections without data are left out or say so. Each file is
     replaced in one step, the page last. Returns the page's path.
@@ -46,6 +48,8 @@ def write_report(folder: Path, records: Sequence[Record], context: ReportContext
     body = page.join([head, *(html for _, _, html in shown)])
     contents = [(anchor, name) for anchor, name, _ in shown]
     title = f"{context.study_name}: mgdm-ray report"
+    numbers = headline(draft.primary or draft.secondary)
+    draft.save(HEADLINE_FILE, json.dumps(numbers, indent=1).encode())
     path = draft.save("report.html", page.document(title, body, contents).encode())
     draft.clean()
     return path
