@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 import pytest
 
@@ -45,11 +46,13 @@ def wait_for_comparison(ui: Watched) -> None:
     ui.page.get_by_role("grid").get_by_text("balanced_accuracy", exact=True).wait_for()
 
 
-def open_study(ui: Watched) -> None:
-    """By clicks, from the list of experiments."""
-    ui.page.goto(f"{ui.home}/#/experiments?{TRAINING}")
-    for name in ("mgdm-ray", "browsed"):
-        ui.page.get_by_role("link", name=name, exact=True).first.click()
+def open_study(ui: Watched, finished: Finished) -> None:
+    """From the experiment's runs. (From the list of experiments MLflow 3 opens its view for
+    language models, where a user presses "Model training".)"""
+    experiment = unquote(finished.said_after("then:")).partition("experiments=")[2]
+    (number,) = json.loads(experiment.partition("&")[0])
+    ui.page.goto(f"{ui.home}/#/experiments/{number}/runs?{TRAINING}")
+    ui.page.get_by_role("link", name="browsed", exact=True).first.click(timeout=9000)
 
 
 def compared(ui: Watched, name: str) -> list[str]:
@@ -82,8 +85,11 @@ def test_the_comparison_is_drawn(ui: Watched, finished: Finished) -> None:
 
 def test_the_study_leads_to_the_comparison(ui: Watched, finished: Finished) -> None:
     """Would catch a description whose link MLflow strips, or that names another host."""
-    open_study(ui)
-    ui.page.get_by_role("link", name="Compare the arms").click()
+    open_study(ui, finished)
+    with ui.page.expect_popup() as opened:
+        ui.page.get_by_role("link", name="Compare the arms").click()
+    ui.page = opened.value
+    ui.watch()
     wait_for_comparison(ui)
     assert compared(ui, "Run Name:") == list(ARMS)
     assert ui.page.url == finished.said_after("then:").replace(UI_DEFAULT, ui.home)
@@ -94,7 +100,7 @@ def test_the_study_shows_answer_and_files(ui: Watched, finished: Finished) -> No
     numbers = json.loads((finished.folder / "headline.json").read_text())
     names = ("difference", "low", "high", "p_holm", "cells")
     assert {f"contrast/disturb-duplicate/{name}" for name in names} <= set(numbers)
-    open_study(ui)
+    open_study(ui, finished)
     for name, value in numbers.items():
         row = ui.page.get_by_role("row").filter(has=ui.page.get_by_text(name, exact=True))
         assert float(row.inner_text().split()[-1]) == pytest.approx(value, abs=1e-6)
