@@ -59,6 +59,43 @@ def refusal(write_study: Any, study: dict[str, Any], *overrides: str) -> str:
         ({"reference": ["clip", "unit8"]}, ["'unit8' in reference[1]", "did you mean 'uint8'"]),
         ({"reference": ["clip", "clip"]}, ["fault 'clip' is given twice"]),
         (
+            {"synthetic": {"curve": {"ratios": [0.5], "arms": ["augment"]}}},
+            ["arm 'augment' adds no images", "synthetic.curve.arms"],
+        ),
+        (
+            {"synthetic": {"ratio": 0.5, "curve": {"ratios": [2, 0.5]}}},
+            ["'curve.ratios' holds 0.5, which is 'ratio' already"],
+        ),
+        (
+            {"synthetic": {"curve": {"ratios": [0.5], "networks": ["vgg16_bn"]}}},
+            ["synthetic.curve.networks names 'vgg16_bn'", "not among the study's"],
+        ),
+        ({"synthetic": {"balance": "top_up"}}, ["'per_class' and 'balance: top_up' go together"]),
+        ({"synthetic": {"per_class": 9}}, ["'per_class' and 'balance: top_up' go together"]),
+        (
+            {
+                "synthetic": {
+                    "balance": "top_up",
+                    "per_class": 9,
+                    "curve": {"ratios": [0.5]},
+                }
+            },
+            ["'curve' varies the ratio, which 'balance: top_up' does not have"],
+        ),
+        ({"judge": None, "limits": {"copies": 0.1}}, ["'limits' needs a 'judge'"]),
+        (
+            {"networks": ["alexnet"], "judge": {"network": "alexnet"}},
+            ["judge.network 'alexnet' is evaluated or searched with as well"],
+        ),
+        (
+            {"networks": ["timm/no such"]},
+            ["unknown network 'timm/no such' in networks[0]", "timm.list_models()"],
+        ),
+        (
+            {"datasets": [{"name": "retina-small", "source": "retinamist"}]},
+            ["unknown dataset 'retinamist'", "'retinamnist'"],
+        ),
+        (
             {"reference": ["alignment"], "sampling": {"inversion_iterations": 2}},
             ["reference 'alignment' needs sampling.inversion_iterations 0"],
         ),
@@ -275,3 +312,19 @@ def test_a_mistake_is_blamed_on_the_override_that_made_it(
     """Would catch matching by the beginning of a name: seed is not seeds."""
     message = refusal(write_study, tiny, "seed=1", "seeds=0")
     assert message.startswith("--set seeds=0: ")
+
+
+def test_a_list_of_training_sizes_makes_variants(write_study: Any, tiny: dict[str, Any]) -> None:
+    """Catches variants that count as datasets of their own: they share their test images."""
+    entry = {"name": "retinamnist", "train_size": [50, 200]}
+    datasets = load_study(write_study(tiny | {"datasets": [entry], "image_size": 28})).datasets
+    assert [(d.name, d.source, d.origin, d.train_size, d.size) for d in datasets] == [
+        ("retinamnist-50", "retinamnist", "retinamnist", 50, 28),
+        ("retinamnist-200", "retinamnist", "retinamnist", 200, 28),
+    ]
+
+
+def test_any_network_of_torchvision_or_timm_may_be_named() -> None:
+    """Catches a list that knows the ten only."""
+    for name in ("resnet34", "swin_t", "timm/resnet10t"):
+        assert config.known_network(name) == name

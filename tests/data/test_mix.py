@@ -114,3 +114,19 @@ def test_training_set_puts_real_first() -> None:
     assert labels.tolist() == [0, 1, 0, 1]
     with pytest.raises(ValueError, match="cannot add"):
         training_set(real, (torch.zeros(3, 3, 8, 8), added[1]))
+
+
+def test_top_up_fills_every_class_by_hand() -> None:
+    """Catches a ratio that still counts, or a full class that is given more.
+
+    5, 2 and 9 real images topped up to 6: 1, 4 and none.
+    """
+    labels = np.repeat([0, 1, 2], [5, 2, 9])
+    added = synthetic_labels(labels, 3, 50.0, "top_up", per_class=6)
+    assert np.bincount(added, minlength=3).tolist() == [1, 4, 0]
+
+
+def test_nothing_to_top_up_is_an_error() -> None:
+    """Catches an arm that silently adds no image and is compared as if it did."""
+    with pytest.raises(ValueError, match="nothing to top up"):
+        synthetic_labels(np.repeat([0, 1], [5, 6]), 2, 1.0, "top_up", per_class=5)
