@@ -32,8 +32,18 @@ NO_MAX_POOL = {"densenet121": "features.pool0"}
 """Below SMALL, this max-pool of the stem is left out."""
 WIDE_HEAD = ("alexnet", "vgg16_bn")
 """They read the last map as a vector; for small images it is smaller than torchvision expects."""
+LIKE_THE_TEN = (
+    "efficientnet",
+    "mnasnet",
+    "mobilenet",
+    "resnet",
+    "resnext",
+    "shufflenet",
+    "wide_resnet",
+)
+"""How the names of networks begin that take SMALLEST pixels with the stem they have."""
 OTHERS_SMALLEST = 64
-"""Networks other than the ten keep their stem, and smaller images are enlarged to this."""
+"""All others keep their stem as well, and smaller images are enlarged to this."""
 AT_LEAST = {"inception_v3": 96}
 """Networks whose maps vanish at OTHERS_SMALLEST."""
 MULTIPLE_OF = {
@@ -78,8 +88,9 @@ def build_network(
                         instead of a copy stretched to 6x6 or 7x7
     1 channel           the first convolution's weights are summed over its three inputs: the
                         same output as for a grey image repeated three times, at less cost
-    other networks      as they are; images are enlarged bilinearly to 64 px (inception_v3: 96),
-                        or to the next multiple of a vision transformer's patch (maxvit_t: 224)
+    other networks      as they are; images are enlarged bilinearly to 64 px (inception_v3: 96;
+                        relatives of the ten, LIKE_THE_TEN: 24), or to the next multiple of a
+                        vision transformer's patch (maxvit_t: 224)
     timm's              as they are, with ``in_chans=channels``; images are enlarged to 64 px, and
                         a network of a fixed size is built for that size; one that cannot be
                         reads images resized to the size it is made for
@@ -124,7 +135,7 @@ def build_network(
 
 def working_size(name: str, size: int) -> int:
     """To how many pixels images of ``size`` are enlarged for a network of torchvision's."""
-    if name in NETWORKS:
+    if name in NETWORKS or name.startswith(LIKE_THE_TEN):
         return max(size, SMALLEST)
     least, step = AT_LEAST.get(name, OTHERS_SMALLEST), MULTIPLE_OF.get(name, 1)
     return -(-max(size, least) // step) * step

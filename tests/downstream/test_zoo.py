@@ -131,8 +131,10 @@ def test_the_known_names_are_torchvisions() -> None:
 @pytest.mark.parametrize(
     ("name", "size", "works_at"),
     [
-        ("resnet34", 28, 64),
-        ("resnet34", 128, 128),
+        ("resnet34", 28, 28),
+        ("mobilenet_v3_small", 16, 24),
+        ("vgg11", 28, 64),
+        ("vgg11", 128, 128),
         ("inception_v3", 28, 96),
         ("maxvit_t", 28, 224),
         ("maxvit_t", 225, 448),
