@@ -234,7 +234,7 @@ def test_mlflow_holds_what_the_records_hold(finished: Finished) -> None:
     experiment = client.get_experiment_by_name("mgdm-ray")
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
     by_key = {r.data.tags["mgdm.key"]: r for r in runs}
-    assert len(by_key) == len(runs) == 20 + 1
+    assert len(by_key) == len(runs) == 20 + 1 + len(TINY["arms"])
     assert {r.info.status for r in runs} == {"FINISHED"}
     for record in finished.records:
         metrics = by_key[record.key].data.metrics
@@ -421,7 +421,7 @@ def test_two_drivers_of_one_study_give_one_result(tmp_path: Path, finished: Fini
     experiment = client.get_experiment_by_name("mgdm-ray")
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
     keys = [r.data.tags["mgdm.key"] for r in runs]
-    assert len(keys) == len(set(keys)) == 21
+    assert len(keys) == len(set(keys)) == 21 + len(TINY["arms"])
     assert {r.info.status for r in runs} == {"FINISHED"}
 
 
@@ -631,4 +631,5 @@ def test_ctrl_c_says_how_to_go_on_and_a_rerun_finishes(tmp_path: Path) -> None:
     client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
     experiment = client.get_experiment_by_name("mgdm-ray")
     runs = client.search_runs([experiment.experiment_id])
-    assert len(runs) == 1 + len(read_records(storage / "studies" / "tiny" / "records.jsonl"))
+    records = read_records(storage / "studies" / "tiny" / "records.jsonl")
+    assert len(runs) == 1 + len(records) + 2  # the study, and a mean per arm
