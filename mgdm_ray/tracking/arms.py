@@ -16,6 +16,8 @@ from mgdm_ray.tracking.rows import Row, digest
 ARM = "arm"
 """The kind of these runs."""
 HEADLINE = ("balanced_accuracy", "auroc")
+COUNTS = ("train_images", "micro_batches")
+"""Metrics of cells that are no scores: MLflow's comparison would begin with them."""
 
 
 def arm_rows(study_key: str, records: Sequence[Record]) -> list[Row]:
@@ -71,9 +73,10 @@ def _done_cells(records: Iterable[Record]) -> list[Record]:
 
 
 def _means(cells: Iterable[Record]) -> dict[str, float]:
-    """Of every metric, over the cells that have it."""
+    """Of every score, over the cells that have it."""
     values: dict[str, list[float]] = {}
     for record in cells:
         for name, value in record.metrics.items():
-            values.setdefault(name, []).append(value)
+            if name not in COUNTS:
+                values.setdefault(name, []).append(value)
     return {name: fmean(row) for name, row in values.items()}
