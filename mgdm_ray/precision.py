@@ -41,8 +41,8 @@ def has_bfloat16(device: torch.device) -> bool:
 def precision_of(network: nn.Module, precision: str, device: torch.device) -> str:
     """As ``resolved_precision``, but ``auto`` is float32 for a network that is slower in bfloat16.
 
-    On CPUs those with depthwise convolutions: a training step of mobilenet_v2 took 81 ms in
-    float32 and 153 in bfloat16, of efficientnet_b0 78 and 155, where the other eight networks
+    On CPUs those with depthwise convolutions: a training step of mobilenet_v2 took 75 ms in
+    float32 and 135 in bfloat16, of efficientnet_b0 66 and 131, where the other eight networks
     gained, resnext50's grouped convolutions among them (docs/networks.md).
     """
     if precision == "auto" and device.type == "cpu" and has_depthwise(network):
