@@ -149,6 +149,7 @@ class Closing:
             storage=str(self.store.root),
             mlflow_command=self.mlflow_command(),
             artefact=self.artefact,
+            without_pictures=frozenset(d.name for d in self.config.datasets if not d.pictures),
             datasets=[dataset_info(d, self.config.data_dir) for d in self.config.datasets],
             findings={
                 name: [finding.message for finding in found if finding.serious]

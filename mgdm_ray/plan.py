@@ -147,7 +147,7 @@ class _DatasetPlan:
         self.dataset = dataset.name
         self.fingerprints = fingerprints
         # Where the file lies does not matter, what is in it does.
-        unused = {"path"} if dataset.source else {"path", "source"}
+        unused = {"path", "pictures"} if dataset.source else {"path", "pictures", "source"}
         self.data = {
             **dataset.model_dump(mode="json", exclude=unused),
             "content": fingerprints[dataset.name],

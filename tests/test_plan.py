@@ -333,3 +333,10 @@ def test_a_judge_and_limits_change_no_key_of_what_was_planned_before() -> None:
     assert gates == {arm: arm for arm in ("generate", "roundtrip", "disturb")}
     for job in limited.cells():
         assert set(job.waits_for) == {*job.needs.values(), *([job.gate] if job.gate else [])}
+
+
+def test_hidden_pictures_change_no_key() -> None:
+    """Catches a study that is computed anew because its images may not be shown."""
+    entries = [d if isinstance(d, dict) else {"name": d} for d in TINY["datasets"]]
+    hidden = [{**entry, "pictures": False} for entry in entries]
+    assert keys(plan_of({**TINY, "datasets": hidden})) == keys(BASE)

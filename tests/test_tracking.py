@@ -384,3 +384,14 @@ def test_where_the_pages_are() -> None:
     assert ui_address("sqlite:////r/mlflow.db", "#/x") == "http://127.0.0.1:5000/#/x"
     assert ui_command("https://host/ml/") == "https://host/ml/"
     assert ui_address("https://host/ml/", "#/x") == "https://host/ml/#/x"
+
+
+def test_pictures_that_may_not_be_shown(store: Path, example: Example) -> None:
+    """Catches images of patients on a server, also of a run that was logged before."""
+    record = of_kind(example, "generate", dataset="phantom-fundus")
+    for shown in (True, False):
+        tracker = open_tracker(store, "hidden")
+        tracker.datasets = {"phantom-fundus": {"pictures": shown}}
+        tracker.log(record, example.artefact(record))
+        run = children(store, "hidden")[record.key]
+        assert artifacts(store, run, "images") == ({"images/grid.png"} if shown else set())

@@ -56,6 +56,9 @@ class DatasetConfig(Frozen):
     a variant of each: ``retinamnist-50``, ``retinamnist-200``."""
     phantom: PhantomConfig | None = None
     """Only for ``phantom-*``."""
+    pictures: bool = True
+    """Show images of it in the report and in MLflow. Off: numbers and curves only, for data that
+    may not be passed on; the pictures stay in the storage's artefacts. Changes no key."""
 
     @property
     def origin(self) -> str:

@@ -51,6 +51,8 @@ class ReportContext:
     mlflow_command: str = ""
     artefact: Callable[[Record], Path | None] = lambda record: None  # noqa: ARG005
     """The folder of a record's artefact, None where there is none."""
+    without_pictures: frozenset[str] = frozenset()
+    """Datasets whose images must not be shown."""
     datasets: Sequence[Any] = ()
     """Per dataset a dataclass or mapping: name, task, classes, licence, citation, ..."""
     expected_cells: Sequence[CellId] = ()

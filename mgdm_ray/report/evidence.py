@@ -18,6 +18,7 @@ from mgdm_ray.stats import summarise
 
 STRENGTHS_TEXT = "from left to right: stage 1, and decoded under 0, 1/4, 1/2, 1, 2, 4 times gamma"
 NAMES_SHOWN = 12
+NO_PICTURES = "Not shown, as the study asks (pictures: false). They are in the storage's artefacts."
 
 
 def models(draft: Draft) -> Html | None:
@@ -114,6 +115,9 @@ def images(draft: Draft) -> Html | None:
     """Real images beside those of each arm, dataset by dataset."""
     parts = []
     for dataset in draft.datasets:
+        if dataset in draft.context.without_pictures:
+            parts += [page.tag("h3", text(dataset)), page.paragraph(NO_PICTURES, "note")]
+            continue
         found = _grids(draft, dataset)
         if not found:
             continue

@@ -82,10 +82,11 @@ def copies(draft: Draft) -> Html | None:
         "copies",
         "Copies of training images",
         page.paragraph(
-            "A near-copy lies nearer to a training image, in the judge's features, than the "
-            "threshold, which is set by how near held-out real images come. The arm duplicate "
-            "consists of copies and shows what the measure finds. A share of held-out images "
-            "passes the threshold as well (real): patients look alike. What looks like the "
+            "A near-copy lies nearer to a training image than the threshold, which is set by how "
+            "near held-out real images come: in blurred pixels, mirror images included, relative "
+            "to the fifty nearest (0: a copy, 1: no nearer to one than to fifty). The arm "
+            "duplicate consists of copies and shows what the measure finds. A share of held-out "
+            "images passes the threshold as well (real): patients look alike. What looks like the "
             "same picture below is what a hospital must not publish.",
             "note",
         ),
@@ -106,7 +107,7 @@ def _pictures(draft: Draft, found: Sequence[Assessed], file: str, what: str) -> 
     shown = []
     for one in found:
         data = one.picture(file)
-        if data is None:
+        if data is None or one.dataset in draft.context.without_pictures:
             continue
         stem = one.name.replace(" ", "-")
         draft.save(f"figures/{what}-{one.dataset}-{stem}.png", data)

@@ -84,10 +84,10 @@ def record_row(
 
     ``datasets``: as in ``Tracker``.
     """
-    images = [folder / name for name in IMAGES] if folder else []
+    images = [folder / name for name in IMAGES] if folder and _shown(record, datasets) else []
     return Row(
         key=record.key,
-        digest=digest(record.to_json()),
+        digest=record_digest(record, datasets),
         kind=record.kind,
         name=run_name(record),
         status=RUN_STATUS[record.status],
@@ -101,6 +101,15 @@ def record_row(
         pictured=record.kind not in CELLS,
         setting=record.setting,
     )
+
+
+def record_digest(record: Record, datasets: Mapping[str, Mapping[str, object]]) -> str:
+    """Another one as well where pictures may no longer be shown: their run is then replaced."""
+    return digest(record.to_json() + ("" if _shown(record, datasets) else " without pictures"))
+
+
+def _shown(record: Record, datasets: Mapping[str, Mapping[str, object]]) -> bool:
+    return bool(datasets.get(record.dataset or "", {}).get("pictures", True))
 
 
 def _params(record: Record) -> dict[str, str]:

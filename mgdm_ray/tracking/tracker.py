@@ -21,7 +21,7 @@ from mgdm_ray.records import Record
 from mgdm_ray.tracking.arms import ARM, arm_rows, headline
 from mgdm_ray.tracking.curves import curve_figure
 from mgdm_ray.tracking.links import compare_page
-from mgdm_ray.tracking.rows import Row, digest, metric_name, record_row
+from mgdm_ray.tracking.rows import Row, metric_name, record_digest, record_row
 
 if TYPE_CHECKING:
     # mlflow takes two seconds to import: planning a study must not pay for it.
@@ -182,7 +182,7 @@ class Tracker:
         """
         if self.active:
             with self._guard():
-                if not self._has(record.key, digest(record.to_json())):
+                if not self._has(record.key, record_digest(record, self.datasets)):
                     self._write(record_row(record, artefact_folder, self.datasets))
 
     def _has(self, key: str, content: str) -> bool:

@@ -235,3 +235,16 @@ def test_networks_are_compared_one_by_one(tmp_path: Path) -> None:
     assert float(rows["a"][name]) == pytest.approx(0.1)
     assert float(rows["b"][name]) == pytest.approx(-0.1)
     assert float(rows["a"][f"{name}, 95 % interval low"]) == pytest.approx(0.1)
+
+
+def test_a_dataset_without_pictures_shows_none(tmp_path: Path) -> None:
+    """Catches images of patients in a page that is passed on: only drawn figures may be in it."""
+    example = small(tmp_path / "a")
+    shown, _ = report(example, tmp_path / "shown")
+    path, words = report(example, tmp_path / "s", without_pictures=frozenset({"d"}))
+    names = {file.stem for file in (path.parent / "figures").glob("*.png")}
+    everything = {file.stem for file in (shown.parent / "figures").glob("*.png")}
+    hidden = {n for n in everything if n.startswith(("closest-d-", "entropy-d-", "grid-d-"))}
+    assert len(hidden) >= 2
+    assert names == everything - hidden
+    assert "pictures: false" in words
