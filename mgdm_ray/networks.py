@@ -36,8 +36,13 @@ def require_timm(config: StudyConfig) -> None:
             "pip install 'mgdm-ray[timm]'"
         ) from error
     for name in wanted:
-        if not timm.is_model(name.removeprefix(TIMM)):
-            stem = name.removeprefix(TIMM).split("_")[0]
+        model = name.removeprefix(TIMM)
+        try:
+            known = timm.is_model(model) and timm.get_pretrained_cfg(model)
+        except RuntimeError:  # no weights of this tag: NETWORK.TAG names a network and its weights
+            known = None
+        if not known:
+            stem = model.partition(".")[0].split("_")[0]
             close = ", ".join(TIMM + found for found in timm.list_models(f"*{stem}*")[:5])
             raise InputError(
                 f"unknown network {name!r}: timm {timm.__version__} does not have it"

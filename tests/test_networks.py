@@ -61,7 +61,9 @@ def test_missing_weights_end_the_study_before_it_starts(
 def test_a_name_that_timm_does_not_have(tiny: dict[str, Any], write_study: Any) -> None:
     """Catches a typing error that only a worker would find."""
     pytest.importorskip("timm", reason="timm is optional")
-    config = load_study(write_study(tiny | {"networks": ["timm/resnet10x"]}))
-    with pytest.raises(InputError, match="unknown network 'timm/resnet10x'"):
-        require_timm(config)
-    require_timm(load_study(write_study(tiny | {"networks": ["timm/resnet10t"]})))
+    for wrong in ("timm/resnet10x", "timm/resnet10t.nonsense"):
+        config = load_study(write_study(tiny | {"networks": [wrong]}))
+        with pytest.raises(InputError, match=f"unknown network '{wrong}'"):
+            require_timm(config)
+    right = ["timm/resnet10t", "timm/resnet10t.c3_in1k"]
+    require_timm(load_study(write_study(tiny | {"networks": right})))
