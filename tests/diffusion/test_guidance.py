@@ -215,9 +215,9 @@ def test_a_measurement_of_the_user_can_ask_for_members(monkeypatch):
     """Catches a registered measurement of members that is given plain logits."""
     monkeypatch.setattr(guidance, "MEASUREMENTS", dict(MEASUREMENTS))
     for name in ("MEASUREMENTS", "MEMBER_MEASUREMENTS"):
-        monkeypatch.setattr(config, name, list(getattr(config, name)))
-    monkeypatch.setattr(guidance, "KNOWN_NAMES", config.MEASUREMENTS)
-    monkeypatch.setattr(guidance, "MEMBER_MEASUREMENTS", config.MEMBER_MEASUREMENTS)
+        monkeypatch.setattr(config.base, name, list(getattr(config.base, name)))
+    monkeypatch.setattr(guidance, "KNOWN_NAMES", config.base.MEASUREMENTS)
+    monkeypatch.setattr(guidance, "MEMBER_MEASUREMENTS", config.base.MEMBER_MEASUREMENTS)
     seen = []
 
     @register_measurement("spread", members=True)

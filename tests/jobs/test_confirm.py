@@ -180,10 +180,10 @@ def test_fresh_seeds_are_not_those_of_the_search(
     seeds: dict[str, tuple[Any, ...]] = {}
 
     def build(*arguments: Any) -> None:
-        seeds["now"] = arguments[4:]
+        seeds["now"] = arguments[5:]
         raise InterruptedError
 
-    monkeypatch.setattr("mgdm_ray.jobs.trial.build_network", build)
+    monkeypatch.setattr("mgdm_ray.jobs.trial.network_for", build)
     context = prepared(tmp_path)[1]
 
     def seed_of(job: Job) -> tuple[Any, ...]:
