@@ -90,12 +90,13 @@ def test_numbers_agree_with_the_metrics_of_the_cells(tmp_path: Path) -> None:
         ])  # fmt: skip
         (row,) = [r for r in rows if r["dataset"] == dataset]
         assert float(row["difference"]) == pytest.approx(expected)
-        assert float(row["low"]) < expected < float(row["high"])
-        assert (row["cells"], row["images"], row["smallest_class"]) == ("12", "65", "25")
+        assert float(row["95 % interval low"]) < expected < float(row["95 % interval high"])
+        counts = (row["pairs of cells"], row["test images"], row["of the rarest class"])
+        assert counts == ("12", "65", "25")
     (primary, *_) = rows_of(path, "contrasts")
     (all_row,) = [r for r in rows if r["dataset"].startswith("all")]
     assert float(all_row["difference"]) == pytest.approx(float(primary["difference"]))
-    assert primary["low_here"] == all_row["low"]
+    assert primary["95 % interval low, test images"] == all_row["95 % interval low"]
     _, words = read_page(path)
     assert "How far it can be believed" in words
     assert "Disturb is better than duplicate on these 2 datasets, with the images drawn" in words
