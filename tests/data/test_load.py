@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from mgdm_ray.config import DatasetConfig, InputError, PhantomConfig
+from mgdm_ray.config import DatasetConfig, InputError, PhantomConfig, SyntheticConfig
 from mgdm_ray.data import load
 from mgdm_ray.data.info import DatasetInfo
 from mgdm_ray.data.load import (
     check_source,
+    check_top_up,
     download,
     fingerprint,
     load_split,
@@ -322,3 +323,15 @@ def test_real_files(name: str) -> None:
     split = load_split(config, "val")
     assert split.images.shape[1:] == (28, 28, 3 if name == "retinamnist" else 1)
     assert len(fingerprint(config)) == 64
+
+
+def test_a_top_up_of_nothing_is_refused_before_anything_starts() -> None:
+    """Catches a study that trains for hours and then fails in its first synthetic set."""
+    config = DatasetConfig(name="phantom-xray", size=16, phantom=PhantomConfig(train=20))
+    for per_class, refused in ((1, True), (500, False)):
+        synthetic = SyntheticConfig(balance="top_up", per_class=per_class)
+        if refused:
+            with pytest.raises(InputError, match="per_class 1 tops up nothing"):
+                check_top_up(synthetic, config)
+        else:
+            check_top_up(synthetic, config)

@@ -125,3 +125,12 @@ def test_refuses_what_is_not_probabilities_and_labels(
     """Catches logits, nan and labels of another dataset that would be scored quietly."""
     with pytest.raises(ValueError, match=says):
         score(p, y, "multiclass")
+
+
+def test_ranking_metrics_by_hand() -> None:
+    """Catches the other class's score. Of the four pairs of a positive and a negative three are in
+    order; precision is 1 at the first positive and 2/3 at the second, each half of the recall."""
+    positive = np.array([0.1, 0.4, 0.35, 0.8])
+    found = score(np.stack([1 - positive, positive], axis=1), np.array([0, 0, 1, 1]), "binary")
+    assert found["auroc"] == pytest.approx(0.75)
+    assert found["average_precision"] == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
