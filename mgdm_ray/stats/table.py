@@ -59,9 +59,9 @@ def contrast_table(
     """
     values = _by_arm(rows)
     keys = [key for cells in values.values() for key in cells]
-    parts = [sorted({key[i] for key in keys}) for i in range(3)]
+    every = itertools.product({k[0] for k in keys}, {k[1] for k in keys}, {k[2] for k in keys})
     # Sorted, so that the interval does not depend on the order of the rows.
-    grid: list[CellKey] = sorted(set(expected) or set(itertools.product(*parts)))  # type: ignore[arg-type]
+    grid: list[CellKey] = sorted(set(expected) or set(every))
     arms = sorted({arm for pair in pairs for arm in pair})
     missing = [(arm, *key) for arm in arms for key in grid if key not in values.get(arm, {})]
     if not grid:

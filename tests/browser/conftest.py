@@ -118,9 +118,13 @@ def _is_mlflows_own(message: ConsoleMessage) -> bool:
 
 
 @contextlib.contextmanager
-def watched(browser: Browser, home: str, **context: object) -> Iterator[Watched]:
-    """A page of a browser that knows nothing yet; ``context`` as ``Browser.new_context``."""
-    opened = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **context})  # type: ignore[arg-type]
+def watched(
+    browser: Browser, home: str, width: int = 1280, height: int = 800, *, scripts: bool = True
+) -> Iterator[Watched]:
+    """A page of a browser that knows nothing yet."""
+    opened = browser.new_context(
+        viewport={"width": width, "height": height}, java_script_enabled=scripts
+    )
     try:
         found = Watched(opened.new_page(), home)
         found.watch()

@@ -31,7 +31,7 @@ ROW = """(grids, name) => {
 @pytest.fixture
 def ui(browser: Browser, mlflow_ui: str) -> Iterator[Watched]:
     """A page that must not complain while a test uses it; wide, as MLflow draws what is in view."""
-    with watched(browser, mlflow_ui, viewport={"width": 2600, "height": 1600}) as found:
+    with watched(browser, mlflow_ui, 2600, 1600) as found:
         yield found
         assert found.complaints == []
 

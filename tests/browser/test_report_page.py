@@ -37,12 +37,12 @@ def report(browser: Browser, finished: Finished) -> Iterator[Watched]:
 
 @pytest.fixture
 def without_scripts(browser: Browser, finished: Finished) -> Iterator[Watched]:
-    yield from opened(browser, finished, java_script_enabled=False)
+    yield from opened(browser, finished, scripts=False)
 
 
-def opened(browser: Browser, finished: Finished, **context: object) -> Iterator[Watched]:
+def opened(browser: Browser, finished: Finished, *, scripts: bool = True) -> Iterator[Watched]:
     address = (finished.folder / "report.html").as_uri()
-    with watched(browser, address, **context) as found:
+    with watched(browser, address, scripts=scripts) as found:
         found.page.goto(address)
         yield found
 

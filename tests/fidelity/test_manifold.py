@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -96,7 +98,7 @@ def test_large_sets_go_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     chunked = manifold.pairwise_distances_chunked
     pieces = []
 
-    def small(x, y, working_memory):  # type: ignore[no-untyped-def]
+    def small(x: np.ndarray, y: np.ndarray, working_memory: int) -> Iterator[np.ndarray]:
         for piece in chunked(x, y, working_memory=working_memory * 1e-5):
             pieces.append(piece)
             yield piece

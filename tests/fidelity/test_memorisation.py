@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mgdm_ray.config import DatasetConfig, PhantomConfig
-from mgdm_ray.data.load import load_split, to_tensor
+from mgdm_ray.data.load import SplitName, load_split, to_tensor
 from mgdm_ray.fidelity.memorisation import (
     QUANTILE,
     SAME_IMAGE,
@@ -16,10 +16,10 @@ from mgdm_ray.fidelity.memorisation import (
 )
 
 
-def phantom(split: str, name: str = "phantom-ultrasound", seed: int = 0) -> np.ndarray:
+def phantom(split: SplitName, name: str = "phantom-ultrasound", seed: int = 0) -> np.ndarray:
     drawn = PhantomConfig(train=160, val=120, test=120, seed=seed)
     config = DatasetConfig(name=name, size=28, phantom=drawn)
-    array: np.ndarray = to_tensor(load_split(config, split).images).numpy()  # type: ignore[arg-type]
+    array: np.ndarray = to_tensor(load_split(config, split).images).numpy()
     return array
 
 

@@ -38,9 +38,9 @@ STUDY: dict[str, Any] = {
 
 def fresh(seed: int = 1) -> tuple[torch.Tensor, np.ndarray]:
     """New drawings, as a perfect generator would make them."""
-    config = DatasetConfig(
-        name="phantom-ultrasound", size=24, phantom={**PHANTOM, "seed": seed}  # type: ignore[arg-type]
-    )  # fmt: skip
+    config = DatasetConfig.model_validate(
+        {"name": "phantom-ultrasound", "size": 24, "phantom": {**PHANTOM, "seed": seed}}
+    )
     split = load_split(config, "train")
     return to_tensor(split.images), split.labels
 

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -27,7 +28,7 @@ def texts(figure: Figure) -> list[str]:
     return [text.get_text() for axes in figure.axes for text in axes.texts]
 
 
-def panels(figure: Figure) -> dict[str, object]:
+def panels(figure: Figure) -> dict[str, Axes]:
     return {axes.get_title(loc="left"): axes for axes in figure.axes if axes.get_visible()}
 
 
@@ -57,10 +58,10 @@ def test_heat_map_has_a_panel_per_measurement_and_searches_from_top_to_bottom() 
     found = panels(figure)
     assert {"entropy", "margin"} <= set(found)
     entropy, margin = found["entropy"], found["margin"]
-    assert entropy.get_ylim() == margin.get_ylim() == (2, 0)  # type: ignore[attr-defined]
-    assert [t.get_text() for t in entropy.get_yticklabels()] == ["a", "b"]  # type: ignore[attr-defined]
-    assert [t.get_text() for t in margin.texts] == ["+0.100\nn = 1"]  # type: ignore[attr-defined]
-    assert [t.get_position()[1] for t in entropy.texts] == [0.5, 1.5]  # type: ignore[attr-defined]
+    assert entropy.get_ylim() == margin.get_ylim() == (2, 0)
+    assert [t.get_text() for t in entropy.get_yticklabels()] == ["a", "b"]
+    assert [t.get_text() for t in margin.texts] == ["+0.100\nn = 1"]
+    assert [t.get_position()[1] for t in entropy.texts] == [0.5, 1.5]
 
 
 def test_network_gains_are_drawn_at_their_numbers() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.style import context
 from matplotlib.ticker import LogLocator
@@ -57,11 +56,9 @@ styled = context(STYLE)  # rcParams act when text and legends are made, so on wh
 @styled
 def png(figure: Figure) -> bytes:
     """The figure as PNG, the same bytes for the same figure (no date in it)."""
-    figure.set_dpi(DPI)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # type: ignore[no-untyped-call]
-    pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
-    drawn = Image.fromarray(pixels).convert("RGB")
+    raw = io.BytesIO()
+    figure.savefig(raw, format="png", dpi=DPI)
+    drawn = Image.open(raw).convert("RGB")
     # With a palette it has a third of the bytes; but every colour must stay what the legend says.
     few = drawn.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     error = np.asarray(ImageChops.difference(drawn, few.convert("RGB"))).max()
