@@ -70,15 +70,16 @@ class Closing:
         # Of what is refused nothing is shown, although the store may hold it.
         if record.kind == "trial" or record.status == "refused":
             return None
-        if not self.store.is_done(record.kind, record.key):
+        try:
+            return self.store.here(record.kind, record.key)
+        except FileNotFoundError:
             return None
-        return self.store.folder(record.kind, record.key)
 
     def with_trials(self, record: Record) -> list[Record]:
         """A search's record together with one record per trial."""
         if record.kind != "search" or record.status != "done":
             return [record]
-        rows = json.loads((self.store.folder("search", record.key) / "trials.json").read_text())
+        rows = json.loads((self.store.here("search", record.key) / "trials.json").read_text())
         return [record, *(_trial(record, row) for row in rows)]
 
     def close(self, known: dict[str, Record], seconds: float, *, anew: bool = False) -> None:
@@ -146,7 +147,7 @@ class Closing:
             seconds=seconds,
             versions=versions(),
             git_commit=git_commit(),
-            storage=str(self.store.root),
+            storage=self.store.location,
             mlflow_command=self.mlflow_command(),
             artefact=self.artefact,
             without_pictures=frozenset(d.name for d in self.config.datasets if not d.pictures),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mgdm_ray.config import TIMM, InputError, StudyConfig
 from mgdm_ray.data.load import resolve_data_dir
+from mgdm_ray.remote.cache import at_hand
 
 HUB = "hub"
 SUFFIXES = (".safetensors", ".pth")
@@ -50,24 +51,24 @@ def require_timm(config: StudyConfig) -> None:
             )
 
 
-def weights_folder(config: StudyConfig) -> Path | None:
+def weights_folder(config: StudyConfig) -> str | None:
     """The folder that ``downstream.pretrained`` names; None for the hub and for fresh weights."""
     given = config.downstream.pretrained
     if given in (None, HUB):
         return None
-    # An absolute path replaces the data folder.
-    return resolve_data_dir(config.data_dir) / Path(given).expanduser()
+    folder, path = resolve_data_dir(config.data_dir), Path(given).expanduser()
+    return str(path) if path.is_absolute() else f"{folder}/{path}"
 
 
-def weights_file(folder: Path, network: str) -> Path:
+def weights_file(folder: str, network: str) -> Path:
     """NETWORK.safetensors or NETWORK.pth in ``folder``. InputError where neither is there."""
     for suffix in SUFFIXES:
-        path = folder / f"{network}{suffix}"
+        path = at_hand(folder, f"{network}{suffix}")
         if path.is_file():
             return path
     names = " nor ".join(f"{network}{suffix}" for suffix in SUFFIXES)
     raise InputError(
-        f"downstream.pretrained: neither {names} is in {folder.absolute()}. Put the file there, "
+        f"downstream.pretrained: neither {names} is in {folder}. Put the file there, "
         f"name another folder, or set it to {HUB!r} (downloads) or null (fresh weights)"
     )
 

@@ -28,6 +28,7 @@ from mgdm_ray.price import (
     shortages,
 )
 from mgdm_ray.records import Record
+from mgdm_ray.remote.objects import is_url
 from mgdm_ray.resolution import resolution
 from mgdm_ray.store import Store
 from mgdm_ray.timeline import Task, makespan
@@ -217,7 +218,7 @@ def show(outlook: Outlook) -> None:
         f"{len(c.networks)} networks x {len(c.seeds)} seeds = {len(plan.cells())} cells, "
         f"{len(plan.jobs)} jobs"
     )
-    print(f"storage {outlook.store.root}")
+    print(f"storage {outlook.store.location}")
     print("\n".join(resolution(c, outlook.test_counts, outlook.manifests.values())))
     absent = [d.name for d in c.datasets if d.name not in outlook.train_images]
     if absent:
@@ -349,7 +350,8 @@ def _show_cost(outlook: Outlook) -> None:
     free, size = free_bytes(outlook.store.root), outlook.bytes(jobs)
     written = "unknown" if size is None else f"{_size(size)} of artefacts{known}"
     print(f"to be written: {written}; {_size(free)} free")
-    if size is not None and size > free:
+    # Of a store elsewhere there is only a cache here.
+    if size is not None and size > free and not is_url(outlook.store.location):
         print(f"warning: {outlook.store.root} has too little space; give another --storage")
 
 

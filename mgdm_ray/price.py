@@ -354,7 +354,7 @@ def _work_seconds(
 def _read(store: Store, manifest: Mapping[str, Any], name: str) -> Any:
     if name not in manifest["files"]:
         return None
-    path = store.folder(manifest["kind"], manifest["key"]) / name
+    path = store.here(manifest["kind"], manifest["key"]) / name
     return json.loads(path.read_text(encoding="utf-8"))
 
 

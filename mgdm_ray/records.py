@@ -24,6 +24,7 @@ STATUSES: tuple[Status, ...] = ("done", "failed", "pruned", "refused")
 OUT_OF_MEMORY = "out of memory"
 NO_SPACE = "no space left on the disk"
 WORKER_DIED = "its worker died"
+STORE_SILENT = "the object store does not answer"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Record:
     def is_transient(self) -> bool:
         """Whether it failed for what may be otherwise next time: a full disk, a dead machine."""
         root = self.reason.rpartition("which failed: ")[2]
-        return self.status == "failed" and root.startswith((NO_SPACE, WORKER_DIED))
+        return self.status == "failed" and root.startswith((NO_SPACE, WORKER_DIED, STORE_SILENT))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True, allow_nan=False)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import time
 import traceback
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import optuna
 import ray
 from optuna.samplers import RandomSampler
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 from ray.exceptions import RayTaskError
@@ -32,8 +31,10 @@ from mgdm_ray.config import ResourcesConfig
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.importance import importance, write_importance
 from mgdm_ray.jobs.base import Context, JobError, Outcome, reason_of, silent
+from mgdm_ray.journal import ObjectJournal
 from mgdm_ray.proposals import PRUNERS, fixed_points, propose, setting_of, should_prune, space
 from mgdm_ray.records import WORKER_DIED
+from mgdm_ray.remote.objects import Objects, is_url
 
 if TYPE_CHECKING:
     from mgdm_ray.plan import Job
@@ -155,6 +156,15 @@ def optuna_storage(path: Path) -> RDBStorage:
     return RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
 
 
+def open_storage(job: Job, context: Context) -> BaseStorage:
+    """Where Optuna keeps the trials of ``job``: where the store is, whichever node asks."""
+    path = storage_path(job, context)
+    if not is_url(context.storage):
+        return optuna_storage(path)
+    prefix = f"optuna/{Path(context.study_folder).name}/{path.stem}"
+    return JournalStorage(ObjectJournal(Objects(context.storage), prefix))
+
+
 def optuna_study_name(job: Job) -> str:
     return f"{job.label} {job.key[:12]}"
 
@@ -166,7 +176,7 @@ class Ledger(OptunaSearch):  # type: ignore[misc]
     then new ones. Nothing else remembers a trial.
     """
 
-    def __init__(self, job: Job, num_classes: int, storage: RDBStorage) -> None:
+    def __init__(self, job: Job, num_classes: int, storage: BaseStorage) -> None:
         self.job, self.within = job, space(job, num_classes)
         self.points = fixed_points(job, self.within)
         self.lost = False
@@ -326,7 +336,7 @@ def open_ledger(job: Job, context: Context) -> Ledger:
     Only somebody who has mended the cause starts such a search again.
     """
     classes = dataset_info(context.datasets[job.dataset], context.data_dir).num_classes
-    storage = optuna_storage(storage_path(job, context))
+    storage = open_storage(job, context)
     ledger = Ledger(job, classes, storage)
     trials = ledger.trials()
     if not ledger.missing and all(trial.state == TrialState.FAIL for trial in trials):
@@ -346,8 +356,9 @@ def _run_missing(
     """One Tune experiment; what an earlier one left in the scratch folder is worth nothing."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    work = context.store.work(job.kind, job.key)
-    shutil.rmtree(work, ignore_errors=True)
+    store = context.store
+    store.clear(store.work(job.kind, job.key))
+    path, file_system = store.ray_storage(job.kind, job.key)
     trainable = tune.with_parameters(
         _Trial, job=job, context=replace(context, progress=silent), make_scorer=make_scorer
     )
@@ -363,7 +374,8 @@ def _run_missing(
         ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=str(work),
+            storage_path=path,
+            storage_filesystem=file_system,
             verbose=0,
             # A step's own errors are results: what is left are deaths of actors.
             failure_config=tune.FailureConfig(max_failures=resources.max_retries),

@@ -41,6 +41,8 @@ class Store:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).absolute()
+        self.location = str(self.root)
+        """What a user calls it, and what ``open_store`` takes."""
 
     def sweep(self) -> None:
         """Remove what dead processes left: their temporary folders, and scratch of finished jobs.
@@ -69,14 +71,21 @@ class Store:
     def is_done(self, kind: str, key: str) -> bool:
         return (self.folder(kind, key) / "done").is_file()
 
+    def here(self, kind: str, key: str) -> Path:
+        """The folder of a finished artefact, with its files on this machine.
+
+        Raises FileNotFoundError for one that is not done.
+        """
+        if not self.is_done(kind, key):
+            raise FileNotFoundError(f"no finished artefact {kind}/{key} in {self.location}")
+        return self.folder(kind, key)
+
     def manifest(self, kind: str, key: str) -> dict[str, Any]:
         """``{"record": ..., "inputs": ..., "needs": ..., "files": {name: {"bytes", ...}}}``.
 
         Raises FileNotFoundError for an artefact that is not done.
         """
-        if not self.is_done(kind, key):
-            raise FileNotFoundError(f"no finished artefact {kind}/{key} in {self.root}")
-        text = (self.folder(kind, key) / "manifest.json").read_text(encoding="utf-8")
+        text = (self.here(kind, key) / "manifest.json").read_text(encoding="utf-8")
         loaded: dict[str, Any] = json.loads(text)
         return loaded
 
@@ -105,17 +114,13 @@ class Store:
         ``record`` and ``provenance`` (what it was computed from) go into the manifest. On return
         it is on the disk: a power failure does not take it back.
         """
-        manifest = {
-            "kind": kind,
-            "key": key,
-            "record": dict(record),
-            **provenance,
-            "files": {
-                path.relative_to(temporary).as_posix(): _facts(path)
-                for path in sorted(temporary.rglob("*"))
-                if path.is_file()
-            },
-        }
+        manifest = manifest_of(kind, key, temporary, record, provenance)
+        target = self.publish(kind, key, temporary, manifest)
+        self.clear(self.work(kind, key))
+        return target
+
+    def publish(self, kind: str, key: str, temporary: Path, manifest: Mapping[str, Any]) -> Path:
+        """The second half of ``commit``: ``temporary`` holds what ``manifest`` says."""
         text = json.dumps(manifest, sort_keys=True, indent=1, allow_nan=False).encode()
         (temporary / "manifest.json").write_bytes(text)
         (temporary / "done").write_text(hashlib.sha256(text).hexdigest())
@@ -131,8 +136,27 @@ class Store:
         # The names on the way to it, too: these folders may be as new as the artefact.
         for folder in (target.parent, target.parent.parent, self.root):
             sync(folder)
-        shutil.rmtree(self.work(kind, key), ignore_errors=True)
         return target
+
+    def share(self, path: Path) -> None:
+        """Let other machines see ``path``, a file below ``root``: on a shared disk they do."""
+
+    def bring(self, folder: Path, *, anew: bool = False) -> None:
+        """Have what other machines shared below ``folder`` (itself below ``root``) here too.
+
+        What is here with the same size is taken to be the same, unless ``anew``.
+        """
+
+    def ray_storage(self, kind: str, key: str) -> tuple[str, Any]:
+        """(path, pyarrow file system or None) for what Ray itself keeps of a job's run."""
+        return str(self.work(kind, key)), None
+
+    def clear(self, folder: Path) -> None:
+        """Remove ``folder``, below ``root``, and what was shared of it."""
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def release(self) -> None:
+        """This process needs none of the artefacts any more whose folders it asked for."""
 
     def verify(self, kind: str, key: str, contents: Contents = "all") -> str:
         """What is wrong with an artefact, in words for people; empty where nothing is."""
@@ -195,6 +219,23 @@ class Store:
         """Every finished (kind, key)."""
         for marker in sorted((self.root / "artifacts").glob("*/*/done")):
             yield marker.parent.parent.name, marker.parent.name
+
+
+def manifest_of(
+    kind: str, key: str, folder: Path, record: Mapping[str, Any], provenance: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What ``Store.manifest`` gives of an artefact with the files in ``folder``."""
+    return {
+        "kind": kind,
+        "key": key,
+        "record": dict(record),
+        **provenance,
+        "files": {
+            path.relative_to(folder).as_posix(): _facts(path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        },
+    }
 
 
 def no_space(error: BaseException) -> bool:

@@ -17,21 +17,25 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from mgdm_ray import networks, plan_view
-from mgdm_ray.claims import Claims
 from mgdm_ray.closing import Closing
 from mgdm_ray.config import InputError, StudyConfig, load_study
 from mgdm_ray.environment import StartError, StudyStopped, cores, gpus
+from mgdm_ray.places import bring_notes, inputs_for_all, reach, share_notes
 from mgdm_ray.plan import CELLS, Job, Plan, make_plan
 from mgdm_ray.plan_view import Outlook
 from mgdm_ray.price import manifests_in, read_probes
 from mgdm_ray.records import Record, append_record, read_records
-from mgdm_ray.store import Store, no_space
+from mgdm_ray.remote.leases import open_claims
+from mgdm_ray.remote.objects import ObjectsError
+from mgdm_ray.store import no_space
 from mgdm_ray.warm_start import warm_points
 
 if TYPE_CHECKING:
     from mgdm_ray.jobs.base import Context
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+SHARE_EVERY_S = 30.0
+"""Between two copies of the records to where the store is."""
 DETERMINISTIC_BATCH = 64
 """Images per forward while sampling in deterministic mode, where none is given."""
 
@@ -59,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
         dest="overrides",
         help="override one value of the study (repeatable)",
     )
-    new.add_argument("--storage", metavar="DIR", help="where everything goes (default: ./runs)")
+    new.add_argument("--storage", metavar="DIR|URL", help="where everything goes (default: ./runs)")
     new.add_argument("--address", metavar="ADDR", help="an existing Ray cluster (default: local)")
     new.add_argument("--fail-fast", action="store_true", help="stop at the first failed job")
     new.add_argument("--retry-failed", action="store_true", help="run again what failed before")
@@ -137,18 +141,16 @@ class Study:
         self.arguments = arguments
         self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self.config: StudyConfig = load_study(arguments.study, arguments.overrides)
-        storage = arguments.storage or self.config.storage
-        if "://" in storage:
-            raise InputError(f"--storage {storage}: only folders are supported, no URL")
-        self.store = Store(Path(storage).expanduser())
-        self.claims = Claims(self.store.root)
+        self.store = reach(arguments.storage or self.config.storage, write=not arguments.plan)
+        self.claims = open_claims(self.store.location)
         self.folder = self.store.root / "studies" / self.config.name
+        bring_notes(self.store, self.config)
         self.fingerprints = {
             d.name: fingerprint(d, self.config.data_dir) for d in self.config.datasets
         }
-        contents = {**self.fingerprints, **networks.weights_fingerprints(self.config)}
+        self.contents = {**self.fingerprints, **networks.weights_fingerprints(self.config)}
         self.plan: Plan = make_plan(
-            self.config, contents, warm_points(self.config, self.store.root)
+            self.config, self.contents, warm_points(self.config, self.store.root)
         )
 
     # --- what is there ------------------------------------------------------------------
@@ -159,7 +161,7 @@ class Study:
         With ``mend`` what is damaged is moved aside, with a warning, and what will be used is
         compared by its checksums: the cells, and what a job that is left to do needs.
         """
-        found, needed = {}, set[str]()
+        found, needed, done = {}, set[str](), set(self.store.done())
         for key, job in reversed(self.plan.jobs.items()):
             if mend:
                 used = job.kind in CELLS or key in needed
@@ -168,7 +170,7 @@ class Study:
                 wrong = self.store.verify(job.kind, key, "sizes")
             if mend and wrong:
                 print(f"warning: damaged, to be computed again: {job.label}: {wrong}", flush=True)
-            if not wrong and self.store.is_done(job.kind, key):
+            if not wrong and (job.kind, key) in done:
                 found[key] = Record.from_dict(self.store.manifest(job.kind, key)["record"])
             else:
                 needed |= set(job.needs.values())
@@ -225,6 +227,10 @@ class Study:
             raise InputError(
                 f"storage {self.store.root}: {error.strerror}; give a folder that can be written"
             ) from None
+        except ObjectsError as error:
+            raise StudyStopped(
+                f"{error}\nwhat is finished is kept, and the same command goes on"
+            ) from error
         except (OSError, StudyStopped) as error:
             if isinstance(error, OSError) and not no_space(error):
                 raise
@@ -244,12 +250,13 @@ class Study:
             )
         known = {**self.failures(), **self.finished()}
         if not known:
-            raise InputError(f"--report-only: {self.store.root} holds nothing of this study")
+            raise InputError(f"--report-only: {self.store.location} holds nothing of this study")
         known = self.gated(known)
         if not self.leads():
             raise StartError(f"{self.folder} is in use by {self.leader()}: wait for it")
         closing = self.closing()
         closing.close(known, 0.0, anew=True)
+        share_notes(self.store, self.folder)
         # Jobs that have not run yet are no failure here.
         failed = any(record.status == "failed" for record in known.values())
         closing.summary(known)
@@ -317,7 +324,7 @@ class Study:
         known = self.gated(known)
         todo = {key: job for key, job in self.plan.jobs.items() if key not in known}
         say = f"study {self.config.name}: {len(self.plan.jobs)} jobs, {len(known)} known, "
-        print(f"{say}{len(todo)} to do; storage {self.store.root}", flush=True)
+        print(f"{say}{len(todo)} to do; storage {self.store.location}", flush=True)
         if todo:
             self.compute(todo, known)
         _stop_if_interrupted()
@@ -327,6 +334,7 @@ class Study:
                 time.sleep(1)
         closing = self.closing()
         closing.close(known, time.monotonic() - started)
+        share_notes(self.store, self.folder)
         return DONE if closing.summary(known) else FAILED
 
     def closing(self) -> Closing:
@@ -370,6 +378,7 @@ class Study:
         busy = environment.Busy()
         closing, path = self.closing(), self.folder / "records.jsonl"
         resources, leads = self.config.resources, self.leads()
+        shared = time.monotonic()
         with (
             engine.cluster(self.arguments.address),
             Mirror(closing.connect_mlflow if leads else None) as mirror,
@@ -389,6 +398,10 @@ class Study:
                 for row in closing.with_trials(record) if leads else ():
                     append_record(path, row)
                     mirror.log(row, closing.artefact(row))
+                nonlocal shared
+                if leads and time.monotonic() - shared > SHARE_EVERY_S:
+                    self.store.share(path)
+                    shared = time.monotonic()
 
             engine.run_plan(
                 todo,
@@ -418,19 +431,18 @@ class Study:
         return max(1, int(fit))
 
     def context(self) -> Context:
-        from mgdm_ray.data.load import resolve_data_dir
         from mgdm_ray.jobs.base import Context
 
         deterministic, batch = self.config.deterministic, self.config.sampling.batch_size
         if deterministic and batch == "auto":
             batch = DETERMINISTIC_BATCH  # what fits depends on what else runs
-        weights = networks.weights_folder(self.config)
+        inputs = inputs_for_all(self.config, self.store.location, self.contents)
         return Context(
-            storage=str(self.store.root),
+            storage=self.store.location,
             study_folder=str(self.folder),
-            datasets={d.name: d for d in self.config.datasets},
-            data_dir=str(resolve_data_dir(self.config.data_dir)),
-            weights_folder=None if weights is None else str(weights),
+            datasets=inputs.datasets,
+            data_dir=inputs.data_dir,
+            weights_folder=inputs.weights_folder,
             sampling_batch=batch,
             sampling_workers=self.config.resources.sampling_workers,
             compile="never" if deterministic else self.config.resources.compile,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,7 @@ def launch(task: TrainingTask, progress: Progress, resources: ResourcesConfig) -
     a result, with the reason.
     """
     workers = resources.train_workers
+    path, file_system = task.store.ray_storage(task.kind, task.key)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"task": asdict(task), "progress": progress},
@@ -53,7 +55,8 @@ def launch(task: TrainingTask, progress: Progress, resources: ResourcesConfig) -
         ),
         run_config=RunConfig(
             name=task.key,
-            storage_path=task.work,
+            storage_path=path,
+            storage_filesystem=file_system,
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             # A deterministic bug would be retried for ever by default.
             failure_config=FailureConfig(
@@ -71,7 +74,9 @@ def launch(task: TrainingTask, progress: Progress, resources: ResourcesConfig) -
         raise JobError(result.return_value["error"])
     if result.checkpoint is None:
         raise JobError("training ended without a checkpoint")
-    return Path(result.checkpoint.path)
+    if file_system is None:
+        return Path(result.checkpoint.path)
+    return Path(result.checkpoint.to_directory(str(task.work / "final")))
 
 
 def _is_death(error: Exception) -> bool:
@@ -110,16 +115,18 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     wrap: Callable[[torch.nn.Module], torch.nn.Module] = prepare_model
     checkpoint = ray.train.get_checkpoint()
     try:
-        train_model(
-            task,
-            folder_for_resume=Path(checkpoint.path) if checkpoint else None,
-            rank=rank,
-            world_size=world_size,
-            device=str(get_device()),
-            wrap=wrap if world_size > 1 else lambda model: model,
-            on_step=on_step,
-            on_checkpoint=on_checkpoint,
-        )
+        # A copy, for as long as it is needed, where the checkpoint is in an object store.
+        with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
+            train_model(
+                task,
+                folder_for_resume=Path(folder) if folder else None,
+                rank=rank,
+                world_size=world_size,
+                device=str(get_device()),
+                wrap=wrap if world_size > 1 else lambda model: model,
+                on_step=on_step,
+                on_checkpoint=on_checkpoint,
+            )
     except NonFiniteLoss as error:
         # Returned, not raised: it would be the same again at every retry.
         return {"error": f"{type(error).__name__}: {error}"}

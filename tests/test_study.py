@@ -350,7 +350,8 @@ def test_what_is_damaged_is_named_kept_and_computed_anew_alone(finished: Finishe
         (("--set", "networks=[resnet19]"), "unknown network 'resnet19'"),
         (("--set", "datasets=[{name: mine, path: nowhere.npz}]"), "nowhere.npz"),
         (("--set", "resources.cpus_per_task=1000"), "asks for 1000 CPU"),
-        (("--storage", "s3://bucket/x"), "only folders"),
+        (("--storage", "nope://bucket/x"), "Protocol not known: nope"),
+        (("--storage", "s3://user:secret@bucket/x"), "holds credentials"),
         (("--storage", __file__), "give a folder that can be written"),
         (("--report-only",), "holds nothing of this study"),
         (

@@ -32,6 +32,7 @@ from mgdm_ray.data.npz import (
     resolve_data_dir,
 )
 from mgdm_ray.data.phantom import PHANTOM_VERSION, class_counts, draw_split
+from mgdm_ray.remote.objects import Objects, is_url
 from mgdm_ray.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -316,6 +317,9 @@ def download(config: DatasetConfig, data_dir: str | Path | None = None) -> Path:
             raise InputError(f"{info.url} has md5 {found}; expected {info.md5}. Try again")
         temporary.chmod(0o644)  # mkstemp's file is private; a data folder is often shared
         temporary.replace(path)
+        folder = resolve_data_dir(data_dir)
+        if is_url(folder):
+            Objects(folder).upload(path, path.name)
     except OSError as error:
         raise InputError(
             f"cannot download: {error}. {missing_file(config, path, info.url)}"

@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mgdm_ray.config import DatasetConfig, InputError
+from mgdm_ray.remote.cache import at_hand
+from mgdm_ray.remote.objects import is_url
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
@@ -41,21 +43,23 @@ class Header:
     dtype: np.dtype[np.generic]
 
 
-def resolve_data_dir(data_dir: str | Path | None) -> Path:
-    """``data_dir``, else the environment's MGDM_DATA_DIR, else ~/.medmnist."""
-    chosen = data_dir or os.environ.get(DATA_DIR_VARIABLE) or "~/.medmnist"
-    return Path(chosen).expanduser()
+def resolve_data_dir(data_dir: str | Path | None) -> str:
+    """``data_dir``, else the environment's MGDM_DATA_DIR, else ~/.medmnist: a folder or a URL."""
+    chosen = str(data_dir or os.environ.get(DATA_DIR_VARIABLE) or "~/.medmnist")
+    return chosen if is_url(chosen) else str(Path(chosen).expanduser())
 
 
 def npz_path(config: DatasetConfig, data_dir: str | Path | None) -> Path:
     """The file of a MedMNIST dataset or of your own; it need not exist.
 
-    MedMNIST names its files NAME.npz at 28 pixels and NAME_SIZE.npz above. Raises InputError for
-    a size that MedMNIST does not have, and for phantoms, which have no file.
+    Where ``data_dir`` is a URL, this machine's copy of it. MedMNIST names its files NAME.npz at 28
+    pixels and NAME_SIZE.npz above. Raises InputError for a size that MedMNIST does not have, and
+    for phantoms, which have no file.
     """
     folder = resolve_data_dir(data_dir)
     if config.path is not None:
-        return folder / Path(config.path).expanduser()  # an absolute path replaces the folder
+        given = Path(config.path).expanduser()
+        return given if given.is_absolute() else at_hand(folder, str(given))
     if config.phantom is not None:
         raise InputError(f"dataset {config.name!r} is drawn by code and has no file")
     if config.size not in MEDMNIST_SIZES:
@@ -65,7 +69,7 @@ def npz_path(config: DatasetConfig, data_dir: str | Path | None) -> Path:
             "Set its 'size' (or 'image_size') to one of them"
         )
     suffix = "" if config.size == 28 else f"_{config.size}"
-    return folder / f"{config.origin}{suffix}.npz"
+    return at_hand(folder, f"{config.origin}{suffix}.npz")
 
 
 def missing_file(config: DatasetConfig, path: Path, url: str | None) -> InputError:

@@ -16,7 +16,9 @@ from mgdm_ray.config import DatasetConfig, DenoiserConfig, GuideConfig, Referenc
 from mgdm_ray.data.info import DatasetInfo, dataset_info
 from mgdm_ray.data.load import Split, SplitName, load_split
 from mgdm_ray.provenance import git_commit, versions
-from mgdm_ray.records import NO_SPACE, OUT_OF_MEMORY, WORKER_DIED, Record
+from mgdm_ray.records import NO_SPACE, OUT_OF_MEMORY, STORE_SILENT, WORKER_DIED, Record
+from mgdm_ray.remote.objects import ObjectsError
+from mgdm_ray.remote.store import open_store
 from mgdm_ray.store import Store, no_space
 
 if TYPE_CHECKING:
@@ -44,12 +46,25 @@ class TrainingTask:
     seed: int
     schedule: Literal["linear", "cosine"]
     """The guide must know the noise of the denoiser it will guide."""
-    work: str
-    """Folder for checkpoints that survive a crash."""
+    storage: str
+    """Of the store, in whose scratch folder of this job checkpoints survive a crash."""
     reference: tuple[ReferenceFault, ...] = ()
     """Faults of the published code to reproduce."""
     num_inference_steps: int | None = None
     """The sampling grid: only the fault ``guide_timesteps`` trains on it."""
+
+    @property
+    def store(self) -> Store:
+        return open_store(self.storage)
+
+    @property
+    def kind(self) -> str:
+        return f"fit_{self.model}"
+
+    @property
+    def work(self) -> Path:
+        """Scratch folder on the machine that asks."""
+        return self.store.work(self.kind, self.key)
 
 
 # Names of files that travel between jobs.
@@ -66,6 +81,7 @@ class Context:
     """What a job must know that does not change its result."""
 
     storage: str
+    """Of the store: a folder, or a URL."""
     study_folder: str
     """Where this study's own files go: the searches' databases."""
     datasets: dict[str, DatasetConfig]
@@ -89,7 +105,7 @@ class Context:
 
     @property
     def store(self) -> Store:
-        return Store(self.storage)
+        return open_store(self.storage)
 
 
 JobFunction = Callable[["Job", Context, Path], Outcome]
@@ -148,6 +164,8 @@ def run(job: Job, context: Context, functions: Mapping[str, JobFunction] | None 
             return stored_record(store, job.kind, job.key)
         write_log(store, job, traceback.format_exc())
         return failed(job, reason_of(error), seconds=time.monotonic() - started)
+    finally:
+        store.release()
     return record
 
 
@@ -193,6 +211,7 @@ def write_log(store: Store, job: Job, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{job.label}\n{text}", encoding="utf-8")
+        store.share(path)
         log.warning("%s failed, see %s", job.label, path)
     except OSError as error:
         log.warning("%s failed, and %s cannot be written: %s", job.label, path, error)
@@ -205,6 +224,8 @@ def reason_of(error: BaseException) -> str:
     # By its name: torch has one of its own, and is not imported where it is not needed.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         reason = f"{OUT_OF_MEMORY}: {reason}"
+    elif isinstance(error, ObjectsError):
+        reason = f"{STORE_SILENT}: {reason}"
     elif no_space(error):
         reason = f"{NO_SPACE}: {reason}"
     elif isinstance(error, JobError) and str(error).startswith(WORKER_DIED):
@@ -223,15 +244,17 @@ def info_of(job: Job, context: Context) -> DatasetInfo:
 def artefact(context: Context, kind: str, key: str) -> Path:
     """The folder of a finished artefact. JobError where it is absent or files were cut short."""
     store = context.store
-    if not store.is_done(kind, key):
-        raise JobError(f"{kind} {key} is not in the store {store.root}")
+    try:
+        folder = store.here(kind, key)
+    except FileNotFoundError as error:
+        raise JobError(f"{kind} {key} is not in the store {store.location}") from error
     wrong = store.verify(kind, key, "sizes")
     if wrong:
         raise JobError(
             f"{kind} {key} is damaged: {wrong}; the same command with --retry-failed computes it "
             "and this job anew"
         )
-    return store.folder(kind, key)
+    return folder
 
 
 def save_json(path: Path, value: Any) -> None:

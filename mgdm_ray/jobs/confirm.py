@@ -93,7 +93,7 @@ def confirm(
 
 
 def _trials(job: Job, context: Context) -> list[dict[str, Any]]:
-    path = context.store.folder("search", job.needs["search"]) / "trials.json"
+    path = artefact(context, "search", job.needs["search"]) / "trials.json"
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     return rows
 
@@ -122,8 +122,10 @@ def _scores(
     make_scorer: Callable[[Job, Context], Scorer],
 ) -> dict[tuple[int, str, int], float]:
     """By setting, network and seed; those that the scratch folder holds are not computed again."""
-    work = context.store.work(job.kind, job.key)
+    store = context.store
+    work = store.work(job.kind, job.key)
     work.mkdir(parents=True, exist_ok=True)
+    store.bring(work)
     networks, seeds = fits_per_setting(job.inputs)
     wanted = {
         (index, network, seed): Score(setting, network, seed)
@@ -142,6 +144,7 @@ def _scores(
             if decoded[0] != place[0]:
                 decoded = place[0], scorer.decode(score.setting)
             _keep(path, scorer.score(score.network, decoded[1], score.seed), score)
+            store.share(path)
         found[place] = float(json.loads(path.read_text(encoding="utf-8")))
     return found
 

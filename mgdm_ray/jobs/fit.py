@@ -101,9 +101,12 @@ def train_model(task: TrainingTask, **options: Any) -> TrainResult:
     )
     first = options.get("rank", 0) == 0
     if first:
-        clock.save(Path(task.work), options.get("world_size", 1))
+        clock.save(task.work, options.get("world_size", 1))
     if task.model == "guide" and first:
         _measure_guide(task, result.state.model, options.get("device", "cpu"))
+    for path in (task.work / SPEED_FILE, task.work / ACCURACY_FILE):
+        if first and path.exists():
+            task.store.share(path)
     return result
 
 
@@ -130,8 +133,8 @@ def _measure_guide(task: TrainingTask, guide: torch.nn.Module, device: str) -> N
         **{name: [row[name] for row in scores] for name in ("balanced_accuracy", "ece")},
         "chance_below": chance_limit(val.labels),
     }
-    Path(task.work).mkdir(parents=True, exist_ok=True)
-    save_json(Path(task.work) / ACCURACY_FILE, curve)
+    task.work.mkdir(parents=True, exist_ok=True)
+    save_json(task.work / ACCURACY_FILE, curve)
 
 
 def chance_limit(labels: np.ndarray) -> float:
@@ -148,7 +151,7 @@ def chance_limit(labels: np.ndarray) -> float:
 def train_here(task: TrainingTask, progress: Progress) -> Path:
     """Train in this process and return the folder with the final state: a Launcher without Ray."""
     config = training_config(task)
-    folder = Path(task.work) / "final"
+    folder = task.work / "final"
     result = train_model(
         task, on_step=lambda step, loss: progress(step, config.steps, f"loss {loss:.3f}")
     )
@@ -173,11 +176,12 @@ def _fit(job: Job, context: Context, folder: Path, model: Literal["denoiser", "g
         data_dir=context.data_dir,
         seed=job.inputs["seed"],
         schedule=job.inputs["schedule"],
-        work=str(work),
+        storage=context.storage,
         reference=tuple(job.inputs.get("reference", ())),
         num_inference_steps=job.inputs.get("num_inference_steps"),
     )
     final = (context.launch or train_here)(task, context.progress)
+    context.store.bring(work)
     shape = [info.channels, dataset.size, dataset.size]
     state = json.loads((final / STATE_FILE).read_text(encoding="utf-8"))
     facts = {"config": config, "shape": shape, "num_classes": info.num_classes}

@@ -67,9 +67,10 @@ def read_rows(folder: Path, rows: range | None = None) -> tuple[torch.Tensor, np
 
 
 def count_images(context: Context, kind: str, key: str) -> int:
-    shards = shards_in(artefact(context, kind, key))
+    folder = artefact(context, kind, key)
+    shards = shards_in(folder)
     if not shards:
-        raise JobError(f"{context.store.folder(kind, key)} has no images")
+        raise JobError(f"{folder} has no images")
     return shards[-1][1]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import nn
 
 from mgdm_ray.config import DownstreamConfig
@@ -29,7 +27,7 @@ def network_for(
     elif config.pretrained is not None:
         if context.weights_folder is None:
             raise JobError("the folder of downstream.pretrained is not known here")
-        source = weights_file(Path(context.weights_folder), name)
+        source = weights_file(context.weights_folder, name)
     return build_network(
         name, info.num_classes, info.channels, size, *seed_parts, pretrained=source
     )

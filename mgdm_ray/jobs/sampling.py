@@ -26,7 +26,7 @@ from mgdm_ray.diffusion.two_stage import decode as decode_images
 from mgdm_ray.diffusion.two_stage import encode as encode_images
 from mgdm_ray.diffusion.two_stage import generate as generate_images
 from mgdm_ray.files import replacing
-from mgdm_ray.jobs.base import Context, Outcome, info_of, open_split, stored_record
+from mgdm_ray.jobs.base import Context, Outcome, artefact, info_of, open_split, stored_record
 from mgdm_ray.jobs.choice import best_setting, chosen_stage_one
 from mgdm_ray.jobs.images import (
     count_images,
@@ -199,17 +199,22 @@ SAMPLERS: dict[str, Callable[[Job, Context, int], RowSampler]] = {
 
 def sample_shards(job: Job, context: Context, shards: Sequence[range]) -> None:
     """Compute those of ``shards`` that are not there yet, into the job's scratch folder."""
-    work = context.store.work(job.kind, job.key)
+    store = context.store
+    work = store.work(job.kind, job.key)
     work.mkdir(parents=True, exist_ok=True)
+    store.bring(work)
     todo = [rows for rows in shards if not shard_path(work, rows).exists()]
     if todo:
         sampler = SAMPLERS[job.kind](job, context, sum(len(rows) for rows in todo))
         for rows in todo:
             save_shard(work, rows, *sampler(rows))
+            store.share(shard_path(work, rows))
     # Here and not in the job itself, which may only wait for those who have the GPUs.
     first = any(rows.start == 0 for rows in shards)
     if job.arm == "disturb" and first and not (work / STRENGTHS_FILE).exists():
         _draw_strengths(job, context, work)
+        if (work / STRENGTHS_FILE).exists():
+            store.share(work / STRENGTHS_FILE)
 
 
 def _sample(job: Job, context: Context, folder: Path, total: int) -> None:
@@ -221,6 +226,7 @@ def _sample(job: Job, context: Context, folder: Path, total: int) -> None:
         parts = [shards[i :: context.sampling_workers] for i in range(context.sampling_workers)]
         context.spread(job, context, [part for part in parts if part])
     work = context.store.work(job.kind, job.key)
+    context.store.bring(work)
     paths = [shard_path(work, rows) for rows in shards]
     for path in [*paths, *work.glob(STRENGTHS_FILE)]:
         # Linked, not moved: until the artefact is there, a kill must not cost finished shards.
@@ -283,7 +289,7 @@ def _draw_strengths(job: Job, context: Context, folder: Path) -> None:
     latents_key, setting = _chosen(job, context)
     if setting is None or not setting.uncertainty_scale:
         return
-    _, stop, _ = shards_in(context.store.folder("encode", latents_key))[0]
+    _, stop, _ = shards_in(artefact(context, "encode", latents_key))[0]
     rows = range(stop)
     latents, labels = load_images(context, "encode", latents_key, rows)
     source = str(context.store.manifest("encode", latents_key)["needs"]["images"])

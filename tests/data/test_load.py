@@ -65,10 +65,11 @@ def corrupt(path: Path, member: str) -> None:
 def test_data_dir_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches an environment variable that would overrule the study file, and a lost default."""
     monkeypatch.setenv("MGDM_DATA_DIR", str(tmp_path / "env"))
-    assert resolve_data_dir(str(tmp_path)) == tmp_path
-    assert resolve_data_dir(None) == tmp_path / "env"
+    assert resolve_data_dir(str(tmp_path)) == str(tmp_path)
+    assert resolve_data_dir(None) == str(tmp_path / "env")
     monkeypatch.delenv("MGDM_DATA_DIR")
-    assert resolve_data_dir(None) == Path.home() / ".medmnist"
+    assert resolve_data_dir(None) == str(Path.home() / ".medmnist")
+    assert resolve_data_dir("s3://bucket//x") == "s3://bucket//x", "not taken for a path"
 
 
 def test_file_names(tmp_path: Path) -> None:

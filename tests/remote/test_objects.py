@@ -1,0 +1,108 @@
+"""Objects of a real HTTP server with S3's interface, and of fsspec's memory."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import boto3
+import pytest
+
+from mgdm_ray.remote.objects import Objects, ObjectsError, is_url
+from tests.remote.server import BUCKET, s3_server
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["s3", "memory"])
+def objects(request: pytest.FixtureRequest, bucket: str) -> Objects:
+    url = bucket if request.param == "s3" else "memory://bucket"
+    return Objects(f"{url}/{uuid.uuid4().hex}/")
+
+
+def test_what_is_written_is_read_listed_and_removed(objects: Objects, tmp_path: Path) -> None:
+    """Would catch names that lose their folder, and a prefix that takes its neighbours along."""
+    objects.require()
+    (tmp_path / "file").write_bytes(b"four")
+    objects.write("a/b", b"12")
+    objects.write("ab", b"1")
+    objects.upload(tmp_path / "file", "a/deep/c")
+    assert objects.sizes("a") == {"a/b": 2, "a/deep/c": 4}
+    assert objects.sizes("a/b") == {"a/b": 2}
+    assert objects.sizes("nothing") == {}
+    assert objects.sizes("") == {"a/b": 2, "a/deep/c": 4, "ab": 1}
+    assert objects.read("a/b") == b"12"
+    assert objects.read_all(["ab", "no", "a/b"]) == {"ab": b"1", "a/b": b"12"}
+    assert objects.read_all([]) == {}
+    objects.download("a/deep/c", tmp_path / "new" / "c")
+    assert (tmp_path / "new" / "c").read_bytes() == b"four"
+    assert objects.exists("ab")
+    assert not objects.exists("abc")
+    objects.remove(["ab", "never there"])
+    assert not objects.exists("ab")
+    objects.remove_all("a")
+    assert objects.sizes("") == {}
+    with pytest.raises(FileNotFoundError):
+        objects.read("a/b")
+    with pytest.raises(FileNotFoundError):
+        objects.version("a/b")
+
+
+def test_only_one_of_many_creates_an_object(objects: Objects) -> None:
+    """Would catch two writers who both believe that their result counts."""
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda i: objects.create("done", b"%d" % i), range(8)))
+    assert sum(won) == 1
+    assert objects.read("done") == b"%d" % won.index(True)
+
+
+def test_a_changed_object_has_another_version(objects: Objects) -> None:
+    """Would catch a data file that was exchanged and is not fetched again."""
+    objects.write("x", b"one")
+    first = objects.version("x")
+    assert objects.version("x") == first
+    objects.write("x", b"two")
+    assert objects.version("x") != first
+
+
+def test_what_cannot_be_used_says_why(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a study that starts and cannot keep anything, or a traceback of botocore's."""
+    with pytest.raises(ObjectsError, match="Does the bucket exist"):
+        Objects("s3://no-such-bucket/x").require()
+    with pytest.raises(ObjectsError, match=r"Protocol not known: nope; known: s3://"):
+        Objects("nope://x/y")
+    with pytest.raises(ObjectsError, match=r"gcsfs is not installed: pip install gcsfs"):
+        Objects("gs://bucket/x")
+    assert boto3.client("s3").list_objects_v2(Bucket=BUCKET).get("KeyCount") is not None
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    silent = Objects(f"{bucket}/x")
+    silent._fs.__class__.clear_instance_cache()
+    with pytest.raises(ObjectsError):
+        Objects(f"{bucket}/x").read("y")
+    silent._fs.__class__.clear_instance_cache()
+
+
+def test_a_server_without_create_once_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch servers that take If-None-Match for nothing: done markers would mean nothing."""
+    objects = Objects(f"memory://bucket/{uuid.uuid4().hex}")
+    pipe = type(objects._fs).pipe_file
+
+    def careless(self: object, path: str, value: bytes, mode: str = "") -> None:  # noqa: ARG001
+        pipe(self, path, value)
+
+    monkeypatch.setattr(type(objects._fs), "pipe_file", careless)
+    with pytest.raises(ObjectsError, match="lets a second writer replace"):
+        objects.require()
+
+
+def test_what_is_a_url() -> None:
+    assert is_url("s3://bucket")
+    assert not is_url("/a/folder")
+    assert not is_url("runs")
