@@ -127,8 +127,8 @@ class MlflowServer:
             self.process.wait()
 
 
-def small_cluster() -> Cluster:
-    """A head that computes nothing, and two nodes of one core that are missed within seconds."""
+def quick_head() -> Cluster:
+    """A head that computes nothing, and misses its nodes within seconds."""
     from ray.cluster_utils import Cluster  # after conftest has set what Ray reads when imported
 
     quick = {
@@ -136,7 +136,12 @@ def small_cluster() -> Cluster:
         "health_check_failure_threshold": 3,
         "health_check_timeout_ms": 500,
     }
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": quick})
+    return Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": quick})
+
+
+def small_cluster() -> Cluster:
+    """A quick head and two nodes of one core."""
+    made = quick_head()
     for _ in range(2):
         made.add_node(num_cpus=1)
     return made
