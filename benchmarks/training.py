@@ -65,7 +65,8 @@ def ours(kind: Kind, device: str) -> tuple[Callable[[], None], list[float]]:
     def run() -> None:
         for _ in range(STEPS):
             draw = draws.draw(state.step)
-            losses.append(train_step(state, state.model, config, IMAGES, LABELS, draw, SCHEDULE))
+            step = train_step(state, state.model, config, IMAGES, LABELS, draw, SCHEDULE)
+            losses.append(step.loss)
 
     return run, losses
 

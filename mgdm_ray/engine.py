@@ -365,7 +365,8 @@ class _Run:
         """
         ask, trainings = self.limits.resources, self.in_hand["fit"]
         cpus, gpus = self.cluster.get("CPU", 0.0), self.cluster.get("GPU", 0.0)
-        train = ask.train_workers * ask.cpus_per_worker, ask.train_workers * ask.gpus_per_worker
+        workers = ask.least_train_workers
+        train = workers * ask.cpus_per_worker, workers * ask.gpus_per_worker
         task = ask.cpus_per_task, ask.gpus_per_task
         if group == "fit":
             return max(1, _fit((cpus, gpus), train))

@@ -106,7 +106,7 @@ class Outlook:
         found = {}
         for key, its in self.efforts.items():
             fits = self.todo[key].kind in FITS
-            share = self.config.resources.train_workers if fits else self.asks[key].lanes
+            share = self.config.resources.least_train_workers if fits else self.asks[key].lanes
             estimate = its and figures.estimate(its, share)
             if estimate:
                 found[key] = estimate

@@ -1,4 +1,4 @@
-"""Whether a network computes in bfloat16: by what was asked for, the device and the network."""
+"""What a network computes in: by what was asked for, the device and the network."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from torch import nn
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """bfloat16 autocast if asked for, or with ``auto`` where it is faster here."""
-    use = resolved_precision(precision, device) == "bfloat16"
-    return torch.autocast(device.type, torch.bfloat16) if use else contextlib.nullcontext()
+    """Autocast to what ``precision`` means on ``device``; nothing for float32."""
+    resolved = resolved_precision(precision, device)
+    if resolved == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, getattr(torch, resolved))
 
 
 def resolved_precision(precision: str, device: torch.device) -> str:
-    """``bfloat16`` or ``float32``: what ``precision`` means on ``device``."""
+    """``bfloat16``, ``float16`` or ``float32``: what ``precision`` means on ``device``."""
     if precision == "auto":
         return "bfloat16" if has_bfloat16(device) else "float32"
     return precision

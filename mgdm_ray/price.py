@@ -44,7 +44,7 @@ class Ask:
 def ask_of(job: Job, resources: ResourcesConfig, trials_at_once: int) -> Ask:
     """What ``job`` holds while it runs; a search as many lanes as it has trials at once."""
     if job.kind in FITS:
-        workers = resources.train_workers
+        workers = resources.least_train_workers
         return Ask(1, workers * resources.cpus_per_worker, workers * resources.gpus_per_worker)
     lanes = 1
     if job.kind == "search":
@@ -73,7 +73,7 @@ def shortages(
         most = max((node.get(name, 0.0) for node in nodes), default=0.0)
         together = sum(node.get(name, 0.0) for node in nodes)
         worker = getattr(resources, f"{field}_worker")
-        group = resources.train_workers * worker
+        group = resources.least_train_workers * worker
         for concerned, place, amount, have, where in (
             (fits, f"{field}_worker", worker, most, "largest node"),
             # Where one worker has no place, that its group has none says nothing more.

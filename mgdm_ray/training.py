@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
-import torch
 from ray.exceptions import RayActorError
 from ray.train import (
     Checkpoint,
@@ -30,9 +30,14 @@ from mgdm_ray.jobs.base import JobError, Progress, TrainingTask, training_config
 from mgdm_ray.records import WORKER_DIED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from mgdm_ray.diffusion.train import TrainState
+
+
+START_WITHIN_S, STARTS = 30, 1000
+"""How long elastic training waits for the workers it counted on, and how often."""
+RESIZE_EVERY_S = 60.0
+"""How often elastic training looks for more machines; to take them it goes back to its last
+checkpoint."""
 
 
 def launch(task: TrainingTask, progress: Progress, resources: ResourcesConfig) -> Path:
@@ -42,14 +47,18 @@ def launch(task: TrainingTask, progress: Progress, resources: ResourcesConfig) -
     kind of death goes on from the last checkpoint. Raises JobError where training ends without
     a result, with the reason.
     """
-    workers = resources.train_workers
+    elastic = resources.least_train_workers < resources.most_train_workers
+    if elastic:
+        # It may have counted on a machine that was just lost: count again.
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(START_WITHIN_S)
     path, file_system = task.store.ray_storage(task.kind, task.key)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"task": asdict(task), "progress": progress},
+        train_loop_config={"task": asdict(task), "progress": progress, "resources": resources},
         torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=workers,
+            num_workers=resources.train_workers,
+            elastic_resize_monitor_interval_s=RESIZE_EVERY_S,
             use_gpu=resources.gpus_per_worker > 0,
             resources_per_worker=_per_worker(resources),
         ),
@@ -60,7 +69,8 @@ def launch(task: TrainingTask, progress: Progress, resources: ResourcesConfig) -
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             # A deterministic bug would be retried for ever by default.
             failure_config=FailureConfig(
-                max_failures=resources.max_retries, controller_failure_limit=1
+                max_failures=resources.max_retries,
+                controller_failure_limit=STARTS if elastic else 1,
             ),
         ),
     )
@@ -97,6 +107,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     """What every worker runs: resume, train, report checkpoints."""
     # Only here: the controller process, which runs none of this, must not pay for MONAI.
     from mgdm_ray.diffusion.train import NonFiniteLoss
+    from mgdm_ray.diffusion.workers import Workers
     from mgdm_ray.jobs.fit import train_model
 
     task = TrainingTask(**config["task"])
@@ -112,7 +123,14 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     def on_checkpoint(state: TrainState, _history: object) -> None:
         _report(state, rank)
 
-    wrap: Callable[[torch.nn.Module], torch.nn.Module] = prepare_model
+    resources: ResourcesConfig = config["resources"]
+    workers = Workers(
+        rank,
+        world_size,
+        micro_batch=resources.micro_batch,
+        activation_checkpointing=resources.activation_checkpointing,
+        wrap=prepare_model if world_size > 1 else None,
+    )
     checkpoint = ray.train.get_checkpoint()
     try:
         # A copy, for as long as it is needed, where the checkpoint is in an object store.
@@ -120,17 +138,24 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
             train_model(
                 task,
                 folder_for_resume=Path(folder) if folder else None,
-                rank=rank,
-                world_size=world_size,
+                workers=workers,
                 device=str(get_device()),
-                wrap=wrap if world_size > 1 else lambda model: model,
                 on_step=on_step,
                 on_checkpoint=on_checkpoint,
+                must_stop=_will_be_taken_away,
             )
     except NonFiniteLoss as error:
         # Returned, not raised: it would be the same again at every retry.
         return {"error": f"{type(error).__name__}: {error}"}
     return {"error": None}
+
+
+def _will_be_taken_away() -> bool:
+    """Whether a machine of this training gets taken back soon, as far as Ray has been told.
+
+    Waits for all workers, and all get the same answer.
+    """
+    return ray.train.get_preemption_info() is not None
 
 
 def _report(state: TrainState, rank: int) -> None:

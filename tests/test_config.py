@@ -41,8 +41,16 @@ def refusal(write_study: Any, study: dict[str, Any], *overrides: str) -> str:
         ({"seeds": True}, ["seeds", "got True"]),
         ({"image_size": 18, "guide": {"unet": {"channels": [16] * 3}}}, ["multiple of 4"]),
         (
-            {"resources": {"train_workers": 3}},
-            ["denoiser.batch_size 8 cannot be split over 3 workers"],
+            {"resources": {"train_workers": 9}},
+            ["denoiser.batch_size 8 is less than the 9 workers"],
+        ),
+        (
+            {"resources": {"train_workers": [1, 9]}},
+            ["denoiser.batch_size 8 is less than the 9 workers"],
+        ),
+        (
+            {"resources": {"train_workers": [3, 2]}},
+            ["resources.train_workers", "the least, 3, is the larger one"],
         ),
         (
             {"setting": {"interval": [600, 100]}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ from mgdm_ray import engine, training
 from mgdm_ray.config import InputError, ResourcesConfig, StudyConfig
 from mgdm_ray.diffusion.train import NonFiniteLoss
 from mgdm_ray.jobs import fit
-from mgdm_ray.jobs.base import TENSORS_FILE, TrainingTask, silent
+from mgdm_ray.jobs.base import STATE_FILE, TENSORS_FILE, TrainingTask, silent
 from tests.conftest import TINY
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -72,13 +73,23 @@ def test_a_killed_worker_resumes_and_ends_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_workers_train_what_one_trains(tmp_path: Path) -> None:
-    """Would catch workers that draw the same images, or gradients that are summed, not averaged."""
+@pytest.mark.parametrize(("workers", "at_once"), [(3, None), (4, 1)])
+def test_workers_together_train_what_one_trains(
+    tmp_path: Path, workers: int, at_once: int | None
+) -> None:
+    """Would catch workers that draw the same images, gradients that are summed, not averaged,
+    shares that count equally though they are not (8 images among 3), and a loss curve that is one
+    worker's own."""
     one = fit.train_here(task(tmp_path / "one"), silent)
-    resources = ResourcesConfig(train_workers=2, cpus_per_worker=0.5)  # one core is enough
-    two = training.launch(task(tmp_path / "two"), silent, resources)
+    resources = ResourcesConfig(
+        train_workers=workers, cpus_per_worker=0.25, micro_batch=at_once
+    )  # one core is enough
+    several = training.launch(task(tmp_path / "several"), silent, resources)
     for name, value in weights(one).items():
-        np.testing.assert_allclose(weights(two)[name], value, atol=2e-4, err_msg=name)
+        np.testing.assert_allclose(weights(several)[name], value, atol=2e-4, err_msg=name)
+    curves = [json.loads((folder / STATE_FILE).read_text())["history"] for folder in (one, several)]
+    ours, theirs = ([row["loss"] for row in curve] for curve in curves)
+    assert ours == pytest.approx(theirs, rel=1e-3)
 
 
 def test_a_loss_that_is_not_finite_is_reported_not_retried(
@@ -92,7 +103,11 @@ def test_a_loss_that_is_not_finite_is_reported_not_retried(
         raise NonFiniteLoss(3)
 
     monkeypatch.setattr(fit, "train_model", explode)
-    loop = {"task": task(tmp_path).__dict__, "progress": silent}
+    loop = {
+        "task": task(tmp_path).__dict__,
+        "progress": silent,
+        "resources": ResourcesConfig(),
+    }
     # No worker process: the loop runs here, where the patch is.
     trainer = TorchTrainer(
         training._worker, train_loop_config=loop, scaling_config=ScalingConfig(num_workers=0)

@@ -52,9 +52,9 @@ class TrainConfig(Frozen):
     """Draw every class equally often."""
     checkpoint_every: Positive = 200
     """Steps between checkpoints: what a kill can cost at most."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """``auto``: bfloat16 autocast where that is faster: on GPUs that have it, CPUs with AMX,
-    and AMD's with AVX512_BF16."""
+    and AMD's with AVX512_BF16. ``float16`` scales the loss, for GPUs without bfloat16."""
 
 
 RECIPES: dict[str, dict[str, Any]] = {

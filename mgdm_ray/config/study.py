@@ -63,8 +63,14 @@ class JudgeConfig(Frozen):
 class ResourcesConfig(Frozen):
     """What a job asks of Ray; never changes a key."""
 
-    train_workers: Positive = 1
-    """Ray Train workers per diffusion model (DDP)."""
+    train_workers: Positive | tuple[Positive, Positive] = 1
+    """Ray Train workers per diffusion model (DDP). [least, most] takes what is there: training
+    starts with the least, grows when machines join and goes on when some are lost."""
+    micro_batch: Positive | None = None
+    """Images that a training worker takes at once; null: its whole share of the batch. Less
+    memory, the same result."""
+    activation_checkpointing: bool = False
+    """Training keeps fewer activations and computes them again: less memory, a third slower."""
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float = Field(0, ge=0)
     cpus_per_task: float = Field(1, gt=0)
@@ -76,6 +82,23 @@ class ResourcesConfig(Frozen):
     """torch.compile while sampling; ``auto``: where enough work is ahead to pay for it."""
     max_retries: int = Field(1, ge=0, le=100)
     """How often a job whose worker died is started again."""
+
+    @field_validator("train_workers")
+    @classmethod
+    def _range(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        if isinstance(value, tuple) and value[0] > value[1]:
+            raise ValueError(f"[least, most] workers: the least, {value[0]}, is the larger one")
+        return value
+
+    @property
+    def least_train_workers(self) -> int:
+        value = self.train_workers
+        return value if isinstance(value, int) else value[0]
+
+    @property
+    def most_train_workers(self) -> int:
+        value = self.train_workers
+        return value if isinstance(value, int) else value[1]
 
 
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
@@ -305,12 +328,12 @@ class StudyConfig(Frozen):
 
     @model_validator(mode="after")
     def _batches(self) -> Self:
-        workers = self.resources.train_workers
+        most = self.resources.most_train_workers
         for what, train in (("denoiser", self.denoiser), ("guide", self.guide)):
-            if train.batch_size % workers:
+            if train.batch_size < most:
                 raise ValueError(
-                    f"{what}.batch_size {train.batch_size} cannot be split over "
-                    f"{workers} workers (resources.train_workers); give a multiple"
+                    f"{what}.batch_size {train.batch_size} is less than the {most} workers that "
+                    "share it (resources.train_workers)"
                 )
         return self
 

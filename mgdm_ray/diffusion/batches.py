@@ -6,6 +6,7 @@ draws the same global batch and takes its share of it.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,19 @@ class Draw:
     feature_masks: Tensor | None = None
     """float32 `[n, F]`: dropout on a guide's features; None without."""
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def parts(self, most: int | None) -> list[Draw]:
+        """The same images, at most ``most`` of them at a time and about equally many."""
+        count = 1 if most is None else -(-len(self) // most)
+        cuts = [len(self) * i // count for i in range(count + 1)]
+        return [self._part(slice(*pair)) for pair in itertools.pairwise(cuts)]
+
+    def _part(self, mine: slice) -> Draw:
+        masks = None if self.feature_masks is None else self.feature_masks[mine]
+        return Draw(self.rows[mine], self.t[mine], self.drop_mask[mine], self.noise[mine], masks)
+
 
 class BatchSource:
     """Draws the share of one worker, rank ``rank`` of ``world_size``.
@@ -37,9 +51,8 @@ class BatchSource:
     ``class_balanced`` fills every batch with equally many images of each class that occurs (when
     the classes do not divide the batch, who gets one more changes at random), else images are
     drawn uniformly. ``whole_batch_dropout``: all images of a batch lose their label or none, at
-    the same rate (the fault ``label_dropout``). ValueError if the batch cannot be shared out
-    equally: with unequal shares the mean of the workers' gradients would not be the gradient of
-    the batch.
+    the same rate (the fault ``label_dropout``). Shares differ by one image where the workers do not
+    divide the batch. ValueError if there are more workers than images in a batch.
     """
 
     def __init__(
@@ -59,16 +72,14 @@ class BatchSource:
         features: int = 0,
         feature_dropout: float = 0.0,
     ) -> None:
-        if batch_size % world_size:
-            raise ValueError(
-                f"batch_size {batch_size} cannot be divided equally among {world_size} workers"
-            )
+        if batch_size < world_size:
+            raise ValueError(f"batch_size {batch_size} is less than {world_size} workers")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is not in 0 .. {world_size - 1}")
         if len(labels) == 0:
             raise ValueError("there are no training images")
-        share = batch_size // world_size
-        self.mine = slice(rank * share, (rank + 1) * share)
+        cuts = [batch_size * r // world_size for r in (rank, rank + 1)]
+        self.mine = slice(*cuts)
         self.shape, self.batch_size, self.label_dropout = shape, batch_size, label_dropout
         self.num_train_timesteps = num_train_timesteps
         self.features, self.feature_dropout = features, feature_dropout

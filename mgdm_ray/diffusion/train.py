@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,15 +22,26 @@ from mgdm_ray.diffusion.execution import in_layout
 from mgdm_ray.diffusion.losses import denoiser_loss, guide_loss
 from mgdm_ray.diffusion.schedule import NoiseSchedule
 from mgdm_ray.diffusion.unet import build_denoiser, build_guide, null_label
+from mgdm_ray.diffusion.workers import (
+    Workers,
+    exchanging,
+    forget_activations,
+    sum_over_workers,
+)
 from mgdm_ray.precision import autocast, resolved_precision
 from mgdm_ray.seeding import per_image_noise
 
 Kind = Literal["denoiser", "guide"]
 History = list[dict[str, float]]
-"""Rows {"step": 1-based, "loss": mean over this worker's share of the batch}."""
+"""Rows {"step": 1-based, "loss": mean over the batch of all workers}."""
 
 TENSORS_FILE = "state.safetensors"
 STATE_FILE = "state.json"
+ALONE = Workers()
+LOOK_EVERY_S = 5.0
+"""Between two looks whether a machine will be taken away: each makes all workers wait for all."""
+LEAST_SCALE = 1e-4
+"""Gradients that overflow under a smaller scale than this are infinite themselves."""
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """AdamW's state of one parameter."""
 
@@ -53,6 +65,8 @@ class TrainState:
     ema: nn.Module | None
     """Average of the weights: the denoiser's; the guide has none."""
     optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    """Of the loss in float16; does nothing in other precisions."""
     step: int = 0
     history: History = field(default_factory=list)
     precision: str = "float32"
@@ -79,7 +93,12 @@ class TrainState:
             {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
             folder / TENSORS_FILE,
         )
-        facts = {"step": self.step, "history": self.history, "precision": self.precision}
+        facts = {
+            "step": self.step,
+            "history": self.history,
+            "precision": self.precision,
+            "scaler": self.scaler.state_dict(),
+        }
         (folder / STATE_FILE).write_text(json.dumps(facts), encoding="utf-8")
 
     def load(self, folder: Path) -> None:
@@ -100,6 +119,8 @@ class TrainState:
                 for key in MOMENTS
                 if f"optimizer.{key}.{name}" in tensors
             }
+        if self.scaler.is_enabled() and facts.get("scaler"):
+            self.scaler.load_state_dict(facts["scaler"])
         self.step, self.history = int(facts["step"]), list(facts["history"])
 
 
@@ -130,22 +151,22 @@ def train(
     schedule: NoiseSchedule,
     whole_batch_dropout: bool = False,
     folder_for_resume: Path | None = None,
-    rank: int = 0,
-    world_size: int = 1,
+    workers: Workers = ALONE,
     device: str | torch.device = "cpu",
-    wrap: Callable[[nn.Module], nn.Module] | None = None,
     on_step: Callable[[int, float], None] | None = None,
     on_checkpoint: Callable[[TrainState, History], None] | None = None,
+    must_stop: Callable[[], bool] | None = None,
 ) -> TrainResult:
     """Train for ``config.steps`` steps in all, those of ``folder_for_resume`` included.
 
     ``images`` float32 `[N, C, H, W]` in [-1, 1] and ``labels`` int64 `[N]` are the whole training
     set for every worker. ``schedule`` is the denoiser's for both kinds: a guide trained on other
     noise levels than it is asked about would be worthless. ``whole_batch_dropout`` is explained in
-    ``BatchSource``. ``wrap`` is DDP's place; only its
-    averaging of gradients is relied on. ``on_step(step, loss)`` runs after every step (1-based),
-    ``on_checkpoint`` after every ``config.checkpoint_every`` steps and after the last one, on
-    every rank. Raises NonFiniteLoss, and ValueError for a batch that workers cannot share.
+    ``BatchSource``. ``on_step(step, loss)`` runs after every step (1-based), ``on_checkpoint``
+    after every ``config.checkpoint_every`` steps, after the last one, and once ``must_stop`` says
+    that a machine will be taken away, on every rank. ``must_stop`` is asked every LOOK_EVERY_S by
+    all ranks after the same step. Raises NonFiniteLoss, and ValueError for more workers than a
+    batch has images.
     """
     source = BatchSource(
         labels,
@@ -157,25 +178,46 @@ def train(
         whole_batch_dropout=whole_batch_dropout,
         seed=seed,
         kind=kind,
-        rank=rank,
-        world_size=world_size,
+        rank=workers.rank,
+        world_size=workers.world_size,
         features=config.unet.channels[-1],
         feature_dropout=config.dropout if isinstance(config, GuideConfig) else 0.0,
     )
     state = new_state(kind, config, images.shape[1], num_classes, seed, device)
     if folder_for_resume is not None and (folder_for_resume / STATE_FILE).exists():
         state.load(folder_for_resume)
-    forward = state.model if wrap is None else wrap(state.model)
+    if workers.activation_checkpointing:
+        forget_activations(state.model)
+    forward = state.model if workers.wrap is None else workers.wrap(state.model)
     forward.train()
+    warned, looked = False, time.monotonic()
     while state.step < config.steps:
-        loss = train_step(state, forward, config, images, labels, source.draw(state.step), schedule)
-        state.history.append({"step": state.step, "loss": loss})
+        draw = source.draw(state.step)
+        # The first rank's watch counts, and all of them hear what it says.
+        look = must_stop is not None and time.monotonic() - looked > LOOK_EVERY_S
+        look = look and workers.rank == 0 and not warned
+        step = train_step(state, forward, config, images, labels, draw, schedule, workers, look)
+        state.history.append({"step": state.step, "loss": step.loss})
         if on_step is not None:
-            on_step(state.step, loss)
+            on_step(state.step, step.loss)
         due = state.step % config.checkpoint_every == 0 or state.step == config.steps
+        if step.look and must_stop is not None:
+            looked = time.monotonic()
+            warned = must_stop()
+            due = due or warned
         if due and on_checkpoint is not None:
             on_checkpoint(state, state.history)
     return TrainResult(state, state.history)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What all workers know after a step."""
+
+    loss: float
+    """Mean over the batch, before the step."""
+    look: bool
+    """Some worker wanted all to look for news."""
 
 
 def new_state(
@@ -200,9 +242,10 @@ def new_state(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=1e-2, fused=True
     )
-    return TrainState(
-        model, ema, optimizer, precision=resolved_precision(config.precision, torch.device(device))
-    )
+    place = torch.device(device)
+    precision = resolved_precision(config.precision, place)
+    scaler = torch.amp.GradScaler(place.type, enabled=precision == "float16")
+    return TrainState(model, ema, optimizer, scaler, precision=precision)
 
 
 def train_step(
@@ -213,35 +256,66 @@ def train_step(
     labels: Tensor,
     draw: Draw,
     schedule: NoiseSchedule,
-) -> float:
-    """One optimiser step in place; the loss before it. ``forward`` is the model, maybe wrapped."""
+    workers: Workers = ALONE,
+    look: bool = False,
+) -> Step:
+    """One optimiser step in place. ``forward`` is the model, maybe wrapped.
+
+    ``draw`` is this worker's share of the batch, ``look`` whether it wants all to look for news.
+    """
     device = next(state.model.parameters()).device
+    state.optimizer.zero_grad(set_to_none=True)
+    value = 0.0
+    parts = draw.parts(workers.micro_batch)
+    for part in parts:
+        loss = _loss(state, forward, config, images, labels, part, schedule, device)
+        share = len(part) / config.batch_size
+        value += float(loss.detach()) * share
+        # The exchange averages over the workers; their shares may differ.
+        weight = len(part) * workers.world_size / config.batch_size
+        with exchanging(forward, part is parts[-1]):
+            torch.autograd.backward(state.scaler.scale(loss if weight == 1 else loss * weight))
+    value, looking = sum_over_workers([value, float(look)], device)
+    state.scaler.unscale_(state.optimizer)
+    # An infinite limit does not change the gradients, but still tells their norm.
+    limit = math.inf if config.grad_clip is None else config.grad_clip
+    gradient_norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), limit))
+    # Every worker has the same loss and the same averaged gradient: all of them stop here, and
+    # none waits for ever in the next exchange for one that left.
+    if not math.isfinite(value):
+        raise NonFiniteLoss(state.step + 1)
+    overflow = not math.isfinite(gradient_norm)
+    if overflow and not (state.scaler.is_enabled() and state.scaler.get_scale() > LEAST_SCALE):
+        raise NonFiniteLoss(state.step + 1, "gradient")
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(state.step, config)
+    state.scaler.step(state.optimizer)  # nothing after an overflow, which a smaller scale avoids
+    state.scaler.update()
+    if isinstance(config, DenoiserConfig) and state.ema is not None and not overflow:
+        update_ema(state.ema, state.model, state.step, config.ema_decay)
+    state.step += 1
+    return Step(value, looking > 0)
+
+
+def _loss(
+    state: TrainState,
+    forward: nn.Module,
+    config: DenoiserConfig | GuideConfig,
+    images: Tensor,
+    labels: Tensor,
+    draw: Draw,
+    schedule: NoiseSchedule,
+    device: torch.device,
+) -> Tensor:
+    """Scalar: the mean over the images of ``draw``."""
     x_0, y = images[draw.rows].to(device), labels[draw.rows].to(device)
     t, noise, drop = draw.t.to(device), draw.noise.to(device), draw.drop_mask.to(device)
     with autocast(config.precision, device):
         if isinstance(config, DenoiserConfig):
             empty = null_label(state.model)
-            loss = denoiser_loss(forward, x_0, y, t, noise, drop, schedule, config, empty)
-        else:
-            masks = None if draw.feature_masks is None else draw.feature_masks.to(device)
-            loss = guide_loss(forward, x_0, y, t, noise, schedule, config.label_smoothing, masks)
-    value = float(loss.detach())
-    state.optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
-    # An infinite limit does not change the gradients, but still tells their norm.
-    limit = math.inf if config.grad_clip is None else config.grad_clip
-    gradient_norm = nn.utils.clip_grad_norm_(state.model.parameters(), limit)
-    # Looked at only now: the averaged gradient is NaN on every worker if one worker's loss is, so
-    # that all of them stop here, and none waits for ever in the next exchange for one that left.
-    if not math.isfinite(float(gradient_norm)):
-        raise NonFiniteLoss(state.step + 1, "gradient" if math.isfinite(value) else "loss")
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(state.step, config)
-    state.optimizer.step()
-    if isinstance(config, DenoiserConfig) and state.ema is not None:
-        update_ema(state.ema, state.model, state.step, config.ema_decay)
-    state.step += 1
-    return value
+            return denoiser_loss(forward, x_0, y, t, noise, drop, schedule, config, empty)
+        masks = None if draw.feature_masks is None else draw.feature_masks.to(device)
+        return guide_loss(forward, x_0, y, t, noise, schedule, config.label_smoothing, masks)
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

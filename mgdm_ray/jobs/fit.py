@@ -80,7 +80,7 @@ def train_model(task: TrainingTask, **options: Any) -> TrainResult:
 
     from mgdm_ray.diffusion.reference import respaced
     from mgdm_ray.diffusion.schedule import make_schedule
-    from mgdm_ray.diffusion.train import train
+    from mgdm_ray.diffusion.train import ALONE, train
 
     schedule = make_schedule(task.schedule)
     if "guide_timesteps" in task.reference and task.num_inference_steps:
@@ -99,9 +99,10 @@ def train_model(task: TrainingTask, **options: Any) -> TrainResult:
         whole_batch_dropout="label_dropout" in task.reference,
         **{**options, "on_step": clock},
     )
-    first = options.get("rank", 0) == 0
+    workers = options.get("workers", ALONE)
+    first = workers.rank == 0
     if first:
-        clock.save(task.work, options.get("world_size", 1))
+        clock.save(task.work, workers.world_size)
     if task.model == "guide" and first:
         _measure_guide(task, result.state.model, options.get("device", "cpu"))
     for path in (task.work / SPEED_FILE, task.work / ACCURACY_FILE):

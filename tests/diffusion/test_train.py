@@ -23,6 +23,7 @@ from mgdm_ray.diffusion.train import (
     update_ema,
 )
 from mgdm_ray.diffusion.two_stage import decode, encode, generate
+from mgdm_ray.diffusion.workers import Workers
 from mgdm_ray.precision import has_bfloat16
 
 SCHEDULE = make_schedule("cosine")
@@ -127,10 +128,15 @@ def test_class_balance():
     assert torch.bincount(gap[rows], minlength=4).tolist() == [12, 0, 0, 12]
 
 
-def test_unequal_shares_are_refused():
-    """Catches silently weighting some images more than others."""
-    with pytest.raises(ValueError, match="24 cannot be divided equally among 5"):
-        source(world_size=5)
+def test_shares_differ_by_one_image_at_most():
+    """Catches images that nobody trains on where the workers do not divide the batch."""
+    shares = [source(rank=r, world_size=5).draw(3) for r in range(5)]
+    assert sorted(len(share) for share in shares) == [4, 5, 5, 5, 5]
+    whole = source().draw(3)
+    assert torch.equal(torch.cat([share.rows for share in shares]), whole.rows)
+    assert torch.equal(torch.cat([share.noise for share in shares]), whole.noise)
+    with pytest.raises(ValueError, match="24 is less than 25 workers"):
+        source(world_size=25)
     with pytest.raises(ValueError, match="no training images"):
         source(labels=LABELS[:0])
 
@@ -281,8 +287,9 @@ def test_infinite_gradient_stops_training():
 
     images = toy_images()
     config = CONFIGS["denoiser"].model_copy(update={"grad_clip": None})
+    wrapped = Workers(wrap=Root)
     with pytest.raises(NonFiniteLoss, match="gradient is not finite at step 1"):
-        train("denoiser", config, images, LABELS, 2, 0, schedule=SCHEDULE, wrap=Root)
+        train("denoiser", config, images, LABELS, 2, 0, schedule=SCHEDULE, workers=wrapped)
 
 
 def test_learning_rate():

@@ -1,0 +1,61 @@
+"""How a training's steps are shared among workers, and how one makes room for its share.
+
+None of it changes what is computed, only its round-off: a step's batch is the same for any number
+of workers, cut in any number of parts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
+from torch import distributed, nn
+from torch.utils.checkpoint import checkpoint
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Which one of them this process is."""
+
+    rank: int = 0
+    world_size: int = 1
+    micro_batch: int | None = None
+    """Most images at a time; the gradients of several parts are added up."""
+    activation_checkpointing: bool = False
+    """Keep no activations inside of residual blocks, and compute them again for the backward."""
+    wrap: Callable[[nn.Module], nn.Module] | None = None
+    """DDP's place; only its averaging of gradients is relied on."""
+
+
+def sum_over_workers(values: list[float], device: torch.device) -> list[float]:
+    """Of each value, on every worker; as they are where there is one worker."""
+    if not distributed.is_available() or not distributed.is_initialized():
+        return values
+    together = torch.tensor(values, dtype=torch.float64, device=device)
+    distributed.all_reduce(together)
+    added: list[float] = together.tolist()
+    return added
+
+
+@contextlib.contextmanager
+def exchanging(forward: nn.Module, now: bool) -> Iterator[None]:
+    """Gradients are averaged over the workers in backward only ``now``, if there are several."""
+    no_sync = getattr(forward, "no_sync", None)
+    with contextlib.nullcontext() if now or no_sync is None else no_sync():
+        yield
+
+
+def forget_activations(model: nn.Module) -> None:
+    """Turn activation checkpointing on in every residual block of a UNet, in place.
+
+    Its names and weights stay what they are; a block's forward is computed once more in backward.
+    """
+    for block in model.modules():
+        if isinstance(block, DiffusionUNetResnetBlock):
+            # In its own namespace, where it goes before the class's.
+            again = functools.partial(checkpoint, block.forward, use_reentrant=False)
+            vars(block)["forward"] = again
