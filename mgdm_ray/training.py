@@ -31,6 +31,7 @@ from mgdm_ray.records import WORKER_DIED
 
 if TYPE_CHECKING:
     from mgdm_ray.diffusion.train import TrainState
+    from mgdm_ray.diffusion.workers import Workers
 
 
 START_WITHIN_S, STARTS = 30, 1000
@@ -121,7 +122,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
             progress(step, steps, f"loss {loss:.3f}")
 
     def on_checkpoint(state: TrainState, _history: object) -> None:
-        _report(state, rank)
+        _report(state, workers)
 
     resources: ResourcesConfig = config["resources"]
     workers = Workers(
@@ -129,7 +130,8 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         world_size,
         micro_batch=resources.micro_batch,
         activation_checkpointing=resources.activation_checkpointing,
-        wrap=prepare_model if world_size > 1 else None,
+        wrap=prepare_model if world_size > 1 and resources.sharding == "none" else None,
+        sharded=resources.sharding == "fsdp" and world_size > 1,
     )
     checkpoint = ray.train.get_checkpoint()
     try:
@@ -158,14 +160,15 @@ def _will_be_taken_away() -> bool:
     return ray.train.get_preemption_info() is not None
 
 
-def _report(state: TrainState, rank: int) -> None:
+def _report(state: TrainState, workers: Workers) -> None:
     """Every worker reports; the first one brings the files, which hold the history too."""
     metrics = {"step": state.step}
-    if rank != 0:
+    tensors = state.tensors() if workers.sharded or workers.rank == 0 else None
+    if workers.rank != 0:
         ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as folder:
-        state.save(Path(folder))
+        state.save(Path(folder), tensors)
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
     # The report only queues it: a worker that died before the controller looked would start over.
     ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)

@@ -49,6 +49,10 @@ def refusal(write_study: Any, study: dict[str, Any], *overrides: str) -> str:
             ["denoiser.batch_size 8 is less than the 9 workers"],
         ),
         (
+            {"resources": {"sharding": "fsdp"}, "guide": {"precision": "float16"}},
+            ["guide.precision 'float16' does not go with resources.sharding 'fsdp'"],
+        ),
+        (
             {"resources": {"train_workers": [3, 2]}},
             ["resources.train_workers", "the least, 3, is the larger one"],
         ),

@@ -73,17 +73,19 @@ def test_a_killed_worker_resumes_and_ends_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "at_once"), [(3, None), (4, 1)])
-def test_workers_together_train_what_one_trains(
-    tmp_path: Path, workers: int, at_once: int | None
-) -> None:
+@pytest.mark.parametrize(
+    "resources",
+    [
+        ResourcesConfig(train_workers=3, cpus_per_worker=0.25, micro_batch=1),
+        ResourcesConfig(train_workers=4, cpus_per_worker=0.25, sharding="fsdp"),
+    ],
+    ids=["3 in parts", "4 sharded"],
+)
+def test_workers_together_train_what_one_trains(tmp_path: Path, resources: ResourcesConfig) -> None:
     """Would catch workers that draw the same images, gradients that are summed, not averaged,
     shares that count equally though they are not (8 images among 3), and a loss curve that is one
     worker's own."""
     one = fit.train_here(task(tmp_path / "one"), silent)
-    resources = ResourcesConfig(
-        train_workers=workers, cpus_per_worker=0.25, micro_batch=at_once
-    )  # one core is enough
     several = training.launch(task(tmp_path / "several"), silent, resources)
     for name, value in weights(one).items():
         np.testing.assert_allclose(weights(several)[name], value, atol=2e-4, err_msg=name)

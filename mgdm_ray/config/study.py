@@ -71,6 +71,9 @@ class ResourcesConfig(Frozen):
     memory, the same result."""
     activation_checkpointing: bool = False
     """Training keeps fewer activations and computes them again: less memory, a third slower."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """``fsdp``: each training worker holds its part of the weights and of the optimiser's state
+    only, for networks that are too large for one GPU; the same result."""
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float = Field(0, ge=0)
     cpus_per_task: float = Field(1, gt=0)
@@ -324,6 +327,16 @@ class StudyConfig(Frozen):
                     f"measurement {name!r} compares a guide's answers under dropout, and "
                     "guide.dropout is 0; set guide.dropout, e.g. to 0.2"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _sharded(self) -> Self:
+        halves = [w for w in ("denoiser", "guide") if getattr(self, w).precision == "float16"]
+        if halves and self.resources.sharding == "fsdp":
+            raise ValueError(
+                f"{halves[0]}.precision 'float16' does not go with resources.sharding 'fsdp': a "
+                "worker sees the overflows of its own part only; take 'bfloat16'"
+            )
         return self
 
     @model_validator(mode="after")

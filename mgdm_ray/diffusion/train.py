@@ -26,7 +26,11 @@ from mgdm_ray.diffusion.workers import (
     Workers,
     exchanging,
     forget_activations,
+    local,
+    shard,
+    sharded_like,
     sum_over_workers,
+    whole,
 )
 from mgdm_ray.precision import autocast, resolved_precision
 from mgdm_ray.seeding import per_image_noise
@@ -77,10 +81,10 @@ class TrainState:
         """The network to use after training: the averaged weights where there are any."""
         return self.model if self.ema is None else self.ema
 
-    def save(self, folder: Path) -> None:
-        """Write ``state.safetensors`` and, last, ``state.json`` into ``folder`` (made if needed).
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it, on the CPU; the names begin with ``model.``, ``ema.`` or ``optimizer.``.
 
-        The tensors' names begin with ``model.``, ``ema.`` or ``optimizer.``.
+        Where weights are sharded, all workers must ask.
         """
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         if self.ema is not None:
@@ -88,11 +92,15 @@ class TrainState:
         for name, parameter in self.model.named_parameters():
             moments = self.optimizer.state.get(parameter, {})
             tensors |= {f"optimizer.{key}.{name}": value for key, value in moments.items()}
+        return {name: whole(v.detach()).cpu().contiguous() for name, v in tensors.items()}
+
+    def save(self, folder: Path, tensors: dict[str, Tensor] | None = None) -> None:
+        """Write ``state.safetensors`` and, last, ``state.json`` into ``folder`` (made if needed).
+
+        ``tensors`` is what ``tensors()`` gave, if it was asked already.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
-            folder / TENSORS_FILE,
-        )
+        save_file(self.tensors() if tensors is None else tensors, folder / TENSORS_FILE)
         facts = {
             "step": self.step,
             "history": self.history,
@@ -103,14 +111,20 @@ class TrainState:
 
     def load(self, folder: Path) -> None:
         """Take over what ``save`` wrote; ValueError if it is the state of another network."""
-        tensors = load_file(folder / TENSORS_FILE)
         facts = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
         try:
-            self.model.load_state_dict(_without_prefix(tensors, "model."))
-            if self.ema is not None:
-                self.ema.load_state_dict(_without_prefix(tensors, "ema."))
+            self.take(load_file(folder / TENSORS_FILE))
         except RuntimeError as error:
             raise ValueError(f"{folder} holds the state of another network: {error}") from error
+        if self.scaler.is_enabled() and facts.get("scaler"):
+            self.scaler.load_state_dict(facts["scaler"])
+        self.step, self.history = int(facts["step"]), list(facts["history"])
+
+    def take(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what ``tensors()`` gave; RuntimeError if it is of another network."""
+        self.model.load_state_dict(_without_prefix(tensors, "model."))
+        if self.ema is not None:
+            self.ema.load_state_dict(_without_prefix(tensors, "ema."))
         for name, parameter in self.model.named_parameters():
             # Fused AdamW wants its step counter beside the parameter, and the moments in its
             # layout: it goes through memory and asks for no strides.
@@ -119,9 +133,6 @@ class TrainState:
                 for key in MOMENTS
                 if f"optimizer.{key}.{name}" in tensors
             }
-        if self.scaler.is_enabled() and facts.get("scaler"):
-            self.scaler.load_state_dict(facts["scaler"])
-        self.step, self.history = int(facts["step"]), list(facts["history"])
 
 
 def _beside(parameter: Tensor, value: Tensor) -> Tensor:
@@ -188,6 +199,8 @@ def train(
         state.load(folder_for_resume)
     if workers.activation_checkpointing:
         forget_activations(state.model)
+    if workers.sharded:
+        _shard(state, config)
     forward = state.model if workers.wrap is None else workers.wrap(state.model)
     forward.train()
     warned, looked = False, time.monotonic()
@@ -207,7 +220,36 @@ def train(
             due = due or warned
         if due and on_checkpoint is not None:
             on_checkpoint(state, state.history)
+    if workers.sharded:
+        state = _gathered(
+            state, new_state(kind, config, images.shape[1], num_classes, seed, device)
+        )
     return TrainResult(state, state.history)
+
+
+def _shard(state: TrainState, config: DenoiserConfig | GuideConfig) -> None:
+    """Cut weights, average and moments among the workers, in place."""
+    moments = {
+        name: state.optimizer.state.get(parameter, {})
+        for name, parameter in state.model.named_parameters()
+    }
+    shard(state.model)
+    if state.ema is not None:
+        shard(state.ema)
+    state.optimizer = _optimizer(state.model, config)
+    for name, parameter in state.model.named_parameters():
+        if moments[name]:
+            state.optimizer.state[parameter] = {
+                key: value if value.ndim == 0 else sharded_like(parameter, value)
+                for key, value in moments[name].items()
+            }
+
+
+def _gathered(state: TrainState, empty: TrainState) -> TrainState:
+    """``empty`` with all that the workers hold together."""
+    empty.take(state.tensors())
+    empty.step, empty.history = state.step, state.history
+    return empty
 
 
 @dataclass(frozen=True)
@@ -239,13 +281,17 @@ def new_state(
         model = build_guide(config.unet, channels, num_classes, kind, seed, dropout=dropout)
     in_layout(model.to(device), device, backward=True)
     ema = copy.deepcopy(model).eval().requires_grad_(False) if kind == "denoiser" else None
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=1e-2, fused=True
-    )
+    optimizer = _optimizer(model, config)
     place = torch.device(device)
     precision = resolved_precision(config.precision, place)
     scaler = torch.amp.GradScaler(place.type, enabled=precision == "float16")
     return TrainState(model, ema, optimizer, scaler, precision=precision)
+
+
+def _optimizer(model: nn.Module, config: DenoiserConfig | GuideConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, weight_decay=1e-2, fused=True
+    )
 
 
 def train_step(
@@ -268,18 +314,17 @@ def train_step(
     value = 0.0
     parts = draw.parts(workers.micro_batch)
     for part in parts:
-        loss = _loss(state, forward, config, images, labels, part, schedule, device)
-        share = len(part) / config.batch_size
-        value += float(loss.detach()) * share
         # The exchange averages over the workers; their shares may differ.
         weight = len(part) * workers.world_size / config.batch_size
         with exchanging(forward, part is parts[-1]):
+            loss = _loss(state, forward, config, images, labels, part, schedule, device)
             torch.autograd.backward(state.scaler.scale(loss if weight == 1 else loss * weight))
+        value += float(loss.detach()) * len(part) / config.batch_size
     value, looking = sum_over_workers([value, float(look)], device)
     state.scaler.unscale_(state.optimizer)
     # An infinite limit does not change the gradients, but still tells their norm.
     limit = math.inf if config.grad_clip is None else config.grad_clip
-    gradient_norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), limit))
+    gradient_norm = float(whole(nn.utils.clip_grad_norm_(state.model.parameters(), limit)))
     # Every worker has the same loss and the same averaged gradient: all of them stop here, and
     # none waits for ever in the next exchange for one that left.
     if not math.isfinite(value):
@@ -337,7 +382,7 @@ def update_ema(ema: nn.Module, model: nn.Module, step: int, decay: float) -> Non
     d = min(decay, (1 + step) / (10 + step))
     # All parameters at once. torch's function has no annotations.
     average = get_ema_multi_avg_fn(d)  # type: ignore[no-untyped-call]
-    average(list(ema.parameters()), list(model.parameters()), None)
+    average([local(p) for p in ema.parameters()], [local(p) for p in model.parameters()], None)
 
 
 @torch.no_grad()

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 import torch
 from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 
@@ -29,6 +31,8 @@ class Workers:
     """Keep no activations inside of residual blocks, and compute them again for the backward."""
     wrap: Callable[[nn.Module], nn.Module] | None = None
     """DDP's place; only its averaging of gradients is relied on."""
+    sharded: bool = False
+    """Each worker holds its part of the weights only (FSDP2), in the place of ``wrap``."""
 
 
 def sum_over_workers(values: list[float], device: torch.device) -> list[float]:
@@ -43,10 +47,45 @@ def sum_over_workers(values: list[float], device: torch.device) -> list[float]:
 
 @contextlib.contextmanager
 def exchanging(forward: nn.Module, now: bool) -> Iterator[None]:
-    """Gradients are averaged over the workers in backward only ``now``, if there are several."""
+    """Gradients are averaged over the workers in backward only ``now``, if there are several.
+
+    For the forward as well: DDP decides there.
+    """
+    if isinstance(forward, FSDPModule):
+        forward.set_requires_gradient_sync(now)
+        yield
+        return
     no_sync = getattr(forward, "no_sync", None)
     with contextlib.nullcontext() if now or no_sync is None else no_sync():
         yield
+
+
+def shard(model: nn.Module) -> None:
+    """Cut the weights among all workers, in place: residual block by residual block, then the rest.
+
+    The weights are DTensors from then on, whose whole is ``whole(weight)``.
+    """
+    for block in model.modules():
+        if isinstance(block, DiffusionUNetResnetBlock):
+            fully_shard(block)
+    fully_shard(model)
+
+
+def sharded_like(weight: Tensor, value: Tensor) -> Tensor:
+    """``value``, a whole tensor that every worker has, cut as ``weight`` is."""
+    if not isinstance(weight, DTensor):
+        return value
+    return distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements)
+
+
+def whole(value: Tensor) -> Tensor:
+    """The whole of a sharded tensor, for which all workers must ask; others as they are."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def local(value: Tensor) -> Tensor:
+    """This worker's part of a sharded tensor; others as they are."""
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def forget_activations(model: nn.Module) -> None:

@@ -14,6 +14,7 @@ from mgdm_ray.diffusion import train as loop
 from mgdm_ray.diffusion.batches import BatchSource, Draw
 from mgdm_ray.diffusion.train import NonFiniteLoss, TrainState, new_state, train, train_step
 from mgdm_ray.diffusion.workers import Workers, exchanging, forget_activations
+from tests.chaos.storm import free_port
 from tests.diffusion.test_train import CONFIGS, LABELS, SCHEDULE, toy_images
 
 KINDS = ("denoiser", "guide")
@@ -230,3 +231,70 @@ def test_news_bring_a_checkpoint_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     assert saved == [2, 6], "after the news, and at the end"
     assert len(asked) == 2, "who knows need not ask"
+
+
+def _train_sharded(rank: int, folder: str, kind: str, port: int, resume: bool) -> None:
+    """One of two processes; the first one keeps what came of it."""
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+
+    def keep(state: TrainState, _: object) -> None:
+        tensors = state.tensors()
+        if rank == 0:
+            state.save(Path(folder) / str(state.step), tensors)
+
+    workers = Workers(rank, 2, micro_batch=2, activation_checkpointing=True, sharded=True)
+    result = train(
+        kind,  # type: ignore[arg-type]
+        CONFIGS[kind],
+        toy_images(),
+        LABELS,
+        2,
+        0,
+        schedule=SCHEDULE,
+        workers=workers,
+        folder_for_resume=Path(folder) / "3" if resume else None,
+        on_checkpoint=keep,
+    )
+    if rank == 0:
+        result.state.save(Path(folder) / "end")
+    torch.distributed.destroy_process_group()
+
+
+def run_sharded(folder: Path, kind: str, *, resume: bool = False) -> None:
+    arguments = (str(folder), kind, free_port(), resume)
+    torch.multiprocessing.spawn(_train_sharded, arguments, nprocs=2)
+
+
+def loaded(folder: Path, kind: str) -> TrainState:
+    state = new_state(kind, CONFIGS[kind], 1, 2, 0)  # type: ignore[arg-type]
+    state.load(folder)
+    return state
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_sharded_weights_train_the_same(kind: str, tmp_path: Path) -> None:
+    """Would catch shards that are averaged, clipped or saved as if they were the whole, and a
+    checkpoint that only as many workers can read."""
+    whole = train(kind, CONFIGS[kind], toy_images(), LABELS, 2, 0, schedule=SCHEDULE)  # type: ignore[arg-type]
+    run_sharded(tmp_path, kind)
+    for name in ("6", "end"):
+        ended = loaded(tmp_path / name, kind)
+        same(ended, whole.state, 1e-4)
+        ours, theirs = ([row["loss"] for row in s.history] for s in (ended, whole.state))
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    alone = train(
+        kind,  # type: ignore[arg-type]
+        CONFIGS[kind],
+        toy_images(),
+        LABELS,
+        2,
+        0,
+        schedule=SCHEDULE,
+        folder_for_resume=tmp_path / "3",
+    )
+    same(alone.state, whole.state, 1e-4)
+    run_sharded(tmp_path, kind, resume=True)
+    same(loaded(tmp_path / "end", kind), whole.state, 1e-4)
