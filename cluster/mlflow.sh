@@ -2,6 +2,7 @@
 # MLflow's server on a head node, for this machine only: 127.0.0.1, with a login.
 #   mlflow.sh start   in the background, unless it runs already; log in ~/mgdm-mlflow/server.log
 #   mlflow.sh run     in the foreground
+#   mlflow.sh stop
 # Options, from the environment:
 #   MGDM_MLFLOW_AUTH=off        no login
 #   MGDM_MLFLOW_PASSWORD_FILE   the password of user mgdm; by default one is made on first start
@@ -19,8 +20,16 @@ artifacts=${MGDM_MLFLOW_ARTIFACTS:-$home/artifacts}
 mkdir -p "$home"
 export MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false
 
-if [ "${1:-}" = start ]; then
-  if [ -s "$home/pid" ] && kill -0 "$(cat "$home/pid")" 2>/dev/null; then
+running() {
+  [ -s "$home/pid" ] && kill -0 "$(cat "$home/pid")" 2>/dev/null
+}
+
+if [ "${1:-}" = stop ]; then
+  if running; then kill "$(cat "$home/pid")"; fi
+  rm -f "$home/pid"
+  exit 0
+elif [ "${1:-}" = start ]; then
+  if running; then
     echo "mlflow: runs already on $host:$port"
     exit 0
   fi
@@ -29,7 +38,7 @@ if [ "${1:-}" = start ]; then
   echo "mlflow: starting on $host:$port"
   exit 0
 elif [ "${1:-}" != run ]; then
-  echo "usage: mlflow.sh start|run" >&2
+  echo "usage: mlflow.sh start|run|stop" >&2
   exit 2
 fi
 
