@@ -27,7 +27,8 @@ cd "$SLURM_SUBMIT_DIR"
 export PATH="$ENV/bin:$PATH"
 
 # One token per job, in a file that only you can read; it goes when the job ends.
-export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$HOME/.ray/mgdm-$SLURM_JOB_ID"
+export RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=token
+export RAY_AUTH_TOKEN_PATH="$HOME/.ray/mgdm-$SLURM_JOB_ID"
 mkdir -p "$HOME/.ray"
 python -c 'import secrets; print(secrets.token_hex(32), end="")' >"$RAY_AUTH_TOKEN_PATH"
 trap 'rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT

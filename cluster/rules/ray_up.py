@@ -110,6 +110,9 @@ def _check_command(where: str, command: str, *, exported: str) -> Iterator[str]:
         yield f"{where}: no `export RAY_AUTH_MODE=token` before `ray start`"
     if not re.search(r"export [^;\n]*RAY_AUTH_TOKEN_PATH=", exported):
         yield f"{where}: no `export RAY_AUTH_TOKEN_PATH=...` before `ray start`"
+    if not re.search(r"export [^;\n]*RAY_USAGE_STATS_ENABLED=0", exported):
+        # `ray up` itself sets it to 1 in front of the command.
+        yield f"{where}: no `export RAY_USAGE_STATS_ENABLED=0` before `ray start`"
     if "--head" in command and "--dashboard-host=127.0.0.1" not in command:
         yield f"{where}: the dashboard must listen on 127.0.0.1 (--dashboard-host=127.0.0.1)"
 

@@ -120,6 +120,7 @@ def test_dockerfile_is_not_root() -> None:
         ("gpu.yaml", "--dashboard-host=127.0.0.1 ", "", "must listen on 127.0.0.1"),
         ("gpu.yaml", "export RAY_AUTH_MODE=token ", "export ", "no `export RAY_AUTH_MODE=token`"),
         ("onprem.yaml", "RAY_AUTH_TOKEN_PATH=$HOME", "TOKEN=$HOME", "no `export RAY_AUTH_TOKEN_PA"),
+        ("gpu.yaml", "RAY_USAGE_STATS_ENABLED=0 ", "", "RAY_USAGE_STATS_ENABLED=0"),
         ("gcp.yaml", "  ~/.ray/auth_token: cluster/secrets/ray_token\n", "", "file_mounts"),
         ("gcp.yaml", "__pycache__, secrets", "__pycache__", "rsync_exclude"),
         ("gpu.yaml", "    GroupName: mgdm-ray\n",
