@@ -1,6 +1,7 @@
 # make study   set up and run the quickstart: a whole study on images drawn by code
 # make test    set up and run the tests
-# make check   set up and run ruff and mypy
+# make check   set up and run ruff, mypy and cluster-check
+# make cluster-check   only look at the launch files in cluster/
 # make setup   only make .venv and install; all others do it when it is needed
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: study test check setup clean
+.PHONY: study test check cluster-check setup clean
 .DEFAULT_GOAL := study
 
 $(STAMP): pyproject.toml constraints.txt
@@ -29,11 +30,15 @@ test: $(STAMP)
 	@echo "test: running all tests (some need the .npz files that MGDM_DATA_DIR names)"
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-check: $(STAMP)
+check: cluster-check
 	@echo "check: ruff, then mypy --strict on mgdm_ray"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+cluster-check: $(STAMP)
+	@echo "cluster-check: launch files: validators, linters, versions, safety; starts nothing"
+	$(BIN)/python cluster/check.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

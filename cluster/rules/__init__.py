@@ -1,0 +1,1 @@
+"""The rules of ``cluster/check.py``, one module per kind of file."""

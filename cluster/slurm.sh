@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# Slurm: a Ray cluster inside one job, the study on it, both gone when the job ends.
+# Cost: the allocation, nodes x GPUs x hours, busy or not: size --time by `--plan`; nothing scales.
+# Edit: the #SBATCH lines (partition, account, GPUs), ENV: a virtual environment on a folder that
+#   all nodes see: python3.11 -m venv ENV && ENV/bin/pip install -c constraints.txt -e '.[s3]'
+# Submit, in the project's root: sbatch cluster/slurm.sh studies/grid.yaml --storage /shared/mgdm
+#   (a folder that all nodes see, or s3://BUCKET/mgdm); the same line again resumes.
+#   With `ray job submit` instead: tunnel first, then -- python -m mgdm_ray.study studies/grid.yaml
+#     --address auto --storage s3://BUCKET/mgdm; start this with the one argument `wait`.
+# Tunnel: ports, node and token file are in the job's output; from outside, through the login node:
+#   ssh -J LOGIN -N -L 8265:127.0.0.1:PORT NODE     -> dashboard http://127.0.0.1:8265
+#   MLflow: mlflow ui --backend-store-uri sqlite:////shared/mgdm/mlflow.db --host 127.0.0.1
+# Stop: scancel JOB. Ray must listen on each node's own (private) address so that the nodes find
+#   each other; other users of these nodes can reach it there, and without the token do nothing.
+#SBATCH --job-name=mgdm
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --exclusive
+#SBATCH --gpus-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:TERM@120
+set -euo pipefail
+umask 077
+ENV=${ENV:-$SLURM_SUBMIT_DIR/.venv}
+cd "$SLURM_SUBMIT_DIR"
+export PATH="$ENV/bin:$PATH"
+
+# One token per job, in a file that only you can read; it goes when the job ends.
+export RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=token
+export RAY_AUTH_TOKEN_PATH="$HOME/.ray/mgdm-$SLURM_JOB_ID"
+mkdir -p "$HOME/.ray"
+python -c 'import secrets; print(secrets.token_hex(32), end="")' >"$RAY_AUTH_TOKEN_PATH"
+trap 'rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
+
+# Two jobs may meet on one machine: every job has ports and a temporary folder of its own.
+port=$((20000 + SLURM_JOB_ID % 10000))
+dashboard=$((30000 + SLURM_JOB_ID % 10000))
+head=$SLURMD_NODENAME
+address=$(hostname -i | awk '{print $1}')
+cpus=${SLURM_CPUS_PER_TASK:-$(nproc)}
+export SRUN_CPUS_PER_TASK=$cpus # srun does not take it from the job by itself
+gpus=${SLURM_GPUS_ON_NODE:-0}
+echo "ray: head $head ($address:$port), dashboard 127.0.0.1:$dashboard, token $RAY_AUTH_TOKEN_PATH"
+
+srun --nodes=1 --ntasks=1 --nodelist="$head" \
+  ray start --head --block --node-ip-address="$address" --port="$port" \
+  --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" --ray-client-server-port=0 \
+  --temp-dir="/tmp/mgdm-$SLURM_JOB_ID" --num-cpus="$cpus" --num-gpus="$gpus" &
+srun_head=$!
+until ray health-check --address "$address:$port" 2>/dev/null; do
+  kill -0 "$srun_head" || { echo "ray: the head did not start" >&2; exit 1; }
+  sleep 2
+done
+if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
+  srun --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks-per-node=1 --exclude="$head" \
+    ray start --block --address="$address:$port" --num-cpus="$cpus" --num-gpus="$gpus" &
+fi
+python - "$address:$port" "$SLURM_JOB_NUM_NODES" <<'PYTHON'
+import sys, time, ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+for _ in range(300):
+    if sum(node["Alive"] for node in ray.nodes()) >= int(sys.argv[2]):
+        break
+    time.sleep(2)
+else:
+    sys.exit("ray: after ten minutes not all nodes have come")
+print("ray: all nodes are there:", ray.cluster_resources())
+PYTHON
+
+if [ "${1:-}" = wait ]; then
+  wait
+else
+  # In the background, so that Slurm's signal is heard at once: the study then stops in order.
+  python -m mgdm_ray.study "$@" --address "$address:$port" &
+  study=$!
+  trap 'kill -TERM "$study"' TERM
+  status=0
+  wait "$study" || status=$?
+  wait "$study" 2>/dev/null || true
+  exit "$status"
+fi

@@ -1,0 +1,137 @@
+"""Every rule of cluster/check.py refuses a file that breaks it, and says where."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.check import FOLDER, RULES, problems
+from cluster.rules import common, ray_up
+
+Break = Callable[..., list[str]]
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Break:
+    """Problems of a launch file after replacing every ``old`` by ``new`` in it."""
+
+    def change(name: str, old: str, new: str) -> list[str]:
+        text = (FOLDER / name).read_text(encoding="utf-8")
+        assert old in text, f"{name} no longer holds {old!r}"
+        path = tmp_path / name
+        path.write_text(text.replace(old, new), encoding="utf-8")
+        return problems(path)
+
+    return change
+
+
+def test_all_files_pass() -> None:
+    """Would catch a launch file that breaks a rule, and a command that is silent about files."""
+    run = subprocess.run(
+        [sys.executable, str(FOLDER / "check.py")], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    shown = [line.split(":")[0] for line in run.stdout.splitlines()]
+    assert [Path(line).name for line in shown] == list(RULES)
+    assert all(line.startswith("ok ") for line in shown)
+
+
+def test_a_wrong_file_ends_with_exit_code_1(tmp_path: Path) -> None:
+    """Would catch a check that finds what is wrong, and lets `make check` pass."""
+    path = tmp_path / "onprem.yaml"
+    path.write_text("cluster_name: [1]\n", encoding="utf-8")
+    run = subprocess.run(
+        [sys.executable, str(FOLDER / "check.py"), str(path)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 1
+    assert f"onprem.yaml: " in run.stdout  # noqa: F541
+
+
+def test_every_launch_file_has_rules() -> None:
+    """Would catch a new launch file that nothing checks."""
+    there = {
+        p.name
+        for p in FOLDER.iterdir()
+        if p.suffix in (".yaml", ".sh") or p.name.startswith("Dockerfile")
+    }
+    without = {"instances.yaml", "kuberay.schema.yaml", "Dockerfile.dockerignore"}
+    assert there - without == set(RULES)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "said"),
+    [
+        # Ray's own validator
+        ("gpu.yaml", "max_workers: 4\nupscaling", "max_wrokers: 4\nupscaling", "max_wrokers"),
+        ("gpu.yaml", "max_workers: 4\nupscaling", "max_workers: four\nupscaling", "four"),
+        ("gpu.yaml", "head_node_type: head", "head_node_type: haed", "head_node_type"),
+        ("onprem.yaml", "  worker_ips", "  worker_addresses", "Ray: Please supply"),
+        # machine types
+        ("gpu.yaml", "InstanceType: g6.2xlarge", "InstanceType: g6.2xlage", "unknown 'g6.2xlage'"),
+        ("gcp.yaml", "machineType: g2-standard-8", "machineType: g2.standard-8", "unknown 'g2.st"),
+        ("gpu.yaml", "{CPU: 8, GPU: 1}", "{CPU: 8, GPU: 4}", "4, but g6.2xlarge has 1"),
+        ("gpu.yaml", "{CPU: 8, GPU: 1}", "{CPU: 16, GPU: 1}", "16, but g6.2xlarge has 8"),
+        ("gcp.yaml", "{CPU: 8, GPU: 1}", "{CPU: 8}", "0, but g2-standard-8 has 1"),
+        ("gpu.yaml", "m7i.xlarge", "g6.xlarge", "head is up all the time"),
+        ("gcp.yaml", "idle_timeout_minutes: 10\n", "", "idle_timeout_minutes: is missing"),
+        # Kubernetes and KubeRay
+        ("kuberay.yaml", "rayVersion", "rayversion", "rayversion"),
+        ("kuberay.yaml", "minReplicas: 0", "minReplicas: -1", "minReplicas"),
+        ("kuberay.yaml", "replicas: 0", "replicas: 9", "9 is not between 0 and 4"),
+        ("kuberay.yaml", 'num-cpus: "0"', "num-cpus: 0", "num-cpus"),
+        ("kuberay.yaml", "containerPort: 6379", "containerPorts: 6379", "containerPort"),
+        ("kuberay.yaml", "emptyDir: {medium", "emptyDir: {media", "media"),
+        ("kuberay.yaml", "ray.io/cluster: mgdm}\n  entry", "ray.io/cluster: x}\n  entry", "'x'"),
+        ("kuberay.yaml", "accessModes: [ReadWriteOnce]", "accessMode: [ReadWriteOnce]", "accessM"),
+        ("kuberay.yaml", "              limits: {memory: 12Gi}\n", "", "no limit of memory"),
+        # Compose
+        ("docker-compose.yaml", "    ports: [", "    portz: [", "portz"),
+        ("docker-compose.yaml", "condition: service_healthy", "condition: healthy", "healthy"),
+        ("docker-compose.yaml", "  postgres: {}\n", "", "'postgres', which is not"),
+        ("docker-compose.yaml", "  cluster: {}\n", "  c: {}\n", "cluster"),
+        ("docker-compose.yaml", "  minio_password: {file", "  minio: {file", "minio_password"),
+        ("docker-compose.yaml", "      minio: {cond", "      mini: {cond", "mini"),
+        ("docker-compose.yaml", ":?run cluster/secrets.sh first}", "}", "may be empty"),
+        # other linters
+        ("slurm.sh", 'cd "$SLURM_SUBMIT_DIR"', "cd $SLURM_SUBMIT_DIR", "SC2086"),
+        ("node.sh", "set -euo pipefail", "set -e", "goes on after"),
+        ("Dockerfile", "--no-install-recommends ", "", "DL3015"),
+        ("Dockerfile", "WORKDIR /opt/mgdm-ray", "WORKDIR opt/mgdm-ray", "DL3000"),
+        ("Dockerfile", " -c constraints.txt", "", "without `-c constraints.txt`"),
+        # what a launch file says of itself
+        ("gpu.yaml", "# Cost: ", "# ", "'Cost'"),
+        ("slurm.sh", "# Stop: ", "# End: ", "'Stop'"),
+        ("onprem.yaml", "python -m mgdm_ray.study", "python -m study", "the study's command"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_refused(broken: Break, name: str, old: str, new: str, said: str) -> None:
+    """Would catch a rule that no longer looks."""
+    found = broken(name, old, new)
+    assert any(said in problem for problem in found), found
+
+
+def test_a_header_of_two_lines_is_refused(tmp_path: Path) -> None:
+    """Would catch launch files that do not say what they cost and how to stop them."""
+    path = tmp_path / "gpu.yaml"
+    path.write_text("# Cost, Edit, Start, Submit\n# Dashboard, MLflow, Stop\nname: x\n")
+    assert any("2 lines of comment" in problem for problem in common.check_header(path))
+
+
+def test_instances_say_what_they_have() -> None:
+    """Would catch a machine type with a GPU whose kind or memory is not given."""
+    for provider, types in ray_up.instances().items():
+        assert types, provider
+        for name, facts in types.items():
+            keys = {"gpus", "cpus", "memory"} | ({"gpu", "gpu_memory"} if facts["gpus"] else set())
+            assert set(facts) == keys, name
+
+
+def test_unknown_file_is_refused(tmp_path: Path) -> None:
+    """Would catch a misspelt file on the command line that passes."""
+    assert "no rules" in problems(tmp_path / "gpus.yaml")[0]
+    assert problems(tmp_path / "gpu.yaml") == ["is missing"]
