@@ -1,10 +1,11 @@
 """What a study costs on GPUs, from counted operations and published peaks: nothing is trained.
 
-    python -m benchmarks.sizes studies/grid.yaml --gpu L4 --gpus 1 8 32
+    python -m benchmarks.sizes studies/grid.yaml --gpu L4 --gpus 1 8 32 --workers 2 4 8
 
 Counts the floating-point operations of one image through every network of the study (forward;
 with its gradients three times that), multiplies by what the plan's jobs take, and puts the jobs
-on the GPUs as a scheduler would. What share of a GPU's peak is reached is assumed and shown.
+on the GPUs as a scheduler would. What share of a GPU's peak is reached is assumed and shown. For
+the denoiser's training it predicts how well several GPUs work together (docs/scaling.md).
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ TRAINING_IMAGES = {
     "dermamnist": 7007,
 }
 """Of the official splits (medmnist 3.0.2), for files that are not on this machine."""
+LINKS = {"NVLink, 300 GB/s": 300e9, "100 Gb/s": 12.5e9, "25 Gb/s": 3.125e9, "10 Gb/s": 1.25e9}
+"""Bytes a second in one direction; NVLink as in an A100."""
 START_S = {"fit": 30.0, "search": 30.0, "task": 3.0}
 """Around each job: processes, imports, files."""
 
@@ -66,6 +69,25 @@ def unet_flops(kind: str, unet: str, channels: int, classes: int, size: int) -> 
     if kind == "guide":
         return forward_flops(build_guide(config, channels, classes, "sizes"), x, t)
     return forward_flops(build_denoiser(config, channels, classes, "sizes"), x, t, class_labels=t)
+
+
+@cache
+def unet_bytes(unet: str, channels: int, classes: int) -> int:
+    """Of a denoiser's weights in float32, which are its gradients' too."""
+    config = UNetConfig.model_validate_json(unet)
+    return sum(
+        4 * p.numel() for p in build_denoiser(config, channels, classes, "sizes").parameters()
+    )
+
+
+def together(compute: float, weights: float, workers: int, link: float) -> tuple[float, float]:
+    """(worst, best) efficiency of ``workers`` that share what one computes in ``compute`` seconds.
+
+    A ring all-reduce sends 2 (n - 1) / n of the weights; at worst all of it after the backward, at
+    best all of it behind the backward.
+    """
+    share, sent = compute / workers, 2 * (workers - 1) / workers * weights / link
+    return share / (share + sent), share / max(share, sent)
 
 
 @cache
@@ -167,6 +189,28 @@ def _task(job: Job, resources: ResourcesConfig, alone: float, trials_at_once: in
     )
 
 
+def show_workers(
+    config: StudyConfig, counter: Counter, rate: float, workers: list[int]
+) -> list[dict[str, Any]]:
+    """Print how well workers share the denoiser's training, link by link; the rows of it."""
+    dataset = config.datasets[0]
+    info, size = counter.facts[dataset.name]
+    unet, shape = config.denoiser.unet.model_dump_json(), (info.channels, info.num_classes)
+    weights, batch = unet_bytes(unet, *shape), config.denoiser.batch_size
+    flops = 3 * batch * unet_flops("denoiser", unet, *shape, size)
+    print(
+        f"denoiser of {dataset.name}: {weights / 1e6:.1f} MB of weights, {flops / 1e12:.2f} TFLOP "
+        f"a step of {batch} images, {1000 * flops / rate:.0f} ms on one GPU"
+    )
+    rows = []
+    for name, link in LINKS.items():
+        found = {n: together(flops / rate, weights, n, link) for n in workers}
+        shown = "  ".join(f"{n}: {100 * a:.0f} to {100 * b:.0f} %" for n, (a, b) in found.items())
+        print(f"  {name:18} {shown}")
+        rows.append({"link": name, **{str(n): [round(x, 3) for x in v] for n, v in found.items()}})
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study")
@@ -174,6 +218,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--unet", type=float, default=0.4, help="share of the peak reached")
     parser.add_argument("--networks", type=float, default=0.1, help="the same of the classifiers")
+    parser.add_argument("--workers", type=int, nargs="+", default=[2, 4, 8])
     options = parser.parse_args()
     config = load_study(options.study, [])
     plan = make_plan(config, {d.name: "unread" for d in config.datasets}, {})
@@ -198,6 +243,8 @@ def main() -> None:
     }
     for gpus in options.gpus:
         result["wall_hours"][gpus] = round(wall(config, plan, spent, gpus), 2)
+    rate = PEAKS[options.gpu] * options.unet
+    result["together"] = show_workers(config, counter, rate, options.workers)
     print(json.dumps(result))
 
 
