@@ -10,8 +10,8 @@
 # Tunnel: ports, node and token file are in the job's output; from outside, through the login node:
 #   ssh -J LOGIN -N -L 8265:127.0.0.1:PORT NODE     -> dashboard http://127.0.0.1:8265
 #   MLflow: mlflow ui --backend-store-uri sqlite:////shared/mgdm/mlflow.db --host 127.0.0.1
-# Stop: scancel JOB. Ray must listen on each node's own (private) address so that the nodes find
-#   each other; other users of these nodes can reach it there, and without the token do nothing.
+# Stop: scancel JOB. Ray listens on the nodes' (private) addresses, by which they find each other;
+#   who else is in that network can reach it there, and without the token start nothing.
 #SBATCH --job-name=mgdm
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

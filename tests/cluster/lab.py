@@ -74,7 +74,7 @@ def missing() -> str:
     """What a lab needs and this machine lacks; empty if nothing."""
     if os.geteuid() != 0:
         return "root, for network namespaces"
-    for tool in ("sshd", "ssh", "ssh-keygen", "rsync", "unshare", "nsenter", "ip"):
+    for tool in ("sshd", "ssh", "ssh-keygen", "rsync", "unshare", "nsenter", "setpriv", "ip"):
         if shutil.which(tool, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None:
             return tool
     run = subprocess.run(["unshare", "--net", "--pid", "--fork", "true"], check=False)
@@ -122,8 +122,9 @@ class Lab:
         }
         self._log = (self.folder / "lab.log").open("w")
         self._process = subprocess.Popen(
-            ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc",
-             "bash", "-c", script],
+            # However this process ends, the lab does too.
+            ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--mount", "--pid", "--fork",
+             "--kill-child", "--mount-proc", "bash", "-c", script],
             env=environment, stdout=self._log, stderr=self._log, start_new_session=True,
         )  # fmt: skip
         deadline = time.monotonic() + 30
