@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -31,16 +31,16 @@ class Metadata(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: Metadata
 
-    def do_PUT(self) -> None:  # noqa: N802 - the name is http.server's
+    def do_PUT(self) -> None:
         right = self.path == "/latest/api/token"
         self.answer(200 if right else 404, "secret")
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         if self.headers.get("X-aws-ec2-metadata-token") != "secret":
             return self.answer(401, "")
         if self.path != "/latest/meta-data/spot/instance-action" or self.server.seconds is None:
             return self.answer(404, "")
-        when = datetime.now(timezone.utc) + timedelta(seconds=self.server.seconds)
+        when = datetime.now(UTC) + timedelta(seconds=self.server.seconds)
         text = {"action": "terminate", "time": when.strftime("%Y-%m-%dT%H:%M:%SZ")}
         return self.answer(200, json.dumps(text))
 
@@ -80,8 +80,12 @@ def test_the_node_is_drained(metadata: Metadata, monkeypatch: pytest.MonkeyPatch
     """Would catch a command that Ray does not know, and a wrong node or deadline."""
     made = quick_head()
     monkeypatch.setenv("RAY_ADDRESS", made.address)
-    watcher = subprocess.Popen([sys.executable, str(ROOT / "cluster" / "spot.py")], env={**os.environ})
+    watcher = subprocess.Popen(
+        [sys.executable, str(ROOT / "cluster" / "spot.py")], env={**os.environ}
+    )
     ray.init(address=made.address, log_to_driver=False)
+    # A node with nothing to do would be gone at once.
+    busy = ray.remote(num_cpus=0)(lambda: time.sleep(600)).remote()
     try:
         time.sleep(2)
         assert watcher.poll() is None, "it waits"
@@ -93,5 +97,6 @@ def test_the_node_is_drained(metadata: Metadata, monkeypatch: pytest.MonkeyPatch
         assert 60 < deadline / 1000 - time.time() < 121
     finally:
         watcher.kill()
+        ray.cancel(busy, force=True)
         ray.shutdown()
         made.shutdown()
