@@ -61,6 +61,14 @@ def replacing(path: Path) -> Iterator[Path]:
     sync(path.parent)
 
 
+def within(folder: Path, name: str) -> Path:
+    """``folder / name``; OSError for a name, from elsewhere, that would lead out of the folder."""
+    parts = Path(name).parts
+    if not parts or Path(name).is_absolute() or ".." in parts:
+        raise OSError(f"{name!r} leads out of {folder}")
+    return folder / name
+
+
 def sync(path: Path) -> None:
     """Force a file's content, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

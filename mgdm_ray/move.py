@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from mgdm_ray.config import InputError
+from mgdm_ray.files import within
 from mgdm_ray.places import reach
 from mgdm_ray.price import PROBES_FILE
 from mgdm_ray.store import Store
@@ -36,8 +37,9 @@ def copy(source: Store, target: Store, say: Callable[[str], None]) -> int:
             raise OSError(f"{kind} {key}: {wrong}")
         with target.writing(kind, key) as temporary:
             for name in manifest["files"]:
-                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(folder / name, temporary / name)
+                to = within(temporary, name)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(folder / name, to)
             provenance = {name: value for name, value in manifest.items() if name not in FACTS}
             target.commit(kind, key, temporary, manifest["record"], provenance)
         source.release()

@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "records": {"files"},
     "store": {"files"},
     "remote": {"claims", "files", "store"},
+    "move": {"config", "files", "places", "price", "store"},
     "places": {"config", "data", "networks", "price", "remote", "seeding", "store"},
     "journal": {"remote"},
     "data": {"config", "remote", "seeding"},

@@ -153,9 +153,10 @@ class StudyConfig(Frozen):
     image_size: int = Field(28, ge=8, le=512)
     """Size of every dataset that does not give its own."""
     data_dir: str | None = None
-    """Where .npz files are; default: the environment's MGDM_DATA_DIR, else ~/.medmnist."""
+    """Where .npz files are, a folder or a URL; default: the environment's MGDM_DATA_DIR, else
+    ~/.medmnist."""
     storage: str = "runs"
-    """Where everything goes."""
+    """Where everything goes: a folder, or a URL of an object store (s3://bucket/folder)."""
     denoiser: DenoiserConfig = DenoiserConfig()
     guide: GuideConfig = GuideConfig()
     sampling: SamplingConfig = SamplingConfig()

@@ -13,23 +13,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mgdm_ray.files import held, replacing
+from mgdm_ray.files import held, replacing, within
 from mgdm_ray.remote.cache import Cache, cache_root
 from mgdm_ray.remote.objects import Objects, is_url
 from mgdm_ray.store import Store, manifest_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from mgdm_ray.store import Contents
-
-log = logging.getLogger(__name__)
 
 CONCURRENT = 8
 """Files on their way at once."""
@@ -112,17 +110,24 @@ class RemoteStore(Store):
     def here(self, kind: str, key: str) -> Path:
         """Raises OSError where what came is not what was written."""
         self._cache.use(kind, key)
-        with self._held(kind, key):
-            if self._local.is_done(kind, key):
-                self._cache.touch(kind, key)
-                return self.folder(kind, key)
+        # One process of a machine brings it, the others wait for that.
+        with self._held(f"fetch-{kind}-{key}"):
+            with self._held(f"{kind}-{key}"):  # against one that makes room
+                if self._local.is_done(kind, key):
+                    self._cache.touch(kind, key)
+                    return self.folder(kind, key)
+            folder = self._fetch(kind, key)
+        self._cache.added(kind, key)
+        return folder
+
+    def _fetch(self, kind: str, key: str) -> Path:
         marker = self._marker(kind, key)
         manifest = marker["manifest"]
         with self._local.writing(kind, key) as temporary:
             self._each(
                 self.objects.download,
                 [
-                    (self._name(kind, key, marker["upload"], name), temporary / name)
+                    (self._name(kind, key, marker["upload"], name), within(temporary, name))
                     for name in manifest["files"]
                 ],
             )
@@ -134,9 +139,7 @@ class RemoteStore(Store):
             # Times of files are this machine's own.
             local = manifest_of(kind, key, temporary, manifest["record"], {})
             facts = {**manifest, "files": local["files"]}
-            folder = self._local.publish(kind, key, temporary, facts)
-        self._cache.added(kind, key)
-        return folder
+            return self._local.publish(kind, key, temporary, facts)
 
     def commit(
         self,
@@ -170,7 +173,7 @@ class RemoteStore(Store):
 
     def bring(self, folder: Path, *, anew: bool = False) -> None:
         sizes = self.objects.sizes(folder.relative_to(self.root).as_posix())
-        paths = {name: self.root / name for name in sizes}
+        paths = {name: within(self.root, name) for name in sizes}
         missing = [
             (name, path)
             for name, path in paths.items()
@@ -244,17 +247,13 @@ class RemoteStore(Store):
         self.folder(kind, key)  # refuses what is no plain name
         return "/".join(("artifacts", kind, key, *rest))
 
-    def _held(self, kind: str, key: str) -> Any:
+    def _held(self, name: str) -> AbstractContextManager[None]:
         self._temporary()
-        return held(self._lock(f"{kind}-{key}"))
+        return held(self._lock(name))
 
-    def _each(self, function: Any, arguments: Iterable[tuple[Any, Any]]) -> None:
+    def _each(self, function: Callable[..., None], arguments: Iterable[tuple[Any, Any]]) -> None:
         """``function`` of each pair, some at once; raises what the first failed one raised."""
         todo = list(arguments)
-        if len(todo) < 2:
-            for pair in todo:
-                function(*pair)
-            return
         with ThreadPoolExecutor(CONCURRENT) as pool:
             for future in [pool.submit(function, *pair) for pair in todo]:
                 future.result()

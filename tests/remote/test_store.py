@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -234,6 +235,22 @@ def test_a_full_cache_drops_what_nobody_uses(
     Cache(store.root).trim()
     assert list(cached.done()) == []
     assert len(list(store.done())) == 2, "the bucket keeps all"
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/tmp/outside", "a/../../outside"])
+def test_a_bucket_cannot_write_outside_of_the_cache(
+    machine: Callable[[str], RemoteStore], name: str
+) -> None:
+    """Would catch names in a bucket, which others filled, that lead out of the cache."""
+    store = machine("a")
+    marker = {"upload": "u", "manifest": {"files": {name: {"bytes": 1, "sha256": ""}}}}
+    store.objects.write(f"artifacts/{KIND}/{KEY}/done", json.dumps(marker).encode())
+    with pytest.raises(OSError, match="leads out of"):
+        store.here(KIND, KEY)
+    bad = RemoteStore(f"memory://bucket/{uuid.uuid4().hex}")
+    bad.objects.sizes = lambda _: {f"studies/{name}": 1, name: 1}  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="leads out of"):
+        bad.bring(bad.root / "studies")
 
 
 def test_a_location_is_a_folder_or_a_url(tmp_path: Path) -> None:
