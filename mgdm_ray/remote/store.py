@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,12 +32,25 @@ if TYPE_CHECKING:
 
 CONCURRENT = 8
 """Files on their way at once."""
+_PLACE = re.compile(
+    r"^artifacts/(?P<kind>[a-z0-9_]{1,64})/(?P<key>[a-z0-9_]{1,64})/(?P<rest>(?P<upload>[^/]+).*)$"
+)
+"""Of an object of an artefact; a bucket may hold others."""
 
 
 def open_store(location: str | Path) -> Store:
     """The store in a folder, or at a URL (``s3://bucket/folder``)."""
     text = str(location)
     return RemoteStore(text) if is_url(text) else Store(Path(text).expanduser())
+
+
+def _parsed(marker: bytes) -> dict[str, Any]:
+    """What a done marker says; nothing where it says nothing that can be read."""
+    try:
+        found = json.loads(marker)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) and {"upload", "manifest"} <= set(found) else {}
 
 
 class RemoteStore(Store):
@@ -60,11 +74,12 @@ class RemoteStore(Store):
         Of a job that is not done they stay: their writer may live.
         """
         self._local.sweep()
-        done = {(kind, key): self._marker(kind, key)["upload"] for kind, key in self.done()}
+        done = {pair: self._marker(*pair).get("upload") for pair in self.done()}
         left = []
         for name in self._sizes:
-            _, kind, key, upload, *_ = name.split("/")
-            if upload not in ("done", done.get((kind, key), upload)):
+            place = _PLACE.match(name)
+            counts = place and done.get((place["kind"], place["key"]))
+            if place and counts and place["rest"] != "done" and place["upload"] != counts:
                 left.append(name)
         for name in self.objects.sizes("work"):
             kind, _, key = name.split("/")[1].rpartition("-")
@@ -82,12 +97,12 @@ class RemoteStore(Store):
     def done(self) -> Iterator[tuple[str, str]]:
         """Every finished (kind, key), and their manifests: one listing, and many reads at once."""
         self._sizes = self.objects.sizes("artifacts")
-        names = [name for name in self._sizes if name.endswith("/done") and name.count("/") == 3]
-        markers = self.objects.read_all(names)
-        self._listed = {}
-        for name in sorted(markers):
-            _, kind, key, _ = name.split("/")
-            self._listed[kind, key] = json.loads(markers[name])
+        places = {name: place for name in self._sizes if (place := _PLACE.match(name))}
+        markers = self.objects.read_all(n for n, place in places.items() if place["rest"] == "done")
+        self._listed = {
+            (places[name]["kind"], places[name]["key"]): _parsed(markers[name])
+            for name in sorted(markers)
+        }
         return iter(list(self._listed))
 
     def manifest(self, kind: str, key: str) -> dict[str, Any]:
@@ -98,7 +113,7 @@ class RemoteStore(Store):
         if self._listed and (kind, key) in self._listed:
             return self._listed[kind, key]
         try:
-            marker: dict[str, Any] = json.loads(self.objects.read(self._name(kind, key, "done")))
+            marker = _parsed(self.objects.read(self._name(kind, key, "done")))
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"no finished artefact {kind}/{key} in {self.location}"
@@ -200,7 +215,7 @@ class RemoteStore(Store):
 
         Checksums are compared whenever an artefact is brought here.
         """
-        if self._local.is_done(kind, key):
+        if self._local.is_done(kind, key) and self._marker(kind, key):
             return self._local.verify(kind, key, contents)
         return self._difference(kind, key)
 
@@ -229,8 +244,8 @@ class RemoteStore(Store):
             prefix = self._name(kind, key, marker["upload"])
         except FileNotFoundError:
             return "done is missing"
-        except (ValueError, LookupError, TypeError) as error:
-            return f"its marker cannot be read ({type(error).__name__}: {error})"
+        except LookupError:
+            return "its marker cannot be read"
         listed = self._listed and (kind, key) in self._listed
         sizes = self._sizes if listed else self.objects.sizes(prefix)
         for name, facts in files.items():

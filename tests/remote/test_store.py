@@ -237,6 +237,26 @@ def test_a_full_cache_drops_what_nobody_uses(
     assert len(list(store.done())) == 2, "the bucket keeps all"
 
 
+@pytest.mark.parametrize("marker", [b"", b"{", b"[]", b'{"upload": "x"}'])
+def test_a_marker_that_says_nothing_is_damage(
+    machine: Callable[[str], RemoteStore], marker: bytes
+) -> None:
+    """Would catch one spoilt object that stops every study of a bucket."""
+    store = machine("a")
+    put(store)
+    store.objects.write(f"artifacts/{KIND}/{KEY}/done", marker)
+    store.objects.write("artifacts/README", b"somebody else's")
+    store.objects.write("artifacts/Not A Kind/x/y", b"somebody else's")
+    driver = machine("a")
+    driver.sweep()
+    assert driver.verify(KIND, KEY) == "its marker cannot be read"
+    assert "its marker cannot be read; its marker was moved" in driver.check(KIND, KEY)
+    assert list(driver.done()) == []
+    put(driver)
+    assert content(machine("b").here(KIND, KEY)) == PAYLOAD
+    assert driver.objects.exists("artifacts/README")
+
+
 @pytest.mark.parametrize("name", ["../../outside", "/tmp/outside", "a/../../outside"])
 def test_a_bucket_cannot_write_outside_of_the_cache(
     machine: Callable[[str], RemoteStore], name: str
