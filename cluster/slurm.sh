@@ -21,7 +21,6 @@
 #SBATCH --time=24:00:00
 #SBATCH --signal=B:TERM@120
 set -euo pipefail
-umask 077
 ENV=${ENV:-$SLURM_SUBMIT_DIR/.venv}
 cd "$SLURM_SUBMIT_DIR"
 export PATH="$ENV/bin:$PATH"
@@ -30,7 +29,8 @@ export PATH="$ENV/bin:$PATH"
 # ends.
 export RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=token
 export RAY_AUTH_TOKEN_PATH="$SLURM_SUBMIT_DIR/cluster/secrets/slurm-$SLURM_JOB_ID"
-mkdir -p cluster/secrets
+mkdir -p -m 700 cluster/secrets
+(umask 077 && : >"$RAY_AUTH_TOKEN_PATH")
 python -c 'import secrets; print(secrets.token_hex(32), end="")' >"$RAY_AUTH_TOKEN_PATH"
 trap 'rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
 
