@@ -29,8 +29,7 @@ export PATH="$ENV/bin:$PATH"
 # ends.
 export RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=token
 export RAY_AUTH_TOKEN_PATH="$SLURM_SUBMIT_DIR/cluster/secrets/slurm-$SLURM_JOB_ID"
-mkdir -p -m 700 cluster/secrets
-(umask 077 && : >"$RAY_AUTH_TOKEN_PATH")
+(umask 077 && mkdir -p cluster/secrets && : >"$RAY_AUTH_TOKEN_PATH")
 python -c 'import secrets; print(secrets.token_hex(32), end="")' >"$RAY_AUTH_TOKEN_PATH"
 trap 'rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
 
