@@ -21,21 +21,22 @@
 #SBATCH --time=24:00:00
 #SBATCH --signal=B:TERM@120
 set -euo pipefail
-umask 077
 ENV=${ENV:-$SLURM_SUBMIT_DIR/.venv}
 cd "$SLURM_SUBMIT_DIR"
 export PATH="$ENV/bin:$PATH"
 
-# One token per job, in a file that only you can read; it goes when the job ends.
+# One token per job, in a file that only you can read, where all nodes see it; it goes when the job
+# ends.
 export RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=token
-export RAY_AUTH_TOKEN_PATH="$HOME/.ray/mgdm-$SLURM_JOB_ID"
-mkdir -p "$HOME/.ray"
+export RAY_AUTH_TOKEN_PATH="$SLURM_SUBMIT_DIR/cluster/secrets/slurm-$SLURM_JOB_ID"
+(umask 077 && mkdir -p cluster/secrets && : >"$RAY_AUTH_TOKEN_PATH")
 python -c 'import secrets; print(secrets.token_hex(32), end="")' >"$RAY_AUTH_TOKEN_PATH"
 trap 'rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
 
 # Two jobs may meet on one machine: every job has ports and a temporary folder of its own.
 port=$((20000 + SLURM_JOB_ID % 10000))
 dashboard=$((30000 + SLURM_JOB_ID % 10000))
+client=$((40000 + SLURM_JOB_ID % 10000))
 head=$SLURMD_NODENAME
 address=$(hostname -i | awk '{print $1}')
 cpus=${SLURM_CPUS_PER_TASK:-$(nproc)}
@@ -45,15 +46,16 @@ echo "ray: head $head ($address:$port), dashboard 127.0.0.1:$dashboard, token $R
 
 srun --nodes=1 --ntasks=1 --nodelist="$head" \
   ray start --head --block --node-ip-address="$address" --port="$port" \
-  --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" --ray-client-server-port=0 \
+  --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" --ray-client-server-port="$client" \
   --temp-dir="/tmp/mgdm-$SLURM_JOB_ID" --num-cpus="$cpus" --num-gpus="$gpus" &
 srun_head=$!
 until ray health-check --address "$address:$port" 2>/dev/null; do
-  kill -0 "$srun_head" || { echo "ray: the head did not start" >&2; exit 1; }
+  kill -0 "$srun_head" 2>/dev/null || { echo "ray: the head did not start" >&2; exit 1; }
   sleep 2
 done
-if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
-  srun --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks-per-node=1 --exclude="$head" \
+others=$((SLURM_JOB_NUM_NODES - 1))
+if [ "$others" -gt 0 ]; then
+  srun --nodes="$others" --ntasks="$others" --exclude="$head" \
     ray start --block --address="$address:$port" --num-cpus="$cpus" --num-gpus="$gpus" &
 fi
 python - "$address:$port" "$SLURM_JOB_NUM_NODES" <<'PYTHON'
