@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -95,12 +94,12 @@ def local_copy(url: str, cache: Path) -> Path:
     return store.root
 
 
-def test_machines_that_go_change_nothing(bucket: str, machines: Machines, tmp_path: Path) -> None:
+def test_machines_that_go_change_nothing(
+    storm: Storm, bucket: str, machines: Machines, tmp_path: Path
+) -> None:
     """Would catch whatever is only on the machine that is switched off: a checkpoint, a trial, a
     shard, a result. In training, search, sampling and evaluation one goes and another one comes;
     a driver is killed as well."""
-    storm = Storm(tmp_path / "storm", random.Random(0), kills=0)
-    storm.rest()
     url, log = f"{bucket}/storm", tmp_path / f"{storm.study.stem}.log"
     driver = start(storm.study, url, machines.cluster.address, tmp_path)
     for phase in ("train worker", "tune actor", "sampling task", "evaluation task"):
