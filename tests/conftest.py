@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,15 @@ TINY: dict[str, Any] = {
 def tiny() -> dict[str, Any]:
     """A study of seconds, as a mapping that a test may change."""
     return yaml.safe_load(yaml.safe_dump(TINY))  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The URL of an empty bucket of a real server with S3's interface; processes see it, too."""
+    from tests.remote.server import s3_server
+
+    with s3_server() as url:
+        yield url
 
 
 @pytest.fixture

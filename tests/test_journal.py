@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import optuna
@@ -12,13 +11,6 @@ from optuna.storages import JournalStorage
 
 from mgdm_ray.journal import ObjectJournal
 from mgdm_ray.remote.objects import Objects
-from tests.remote.server import s3_server
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    with s3_server() as url:
-        yield url
 
 
 @pytest.fixture

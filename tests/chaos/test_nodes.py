@@ -21,15 +21,8 @@ from mgdm_ray.records import read_records
 from mgdm_ray.remote.store import RemoteStore
 from tests.chaos.storm import PATIENCE_S, PHASES, Storm, check_results, processes, quick_head
 from tests.conftest import TINY
-from tests.remote.server import s3_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    with s3_server() as url:
-        yield url
 
 
 class Machines:

@@ -17,7 +17,6 @@ from mgdm_ray.claims import Claims
 from mgdm_ray.remote import leases
 from mgdm_ray.remote.leases import Leases, open_claims
 from mgdm_ray.remote.objects import Objects
-from tests.remote.server import s3_server
 
 HOLD = """
 import sys, time
@@ -27,12 +26,6 @@ claims = leases.Leases(sys.argv[1])
 print(claims.take("decode", "k"), flush=True)
 time.sleep(600)
 """
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    with s3_server() as url:
-        yield url
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,13 +10,7 @@ import boto3
 import pytest
 
 from mgdm_ray.remote.objects import Objects, ObjectsError, is_url
-from tests.remote.server import BUCKET, s3_server
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    with s3_server() as url:
-        yield url
+from tests.remote.server import BUCKET
 
 
 @pytest.fixture(params=["s3", "memory"])

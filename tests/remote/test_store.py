@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from mgdm_ray.remote.cache import Cache
 from mgdm_ray.remote.objects import Objects
 from mgdm_ray.remote.store import RemoteStore, open_store
 from mgdm_ray.store import Store
-from tests.remote.server import s3_server
 from tests.stored_example import KEY, KIND, PAYLOAD, content
 
 OTHER = "1" * 32
@@ -22,12 +21,6 @@ OTHER = "1" * 32
 
 class Died(BaseException):
     """What a kill is to the code that it hits: nothing comes after it."""
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    with s3_server() as url:
-        yield url
 
 
 @pytest.fixture
