@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ from mgdm_ray.jobs.base import JobError, Progress, TrainingTask, training_config
 from mgdm_ray.records import WORKER_DIED
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mgdm_ray.diffusion.train import TrainState
     from mgdm_ray.diffusion.workers import Workers
 
@@ -49,9 +51,6 @@ def launch(task: TrainingTask, progress: Progress, resources: ResourcesConfig) -
     a result, with the reason.
     """
     elastic = resources.least_train_workers < resources.most_train_workers
-    if elastic:
-        # It may have counted on a machine that was just lost: count again.
-        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(START_WITHIN_S)
     path, file_system = task.store.ray_storage(task.kind, task.key)
     trainer = TorchTrainer(
         _worker,
@@ -76,7 +75,8 @@ def launch(task: TrainingTask, progress: Progress, resources: ResourcesConfig) -
         ),
     )
     try:
-        result = trainer.fit()
+        with _starting_within(START_WITHIN_S) if elastic else nullcontext():
+            result = trainer.fit()
     except (TrainingFailedError, RayActorError) as error:
         if _is_death(error):
             raise JobError(f"{WORKER_DIED}: {error}") from error
@@ -88,6 +88,22 @@ def launch(task: TrainingTask, progress: Progress, resources: ResourcesConfig) -
     if file_system is None:
         return Path(result.checkpoint.path)
     return Path(result.checkpoint.to_directory(str(task.work / "final")))
+
+
+@contextmanager
+def _starting_within(seconds: int) -> Iterator[None]:
+    """Ray Train gives up a start that takes longer, and counts the machines again.
+
+    The ones it counted on may just have been lost, and by default of ours it waits for ever.
+    """
+    name = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+    before = os.environ.get(name)
+    os.environ[name] = str(seconds)
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        os.environ.update({name: before} if before is not None else {})
 
 
 def _is_death(error: Exception) -> bool:
