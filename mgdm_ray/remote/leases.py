@@ -60,11 +60,12 @@ class Leases(Claims):
         if not self.objects.create(name, who.encode()):
             return False
         # Between our look and our claim the old one may have been given back and taken anew.
-        others = [other for other in self.objects.sizes(prefix) if other != name]
-        if any(o > name or not self._is_dead(self._driver_of(o)) for o in others):
+        others = {o: self._driver_of(o) for o in self.objects.sizes(prefix) if o != name}
+        if any(o > name or not self._is_dead(driver) for o, driver in others.items()):
             self.objects.remove([name])
             return False
-        self.objects.remove(others)
+        # Its sign of life goes as well. One that lives after all writes it again.
+        self.objects.remove([*others, *(f"drivers/{d}" for d in others.values() if d)])
         self._mine[kind, key] = name
         return True
 

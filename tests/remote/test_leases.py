@@ -81,6 +81,7 @@ def test_a_dead_drivers_claim_comes_free(url: str, holder: subprocess.Popen[str]
         time.sleep(0.1)
     assert time.monotonic() - killed > 1.5, "not before the lease is over"
     mine.release_all()
+    assert Objects(url).sizes("") == {}, "the dead one leaves nothing"
 
 
 def test_one_of_many_takes_over(url: str, holder: subprocess.Popen[str]) -> None:
