@@ -40,7 +40,7 @@ def bring_notes(store: Store, config: StudyConfig) -> None:
     if config.search and config.search.warm_start:
         names.add(config.search.warm_start)
     for place in (PROBES_FILE, *(f"studies/{name}" for name in sorted(names))):
-        store.bring(store.root / place, anew=True)
+        store.bring(store.root / place, anew=True, deep=False)  # figures are drawn anew
 
 
 def share_notes(store: Store, folder: Path) -> None:

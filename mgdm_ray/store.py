@@ -141,10 +141,11 @@ class Store:
     def share(self, path: Path) -> None:
         """Let other machines see ``path``, a file below ``root``: on a shared disk they do."""
 
-    def bring(self, folder: Path, *, anew: bool = False) -> None:
+    def bring(self, folder: Path, *, anew: bool = False, deep: bool = True) -> None:
         """Have what other machines shared below ``folder`` (itself below ``root``) here too.
 
-        What is here with the same size is taken to be the same, unless ``anew``.
+        What is here with the same size is taken to be the same, unless ``anew``. Not ``deep``:
+        only the files that lie in ``folder`` itself.
         """
 
     def ray_storage(self, kind: str, key: str) -> tuple[str, Any]:

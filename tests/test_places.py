@@ -110,11 +110,15 @@ def test_notes_are_there_on_the_next_machine(
         path = first.root / "studies" / name / "records.jsonl"
         path.parent.mkdir(parents=True)
         path.write_text(name)
+        (path.parent / "figures").mkdir()
+        (path.parent / "figures" / "x.png").touch()
         share_notes(first, path.parent)
     monkeypatch.setenv("MGDM_CACHE_DIR", str(tmp_path / "second"))
     second = RemoteStore(url)
     bring_notes(second, study)
     assert [p.read_text() for p in second.root.glob("studies/*/records.jsonl")] == ["tiny"]
+    assert not list(second.root.glob("studies/tiny/figures"))
+    assert first.objects.exists("studies/tiny/figures/x.png")
     assert study.search is not None
     search = study.search.model_copy(update={"warm_start": "other"})
     bring_notes(second, study.model_copy(update={"search": search}))

@@ -186,13 +186,14 @@ class RemoteStore(Store):
     def share(self, path: Path) -> None:
         self.objects.upload(path, path.relative_to(self.root).as_posix())
 
-    def bring(self, folder: Path, *, anew: bool = False) -> None:
+    def bring(self, folder: Path, *, anew: bool = False, deep: bool = True) -> None:
         sizes = self.objects.sizes(folder.relative_to(self.root).as_posix())
         paths = {name: within(self.root, name) for name in sizes}
         missing = [
             (name, path)
             for name, path in paths.items()
-            if anew or not path.is_file() or path.stat().st_size != sizes[name]
+            if (deep or path.parent in (folder, folder.parent))
+            and (anew or not path.is_file() or path.stat().st_size != sizes[name])
         ]
         self._each(self._bring_one, missing)
 
