@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +50,9 @@ def steps(folder: Path) -> list[tuple[int, int, str]]:
     return [(int(step), int(workers), node) for step, workers, node in lines]
 
 
-def wait_until(happened: object, patience: float = 120) -> None:
+def wait_until(happened: Callable[[], bool], patience: float = 120) -> None:
     deadline = time.monotonic() + patience
-    while not happened():  # type: ignore[operator]
+    while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -12,12 +13,12 @@ from torch import nn
 from mgdm_ray.config import DenoiserConfig, UNetConfig
 from mgdm_ray.diffusion import train as loop
 from mgdm_ray.diffusion.batches import BatchSource, Draw
-from mgdm_ray.diffusion.train import NonFiniteLoss, TrainState, new_state, train, train_step
+from mgdm_ray.diffusion.train import Kind, NonFiniteLoss, TrainState, new_state, train, train_step
 from mgdm_ray.diffusion.workers import Workers, exchanging, forget_activations
 from tests.chaos.storm import free_port
 from tests.diffusion.test_train import CONFIGS, LABELS, SCHEDULE, toy_images
 
-KINDS = ("denoiser", "guide")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def weights(state: TrainState) -> dict[str, torch.Tensor]:
@@ -31,7 +32,7 @@ def same(ours: TrainState, theirs: TrainState, atol: float) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("most", [1, 3, 8, 100])
-def test_a_batch_in_parts_trains_the_same(kind: str, most: int) -> None:
+def test_a_batch_in_parts_trains_the_same(kind: Kind, most: int) -> None:
     """Would catch parts that are added up without their weights: of 8 images, 3 at a time are
     parts of 2, 3 and 3."""
     options = {"schedule": SCHEDULE}
@@ -89,7 +90,7 @@ def saved_bytes(config: DenoiserConfig, forget: bool) -> int:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_forgotten_activations_change_nothing(kind: str) -> None:
+def test_forgotten_activations_change_nothing(kind: Kind) -> None:
     """Would catch a block that is computed otherwise the second time, or lost names of weights."""
     plain = train(kind, CONFIGS[kind], toy_images(), LABELS, 2, 0, schedule=SCHEDULE)
     workers = Workers(activation_checkpointing=True)
@@ -233,7 +234,7 @@ def test_news_bring_a_checkpoint_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(asked) == 2, "who knows need not ask"
 
 
-def _train_sharded(rank: int, folder: str, kind: str, port: int, resume: bool) -> None:
+def _train_sharded(rank: int, folder: str, kind: Kind, port: int, resume: bool) -> None:
     """One of two processes; the first one keeps what came of it."""
     torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"
@@ -246,7 +247,7 @@ def _train_sharded(rank: int, folder: str, kind: str, port: int, resume: bool) -
 
     workers = Workers(rank, 2, micro_batch=2, activation_checkpointing=True, sharded=True)
     result = train(
-        kind,  # type: ignore[arg-type]
+        kind,
         CONFIGS[kind],
         toy_images(),
         LABELS,
@@ -262,23 +263,23 @@ def _train_sharded(rank: int, folder: str, kind: str, port: int, resume: bool) -
     torch.distributed.destroy_process_group()
 
 
-def run_sharded(folder: Path, kind: str, *, resume: bool = False) -> None:
+def run_sharded(folder: Path, kind: Kind, *, resume: bool = False) -> None:
     arguments = (str(folder), kind, free_port(), resume)
     torch.multiprocessing.spawn(_train_sharded, arguments, nprocs=2)
 
 
-def loaded(folder: Path, kind: str) -> TrainState:
-    state = new_state(kind, CONFIGS[kind], 1, 2, 0)  # type: ignore[arg-type]
+def loaded(folder: Path, kind: Kind) -> TrainState:
+    state = new_state(kind, CONFIGS[kind], 1, 2, 0)
     state.load(folder)
     return state
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_sharded_weights_train_the_same(kind: str, tmp_path: Path) -> None:
+def test_sharded_weights_train_the_same(kind: Kind, tmp_path: Path) -> None:
     """Would catch shards that are averaged, clipped or saved as if they were the whole, and a
     checkpoint that only as many workers can read."""
-    whole = train(kind, CONFIGS[kind], toy_images(), LABELS, 2, 0, schedule=SCHEDULE)  # type: ignore[arg-type]
+    whole = train(kind, CONFIGS[kind], toy_images(), LABELS, 2, 0, schedule=SCHEDULE)
     run_sharded(tmp_path, kind)
     for name in ("6", "end"):
         ended = loaded(tmp_path / name, kind)
@@ -286,7 +287,7 @@ def test_sharded_weights_train_the_same(kind: str, tmp_path: Path) -> None:
         ours, theirs = ([row["loss"] for row in s.history] for s in (ended, whole.state))
         assert ours == pytest.approx(theirs, rel=1e-3)
     alone = train(
-        kind,  # type: ignore[arg-type]
+        kind,
         CONFIGS[kind],
         toy_images(),
         LABELS,
