@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING
 
 from mgdm_ray import networks, plan_view
 from mgdm_ray.closing import Closing
-from mgdm_ray.config import InputError, StudyConfig, load_study
+from mgdm_ray.config import InputError
+from mgdm_ray.config.file import read_study
+from mgdm_ray.config.resolved import resolved_text
 from mgdm_ray.environment import StartError, StudyStopped, cores, gpus
 from mgdm_ray.places import bring_notes, inputs_for_all, reach, share_notes
 from mgdm_ray.plan import CELLS, Job, Plan, make_plan
@@ -140,7 +142,7 @@ class Study:
             raise InputError("--probe measures for a plan: give it together with --plan")
         self.arguments = arguments
         self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        self.config: StudyConfig = load_study(arguments.study, arguments.overrides)
+        self.config, self.source = read_study(arguments.study, arguments.overrides)
         self.store = reach(arguments.storage or self.config.storage, write=not arguments.plan)
         self.claims = open_claims(self.store.location)
         self.folder = self.store.root / "studies" / self.config.name
@@ -352,10 +354,8 @@ class Study:
         return self.claims.holder("study", self.config.name)
 
     def write_inputs(self) -> None:
-        import yaml
-
         self.folder.mkdir(parents=True, exist_ok=True)
-        resolved = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        resolved = resolved_text(self.config, self.source)
         (self.folder / "study.resolved.yaml").write_text(resolved, encoding="utf-8")
         rows = [
             {"key": j.key, "kind": j.kind, "label": j.label, "needs": j.needs}

@@ -34,6 +34,7 @@ def refusal(write_study: Any, study: dict[str, Any], *overrides: str) -> str:
         ({"datasets": ["brestmnist"]}, ["unknown dataset 'brestmnist'", "'breastmnist'"]),
         ({"arms": ["real", "distrub"]}, ["'distrub' in arms[1]", "did you mean 'disturb'"]),
         ({"setting": {"measurement": "entropi"}}, ["unknown measurement 'entropi'", "'entropy'"]),
+        ({"denoiser": {"recipe": ["paper"]}}, ["denoiser.recipe", "Known: small, paper"]),
         ({"downstream": {"steps": 0}}, ["downstream.steps", "greater than 0", "got 0"]),
         ({"denoiser": {"learning_rate": float("nan")}}, ["denoiser.learning_rate", "finite"]),
         ({"networks": ["alexnet", "alexnet"]}, ["network 'alexnet' is given twice"]),
