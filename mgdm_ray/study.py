@@ -45,7 +45,8 @@ DETERMINISTIC_BATCH = 64
 def parser() -> argparse.ArgumentParser:
     new = argparse.ArgumentParser(
         prog="python -m mgdm_ray.study",
-        description="Run a study; the same command again resumes it.",
+        description="Run a study; the same command again resumes it. "
+        "'doctor [STUDY.yaml]' in place of it says whether one can run here.",
         epilog="Exit codes: 0 all done, 1 some job failed, 2 the input is wrong, 130 interrupted.",
     )
     new.add_argument("study", metavar="STUDY.yaml", help="the study file")
@@ -76,6 +77,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["doctor"]:
+        from mgdm_ray import doctor
+
+        return doctor.main(words[1:])
     arguments = parser().parse_args(argv)
     _interrupted.clear()
     _catch_signals()

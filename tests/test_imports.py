@@ -75,6 +75,7 @@ ALLOWED: dict[str, set[str]] = {
     "gates": {"config", "records"},
     "agenda": {"config", "gates", "jobs", "plan", "records"},
     "warm_start": {"config", "records"},
+    "doctor": {"config", "data", "environment", "places", "precision", "remote", "tracking"},
     "next_steps": {"config", "records", "stats"},
     "closing": {
         "config",
