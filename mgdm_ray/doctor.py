@@ -109,7 +109,7 @@ def examine(check: Callable[[Place], Iterator[str]], place: Place) -> Iterator[L
 def python_version(_: Place, version: str = platform.python_version()) -> Iterator[str]:
     from packaging.specifiers import SpecifierSet
 
-    needed = SpecifierSet(metadata.metadata("mgdm-ray").get("Requires-Python") or "")
+    needed = SpecifierSet(metadata.metadata("mgdm-ray")["Requires-Python"] or "")
     if not needed.contains(version, prereleases=True):
         raise Trouble(f"python {version}", f"{needed} is needed")
     yield f"python {version}"
