@@ -162,7 +162,7 @@ def test_names_of_a_medmnist_file(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", **arrays, classes=np.array(["no", "yes"]))
     assert dataset_info(config("x.npz"), tmp_path).classes == ("no", "yes")
     np.savez(tmp_path / "x.npz", **{**arrays, "train_labels": np.arange(12) % 3})
-    with pytest.raises(InputError, match="2 names of classes, but .* labels up to 2"):
+    with pytest.raises(InputError, match=r"2 names of classes, but .* labels up to 2"):
         dataset_info(own, tmp_path)
 
 

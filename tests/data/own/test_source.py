@@ -26,7 +26,7 @@ def listed(folder: Path, path: str = ".", **options: Any) -> Listing:
 
 
 def test_what_is_own(tmp_path: Path) -> None:
-    """Catches .npz files and built-in datasets taken for folders, and folders that are not found."""
+    """Catches .npz files and built-in datasets taken for folders, and folders not found."""
     assert own_listing(DatasetConfig(name="breastmnist"), tmp_path) is None
     assert own_listing(config("mine.npz"), tmp_path) is None
     with pytest.raises(InputError, match=r"nowhere is not there; 'path' is relative to"):
