@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgdm_ray import next_steps
-from mgdm_ray.config import StudyConfig
+from mgdm_ray.config import DatasetConfig, StudyConfig
 from mgdm_ray.next_steps import Step, show
 from mgdm_ray.plan import Plan
 from mgdm_ray.records import Record, write_records
@@ -35,6 +35,8 @@ class Closing:
     """What the end of a study is made from."""
 
     config: StudyConfig
+    read: tuple[DatasetConfig, ...]
+    """The study's datasets with the files that jobs read."""
     plan: Plan
     store: Store
     fingerprints: dict[str, str]
@@ -154,7 +156,7 @@ class Closing:
             mlflow_command=self.mlflow_command(),
             artefact=self.artefact,
             without_pictures=frozenset(d.name for d in self.config.datasets if not d.pictures),
-            datasets=[dataset_info(d, self.config.data_dir) for d in self.config.datasets],
+            datasets=[dataset_info(d, self.config.data_dir) for d in self.read],
             findings={
                 name: [finding.message for finding in found if finding.serious]
                 for name, found in findings.items()
@@ -179,7 +181,7 @@ class Closing:
             dataset.name: check_splits(
                 {s: load_split(dataset, s, self.config.data_dir) for s in SPLITS}
             )
-            for dataset in self.config.datasets
+            for dataset in self.read
         }
 
     def mlflow_command(self) -> str:
@@ -244,7 +246,7 @@ class Closing:
         from mgdm_ray.data.load import count_test_images
         from mgdm_ray.resolution import seeds_to_see
 
-        tests = {d.name: count_test_images(d, self.config.data_dir) for d in self.config.datasets}
+        tests = {d.name: count_test_images(d, self.config.data_dir) for d in self.read}
         cells = [
             {"record": dataclasses.asdict(record), "inputs": self.plan.jobs[record.key].inputs}
             for record in records
