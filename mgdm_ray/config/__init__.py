@@ -2,12 +2,14 @@
 
 from mgdm_ray.config.base import (
     ARMS,
+    GUIDED_ARMS,
     MEASUREMENTS,
     MEDMNIST,
     MEMBER_MEASUREMENTS,
     NETWORKS,
     PHANTOMS,
     REFERENCE_FAULTS,
+    SAMPLED_ARMS,
     TIMM,
     TORCHVISION,
     Arm,
@@ -17,6 +19,7 @@ from mgdm_ray.config.base import (
     Name,
     Network,
     ReferenceFault,
+    SampledArm,
     Task,
     known_network,
     require_known,
@@ -39,7 +42,7 @@ from mgdm_ray.config.diffusion import (
     TrainConfig,
     UNetConfig,
 )
-from mgdm_ray.config.file import MAX_STUDY_BYTES, load_study
+from mgdm_ray.config.file import MAX_STUDY_BYTES, apply_override, load_study
 from mgdm_ray.config.search import (
     ConfirmConfig,
     MeasurementSpace,
@@ -58,6 +61,7 @@ from mgdm_ray.config.study import (
 
 __all__ = [
     "ARMS",
+    "GUIDED_ARMS",
     "MAX_STUDY_BYTES",
     "MEASUREMENTS",
     "MEDMNIST",
@@ -66,6 +70,7 @@ __all__ = [
     "PHANTOMS",
     "RECIPES",
     "REFERENCE_FAULTS",
+    "SAMPLED_ARMS",
     "TIMM",
     "TORCHVISION",
     "Arm",
@@ -88,6 +93,7 @@ __all__ = [
     "RatioCurve",
     "ReferenceFault",
     "ResourcesConfig",
+    "SampledArm",
     "SamplingConfig",
     "ScaleRange",
     "SearchConfig",
@@ -99,6 +105,7 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "UNetConfig",
+    "apply_override",
     "known_network",
     "load_study",
     "require_known",
