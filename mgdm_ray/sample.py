@@ -20,7 +20,7 @@ from mgdm_ray.config import SAMPLED_ARMS, DatasetConfig, InputError, SampledArm
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.finished import FinishedStudy
 from mgdm_ray.labelled_folder import LabelledFolder, new_folder, require_free
-from mgdm_ray.own_images import OwnImages, make_images, mixed_labels
+from mgdm_ray.made_images import MadeImages, make_images, mixed_labels
 from mgdm_ray.plugins import import_plugins
 from mgdm_ray.remote.objects import ObjectsError
 
@@ -154,7 +154,7 @@ def _sample(study: FinishedStudy, dataset: DatasetConfig, arguments: argparse.Na
     arm: SampledArm = arguments.arm or "disturb"
     chosen = study.choose(dataset.name, arm, arguments.network, arguments.changes)
     labels = _labels(study, dataset, arguments)
-    wanted = OwnImages.of(
+    wanted = MadeImages.of(
         study, dataset, arm, chosen, labels, first=arguments.first, seed=arguments.seed
     )
     device, manifest = _device(arguments.device), wanted.manifest()

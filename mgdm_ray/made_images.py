@@ -1,4 +1,4 @@
-"""Images that a finished study's models make under a setting of one's own, into a folder."""
+"""Images that the models of a finished study make under any setting, into a folder."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ABOUT_PHANTOMS = (
 
 
 @dataclass(frozen=True)
-class OwnImages:
+class MadeImages:
     """All that they depend on."""
 
     study: FinishedStudy
@@ -63,7 +63,7 @@ class OwnImages:
         *,
         first: int,
         seed: int | None,
-    ) -> OwnImages:
+    ) -> MadeImages:
         """Raises InputError where the study has not finished, or never trains, what they need."""
         models = [study.model(kind, dataset.name) for kind in ("fit_denoiser", "fit_guide")]
         needed = arm in GUIDED_ARMS or chosen.sampling.classifier_scale != 0
@@ -79,7 +79,7 @@ class OwnImages:
         seed = study.config.seed if seed is None else seed
         info = dataset_info(dataset, study.config.data_dir)
         guide = guide if needed else None
-        return OwnImages(study, dataset, info, arm, chosen, denoiser, guide, seed, first, labels)
+        return MadeImages(study, dataset, info, arm, chosen, denoiser, guide, seed, first, labels)
 
     @property
     def indices(self) -> range:
@@ -151,7 +151,7 @@ def mixed_labels(
 
 
 def make_images(
-    wanted: OwnImages, folder: LabelledFolder, device: str, batch: int | None, on_stage: OnStage
+    wanted: MadeImages, folder: LabelledFolder, device: str, batch: int | None, on_stage: OnStage
 ) -> None:
     """Make them and write them, a part at a time. Raises NonFiniteSample."""
     from mgdm_ray.data.load import to_uint8
@@ -170,7 +170,7 @@ class _Sampler:
     """The networks, ready for any rows."""
 
     def __init__(
-        self, wanted: OwnImages, device: str, batch: int | None, on_stage: OnStage
+        self, wanted: MadeImages, device: str, batch: int | None, on_stage: OnStage
     ) -> None:
         import torch
 
