@@ -30,6 +30,8 @@ from mgdm_ray.config.data import (
     LimitsConfig,
     PhantomConfig,
     RatioCurve,
+    ReadingConfig,
+    SplitConfig,
     SyntheticConfig,
 )
 from mgdm_ray.config.diffusion import (
@@ -91,6 +93,7 @@ __all__ = [
     "Network",
     "PhantomConfig",
     "RatioCurve",
+    "ReadingConfig",
     "ReferenceFault",
     "ResourcesConfig",
     "SampledArm",
@@ -98,6 +101,7 @@ __all__ = [
     "ScaleRange",
     "SearchConfig",
     "SearchSpace",
+    "SplitConfig",
     "StartPoint",
     "StudyConfig",
     "SyntheticConfig",
