@@ -88,16 +88,20 @@ class FinishedStudy:
         return FinishedStudy(config, store, plan, study)
 
     def dataset(self, name: str | None) -> DatasetConfig:
-        """The study's dataset ``name``, or its only one. InputError for any other."""
+        """The study's dataset ``name``, or its only one, with the file that jobs read.
+
+        Raises InputError for any other.
+        """
+        from mgdm_ray.data.own.prepare import prepare
+
         known = {d.name: d for d in self.config.datasets}
-        if name is None and len(known) == 1:
-            return next(iter(known.values()))
-        if name is None:
+        if name is None and len(known) > 1:
             raise InputError(f"--dataset: the study has several: {', '.join(known)}; name one")
         try:
-            return known[require_known(name, "dataset", known)]
+            chosen = known[require_known(name or next(iter(known)), "dataset", known)]
         except ValueError as error:
             raise InputError(f"--dataset: {error}") from None
+        return prepare(chosen, self.config.data_dir, self.store.root / "data")
 
     def jobs(self, kind: str, dataset: str, arm: str | None = None) -> list[Job]:
         found = [j for j in self.plan.jobs.values() if (j.kind, j.dataset) == (kind, dataset)]

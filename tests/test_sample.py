@@ -18,7 +18,10 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from mgdm_ray import sample
+from mgdm_ray.config import DatasetConfig
+from mgdm_ray.config.data import ColumnsConfig
 from mgdm_ray.data.load import to_uint8
+from mgdm_ray.data.own.source import list_source
 from mgdm_ray.diffusion.guidance import MEASUREMENTS, register_measurement
 from mgdm_ray.jobs.images import read_rows
 from tests.conftest import ROOT
@@ -107,14 +110,21 @@ def test_the_folder_says_what_it_is(finished: Finished, tmp_path: Path) -> None:
 
 
 def test_the_folder_is_a_dataset(finished: Finished, tmp_path: Path) -> None:
-    """Would catch a folder that nothing else can read."""
+    """Would catch a folder that neither this package nor others can read, by class folders or by
+    its manifest, or that is read with other labels."""
     out = tmp_path / "made"
     assert finished.sample("--number", 8, "--out", out) == 0
-    read = ImageFolder(str(out))
-    assert read.classes == ["benign", "malignant"]
     labels = {r["file"]: int(r["label"]) for r in rows_of(out)}
-    assert {str(Path(p).relative_to(out)): label for p, label in read.samples} == labels
-    assert read[0][0].size == (16, 16)
+    config = DatasetConfig(name="made", path=str(out), size=16)
+    listing = list_source(config, out)
+    assert listing.classes == ("benign", "malignant")
+    assert {item.path: item.label for item in listing.items} == labels
+    columns = ColumnsConfig(path="file", label="class")
+    table = list_source(config.model_copy(update={"columns": columns}), out / "manifest.csv")
+    assert {item.path: item.label for item in table.items} == labels
+    others = ImageFolder(str(out))
+    assert {str(Path(p).relative_to(out)): label for p, label in others.samples} == labels
+    assert others[0][0].size == (16, 16)
 
 
 @pytest.mark.parametrize(
@@ -265,9 +275,7 @@ def test_half_a_result_stays_nowhere(
     breaks it in the second part."""
 
     @register_measurement("broken_for_tests")
-    def broken(
-        logits: torch.Tensor, x_t: torch.Tensor, t: int, labels: torch.Tensor
-    ) -> torch.Tensor:
+    def broken(logits: torch.Tensor, *_: object) -> torch.Tensor:
         return logits.sum(dim=1) * float("nan")
 
     try:
