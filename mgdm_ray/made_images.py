@@ -151,7 +151,11 @@ def mixed_labels(
 
 
 def make_images(
-    wanted: MadeImages, folder: LabelledFolder, device: str, batch: int | None, on_stage: OnStage
+    wanted: MadeImages,
+    folder: LabelledFolder,
+    device: str,
+    batch: int | None,
+    on_stage: OnStage | None = None,
 ) -> None:
     """Make them and write them, a part at a time. Raises NonFiniteSample."""
     from mgdm_ray.data.load import to_uint8
@@ -170,7 +174,7 @@ class _Sampler:
     """The networks, ready for any rows."""
 
     def __init__(
-        self, wanted: MadeImages, device: str, batch: int | None, on_stage: OnStage
+        self, wanted: MadeImages, device: str, batch: int | None, on_stage: OnStage | None
     ) -> None:
         import torch
 
