@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import mgdm_ray
+from mgdm_ray.config import MEASUREMENTS as NAMES
 from mgdm_ray.config import InputError
 from mgdm_ray.data.load import to_uint8
 from mgdm_ray.diffusion.guidance import MEASUREMENTS
@@ -117,6 +118,7 @@ def test_a_measurement_of_one_s_own(exported: Path) -> None:
             mgdm_ray.two_stage(denoiser, guide, [0], setting, sampling=strong)
     finally:
         del MEASUREMENTS["brightness_for_tests"]
+        NAMES.remove("brightness_for_tests")
     assert bright.mean() > plain.mean() + 0.1
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from mgdm_ray import sample
+from mgdm_ray.config import MEASUREMENTS as NAMES
 from mgdm_ray.config import DatasetConfig
 from mgdm_ray.config.data import ColumnsConfig
 from mgdm_ray.data.load import to_uint8
@@ -284,6 +285,7 @@ def test_half_a_result_stays_nowhere(
         )
     finally:
         del MEASUREMENTS["broken_for_tests"]
+        NAMES.remove("broken_for_tests")
     assert made == 2
     assert "not finite" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
