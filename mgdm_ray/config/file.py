@@ -98,7 +98,7 @@ def read_study(path: str | Path, overrides: Sequence[str] = ()) -> tuple[StudyCo
         raise InputError(f"{path}: cannot be read as text: {error}") from None
     data, lines = _parse(path, text)
     for override in overrides:
-        _apply(data, override)
+        apply_override(data, override)
     source = Source(path, data, lines, overrides)
     try:
         return StudyConfig.model_validate(data), source
@@ -157,8 +157,11 @@ def _lines_below(node: yaml.Node, place: Place) -> Iterator[tuple[Place, int]]:
     return (item for item in _lines(node, place) if item[0] != place)
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
-    """Set ``a.b.0=value`` in ``data``; the value is read as YAML."""
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set ``a.b.0=value`` in ``data``; the value is read as YAML.
+
+    Raises InputError where it is not of that form, or there is no such place.
+    """
     where, separator, raw = override.partition("=")
     if not separator or not where.strip():
         raise InputError(f"--set {override}: give it as key.key=value")
