@@ -44,13 +44,17 @@ def parser() -> argparse.ArgumentParser:
         "--size", type=int, default=64, help="pixels a side of the images on the page"
     )
     check.add_argument("--out", metavar="PAGE.html", help="default: check-NAME.html")
-    init = commands.add_parser("init", help="write a study file that fits the data and this machine")
+    init = commands.add_parser(
+        "init", help="write a study file that fits the data and this machine"
+    )
     init.add_argument("path", metavar="PATH", help="class folders, a manifest, ... or an .npz")
     init.add_argument("--out", metavar="STUDY.yaml", help="default: NAME.yaml")
     init.add_argument("--name", help="of the dataset and the study; default: that of PATH")
     for command in (check, init):
         command.add_argument(
-            "--group", metavar="REGEX", help="names the patient in the path of an image: '(P[0-9]+)_'"
+            "--group",
+            metavar="REGEX",
+            help="names the patient in the path of an image: '(P[0-9]+)_'",
         )
         command.add_argument(
             "--columns", metavar="path=...,label=...", help="what a manifest's columns are called"

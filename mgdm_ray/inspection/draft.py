@@ -148,7 +148,7 @@ def _dataset(found: Survey, name: str, chosen: Scale) -> list[str]:
         lines += [*_split(found), *_reading(found)]
     if chosen.train_size:
         lines += [
-            "    # A seeded, stratified part of the training images: the more, the longer it takes.",
+            "    # A seeded, stratified part of the training images; more of them take longer.",
             f"    train_size: {chosen.train_size}",
         ]
     return [
@@ -252,7 +252,9 @@ def _evaluation(found: Survey, chosen: Scale) -> list[str]:
     uneven = bool(train) and max(train) >= UNEVEN * min(train)
     lines = ["# Added images per real one, and of which classes."]
     if uneven:
-        lines.append("# The classes are uneven: as many of each are added, and the loss is weighted.")
+        lines.append(
+            "# The classes are uneven: as many of each are added, and the loss is weighted."
+        )
     balance = "balanced" if uneven else "proportional"
     weighted = ", class_weighted: true" if uneven else ""
     rate = 0.001 if chosen.downstream_steps >= 300 else 0.002

@@ -69,7 +69,9 @@ def _files(found: Survey) -> Iterable[Finding]:
         )
     if ignored := found.listing.ignored:
         examples = _some([shown(name) for name in ignored])
-        yield Finding("ok", f"{len(ignored)} file(s) that are no images are passed over: {examples}")
+        yield Finding(
+            "ok", f"{len(ignored)} file(s) that are no images are passed over: {examples}"
+        )
 
 
 def _classes(found: Survey) -> Iterable[Finding]:
@@ -85,7 +87,7 @@ def _classes(found: Survey) -> Iterable[Finding]:
         elif empty:
             yield Finding(
                 "warning",
-                f"no image of class {', '.join(empty)} in {split}: its recall is not measured there",
+                f"no image of class {', '.join(empty)} in {split}: it is not measured there",
                 "Add images of it",
             )
     for text in tiny_classes(found.listing):
@@ -154,9 +156,7 @@ def _near(found: Survey, near: list[Pair]) -> Iterable[Finding]:
 
 
 def _pairs(found: Survey, pairs: list[Pair]) -> list[str]:
-    return [
-        f"{_name(found, p.first)} and {_name(found, p.second)} ({p.value:.4f})" for p in pairs
-    ]
+    return [f"{_name(found, p.first)} and {_name(found, p.second)} ({p.value:.4f})" for p in pairs]
 
 
 def _pixels(found: Survey) -> Iterable[Finding]:

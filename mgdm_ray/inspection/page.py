@@ -174,7 +174,8 @@ h3 { margin: 1.8rem 0 .5rem; } h4 { margin: 1rem 0 .3rem; }
 p { margin: .4rem 0; overflow-wrap: anywhere; }
 .keep { background: var(--error); padding: .5rem .8rem; border-radius: 6px; font-weight: 600; }
 .findings { list-style: none; padding: 0; }
-.findings li { margin: .35rem 0; padding: .4rem .8rem; border-radius: 6px; overflow-wrap: anywhere; }
+.findings li { margin: .35rem 0; padding: .4rem .8rem; border-radius: 6px;
+  overflow-wrap: anywhere; }
 .error { background: var(--error); } .warning { background: var(--warning); }
 .ok { background: var(--ok); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; margin: .4rem 0; }
