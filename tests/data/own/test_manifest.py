@@ -22,7 +22,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_all_columns(tmp_path: Path) -> None:
-    """Catches a lost column, labels turned into numbers ("01" to 1), a byte-order mark in a name."""
+    """Catches a lost column, labels turned into numbers ("01" to 1), a byte-order mark kept."""
     text = (
         "\ufeffpath,label,split,group,stratum,slice\n"
         "b.png,02,Validation,P2,site B,3\n"
