@@ -1,4 +1,4 @@
-"""The commands: ``check`` looks at images and says what would spoil a study, ``init`` begins one."""
+"""``check`` looks at images and says what would spoil a study; ``init`` begins one."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def _odd(found: Survey) -> str:
     long = sorted(rows, key=lambda row: -_aspect(found, row))[:ODD]
     groups = (
         ("The smallest images", area),
-        ("The longest images", [row for row in long if _aspect(found, row) > 1]),
+        ("The longest images", [r for r in long if _aspect(found, r) > 1 and r not in area]),
         ("Flat images", [row for row in rows if known[row].constant][:ODD]),
         ("May hold burnt-in text", [row for row in rows if known[row].text][:PER_CLASS]),
     )
@@ -165,31 +165,31 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e8ee; --soft: #9aa4b1; --line: #303842;
   --paper: #14181d; --error: #4a2320; --warning: #3a3018; --ok: #173325; } }
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
+body { margin: 0; overflow-wrap: anywhere; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, "Segoe UI", Roboto, Arial, sans-serif; }
 main { max-width: 1100px; margin: 0 auto; padding: 1.2rem 1.5rem 4rem; }
 h1, h2 { font-family: Georgia, "Times New Roman", serif; font-weight: 600; margin: .2rem 0; }
 h2 { margin-top: 2rem; border-top: 1px solid var(--line); padding-top: .8rem; }
 h3 { margin: 1.8rem 0 .5rem; } h4 { margin: 1rem 0 .3rem; }
-p { margin: .4rem 0; overflow-wrap: anywhere; }
+p { margin: .4rem 0; }
 .keep { background: var(--error); padding: .5rem .8rem; border-radius: 6px; font-weight: 600; }
 .findings { list-style: none; padding: 0; }
-.findings li { margin: .35rem 0; padding: .4rem .8rem; border-radius: 6px;
-  overflow-wrap: anywhere; }
+.findings li { margin: .35rem 0; padding: .4rem .8rem; border-radius: 6px; }
 .error { background: var(--error); } .warning { background: var(--warning); }
 .ok { background: var(--ok); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; margin: .4rem 0; }
-dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+dt { color: var(--soft); } dd { margin: 0; }
 table { border-collapse: collapse; margin: .8rem 0; }
 th, td { padding: .2rem .8rem; border-bottom: 1px solid var(--line); text-align: right;
+  overflow-wrap: normal;
   font-variant-numeric: tabular-nums; }
-th:first-child { text-align: left; overflow-wrap: anywhere; max-width: 30rem; }
+th:first-child { text-align: left; overflow-wrap: anywhere; }
 .tight, .grid { display: flex; flex-wrap: wrap; gap: 4px; } .grid { gap: 1rem; }
 figure { margin: 0; width: 11rem; } figure.pair { width: 16rem; }
 .pair img { margin-right: 4px; }
 img { width: 80px; height: 80px; image-rendering: pixelated; background: #000; }
 figure img { width: 112px; height: 112px; }
-figcaption { color: var(--soft); font-size: .8rem; line-height: 1.35; overflow-wrap: anywhere; }
+figcaption { color: var(--soft); font-size: .8rem; line-height: 1.35; }
 @media print { main { max-width: none; padding: 0; } h3, h4 { break-after: avoid; }
   figure, li, tr { break-inside: avoid; } * { print-color-adjust: exact; } }
 """
