@@ -30,6 +30,8 @@ class _Loader(yaml.SafeLoader):
 
 
 MAX_STUDY_BYTES = 1_000_000
+MAX_VALUES, MAX_DEPTH, MAX_SCALAR = 100_000, 30, 4096
+"""Of a study file: values with all aliases written out, their nesting, characters of one."""
 # The loader passes on what its constructors raise: a date that does not exist, a key that is a
 # mapping.
 _YAML_MISTAKES = (yaml.YAMLError, ValueError, RecursionError, TypeError)
@@ -71,12 +73,7 @@ def _missing(path: Path) -> str:
 
 def _parse(path: Path, text: str) -> tuple[dict[str, Any], dict[tuple[str | int, ...], int]]:
     try:
-        loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            data = loader.construct_document(node) if node is not None else None
-        finally:
-            loader.dispose()
+        node, data = _load(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
@@ -89,6 +86,45 @@ def _parse(path: Path, text: str) -> tuple[dict[str, Any], dict[tuple[str | int,
             f"{path}: a study file is a mapping of keys, e.g. 'name: my-study'; got {kind}"
         )
     return data, dict(_lines(node, ()))
+
+
+def _load(text: str) -> tuple[yaml.Node | None, Any]:
+    """The one document of ``text``, as nodes and as values; ValueError for one that is too large.
+
+    It is measured before it is built: a few lines of aliases can stand for billions of values.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None, None
+        if _size(node, {}) > MAX_VALUES:
+            raise ValueError(f"it stands for more than {MAX_VALUES} values (aliases of aliases?)")
+        return node, loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, known: dict[int, int], depth: int = 0) -> int:
+    """How many values ``node`` stands for, with all aliases written out.
+
+    Raises ValueError where it is too deep, or holds itself.
+    """
+    if depth > MAX_DEPTH:
+        raise ValueError(f"values are nested more than {MAX_DEPTH} deep, or hold themselves")
+    if isinstance(node, yaml.ScalarNode):
+        if len(node.value) > MAX_SCALAR:
+            raise ValueError(
+                f"line {node.start_mark.line + 1}: a value of {len(node.value)} "
+                f"characters; at most {MAX_SCALAR} are allowed"
+            )
+        return 1
+    if id(node) not in known:
+        below = node.value
+        if isinstance(node, yaml.MappingNode):
+            below = [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_size(one, known, depth + 1) for one in below)
+    return known[id(node)]
 
 
 def _lines(
@@ -119,7 +155,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
     if not separator or not where.strip():
         raise InputError(f"--set {override}: give it as key.key=value")
     try:
-        value = yaml.load(raw, _Loader)  # noqa: S506 - a subclass of SafeLoader
+        _, value = _load(raw)
     except _YAML_MISTAKES as error:
         raise InputError(f"--set {override}: the value is not valid YAML: {error}") from None
     *parents, last = where.strip().split(".")
@@ -140,7 +176,8 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 
 def _index(override: str, part: str, values: list[Any]) -> int:
-    if not part.isdigit() or int(part) >= len(values):
+    # Digits of other scripts are none to a user, and thousands of them none to int().
+    if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(values):
         raise InputError(f"--set {override}: {part!r} is not an index below {len(values)}")
     return int(part)
 

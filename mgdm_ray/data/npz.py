@@ -29,6 +29,8 @@ MEDMNIST_SIZES = (28, 64, 128, 224)
 DATA_DIR_VARIABLE = "MGDM_DATA_DIR"
 IMAGE_SUFFIX = "_images"
 LABEL_SUFFIX = "_labels"
+MAX_CLASSES = 10_000
+"""A label beyond is a mistake, and counting up to it would take all memory."""
 CLASSES = "classes"
 """Array of names `[K]`, in the order of the labels; a file need not have it."""
 MAX_CLASSES = 10_000
@@ -173,6 +175,11 @@ def read_labels(archive: zipfile.ZipFile, name: str) -> NDArray[np.int64]:
             "is needed (multi-label data is not supported)"
         )
     labels = array.reshape(-1).astype(np.int64)
+    if labels.size and labels.max() >= MAX_CLASSES:
+        raise InputError(
+            f"array {name!r} has label {labels.max()}; labels are class numbers, 0 to at most "
+            f"{MAX_CLASSES - 1}"
+        )
     if labels.size and labels.min() < 0:
         raise InputError(f"array {name!r} has label {labels.min()}; labels start at 0")
     return labels
