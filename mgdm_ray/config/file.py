@@ -153,11 +153,13 @@ def _apply(data: dict[str, Any], override: str) -> None:
     """Set ``a.b.0=value`` in ``data``; the value is read as YAML."""
     where, separator, raw = override.partition("=")
     if not separator or not where.strip():
-        raise InputError(f"--set {override}: give it as key.key=value")
+        raise InputError(f"--set {_short(override)}: give it as key.key=value")
     try:
         _, value = _load(raw)
     except _YAML_MISTAKES as error:
-        raise InputError(f"--set {override}: the value is not valid YAML: {error}") from None
+        raise InputError(
+            f"--set {_short(override)}: the value is not valid YAML: {error}"
+        ) from None
     *parents, last = where.strip().split(".")
     target: Any = data
     for part in parents:
@@ -168,17 +170,25 @@ def _apply(data: dict[str, Any], override: str) -> None:
                 target[part] = {}
             target = target[part]
         if not isinstance(target, dict | list):
-            raise InputError(f"--set {override}: {part!r} is a single value and has no keys below")
+            raise InputError(
+                f"--set {_short(override)}: {_short(part)!r} is a single value and has no keys below"
+            )
     if isinstance(target, list):
         target[_index(override, last, target)] = value
     else:
         target[last] = value
 
 
+def _short(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
 def _index(override: str, part: str, values: list[Any]) -> int:
     # Digits of other scripts are none to a user, and thousands of them none to int().
     if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(values):
-        raise InputError(f"--set {override}: {part!r} is not an index below {len(values)}")
+        raise InputError(
+            f"--set {_short(override)}: {_short(part)!r} is not an index below {len(values)}"
+        )
     return int(part)
 
 
@@ -197,7 +207,7 @@ def _explain(
     for override in overrides:
         set_here = override.partition("=")[0].strip().split(".")
         if flat[: len(set_here)] == set_here:
-            source = f"--set {override}"
+            source = f"--set {_short(override)}"
     if not source:
         known = location
         while known and known not in lines:

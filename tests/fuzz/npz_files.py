@@ -103,7 +103,7 @@ def _bad(rng: random.Random, name: str, good: bytes, canary: Path) -> bytes:
         return npy(np.zeros(shape, np.uint8))
     if kind == "labels":
         return npy(np.array([rng.choice(strange) for _ in range(6)], np.int64))
-    return {"cut": good[: rng.randrange(len(good))], "noise": rng.randbytes(200)}.get(kind, b"")
+    return {"cut": good[: rng.randrange(len(good) + 1)], "noise": rng.randbytes(200)}.get(kind, b"")
 
 
 def _write(rng: random.Random, path: Path, members: dict[str, bytes]) -> None:

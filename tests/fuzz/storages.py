@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import io
 import json
 import random
 import shutil
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,8 @@ def case(rng: random.Random, folder: Path, _canary: Path) -> bool:
 
 def _copy_model(path: Path, root: Path) -> None:
     if "storage" not in _models:
-        _models["storage"] = root.parent.parent / "outside" / "model"
+        _models["storage"] = Path(tempfile.mkdtemp(prefix="mgdm-fuzz-"))
+        atexit.register(shutil.rmtree, _models["storage"])
         arguments = parser().parse_args([str(path), "--storage", str(_models["storage"])])
         _finish(Study(arguments).plan, Store(_models["storage"]))
     shutil.copytree(_models["storage"], root)
@@ -57,7 +60,7 @@ def _copy_model(path: Path, root: Path) -> None:
 def _finish(plan: Plan, store: Store) -> None:
     """Every job done, with small files in place of its work."""
     notes = store.root / "studies" / "tiny"
-    notes.mkdir(parents=True)
+    notes.mkdir(parents=True, exist_ok=True)
     for job in plan.jobs.values():
         record = base_record(job)
         with store.writing(job.kind, job.key) as folder:
