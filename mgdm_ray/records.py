@@ -80,6 +80,10 @@ class Record:
         if unknown or missing:
             raise ValueError(f"not a record: unknown keys {unknown}, missing keys {missing}")
         wrong = sorted(name for name, value in row.items() if not isinstance(value, _TYPES[name]))
+        if not wrong and not all(
+            isinstance(v, int | float) for v in row.get("metrics", {}).values()
+        ):
+            wrong = ["metrics"]
         if wrong:
             raise ValueError(f"not a record: {', '.join(wrong)} of another type")
         return Record(**row)
@@ -119,7 +123,7 @@ def read_records(path: Path) -> list[Record]:
     for number, line in enumerate(lines, start=1):
         try:
             record = Record.from_dict(json.loads(line))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             log.warning("%s:%d: passed over a damaged record: %s", path, number, error)
             continue
         rows[record.key] = record
