@@ -170,9 +170,8 @@ def _apply(data: dict[str, Any], override: str) -> None:
                 target[part] = {}
             target = target[part]
         if not isinstance(target, dict | list):
-            raise InputError(
-                f"--set {_short(override)}: {_short(part)!r} is a single value and has no keys below"
-            )
+            what = f"{_short(part)!r} is a single value and has no keys below"
+            raise InputError(f"--set {_short(override)}: {what}")
     if isinstance(target, list):
         target[_index(override, last, target)] = value
     else:

@@ -14,7 +14,9 @@ import numpy as np
 from PIL import Image
 
 from mgdm_ray.config import DatasetConfig
-from mgdm_ray.data.load import SPLITS, check_source, fingerprint, load_split
+from mgdm_ray.data.load import SPLITS, check_source, load_split
+from mgdm_ray.data.own.prepare import prepare
+from mgdm_ray.data.own.source import own_listing
 
 SIDES = (1, 2, 7, 8, 33)
 MODES = ("L", "RGB", "RGBA", "P", "1", "I;16", "F", "LA", "CMYK", "I")
@@ -42,10 +44,12 @@ def case(rng: random.Random, folder: Path, _canary: Path) -> bool:
         path = root / "list.csv"
         path.write_bytes(_table(rng))
     config = DatasetConfig(name="mine", path=str(path), size=8)
-    fingerprint(config, folder)
-    check_source(config, folder)
+    listing = own_listing(config, folder)
+    assert listing is not None
+    made = prepare(config, folder, folder / "prepared")
+    check_source(made, folder)
     for split in SPLITS:
-        load_split(config, split, folder)
+        load_split(made, split, folder)
     return True
 
 
