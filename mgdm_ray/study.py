@@ -169,10 +169,20 @@ class Study:
             if mend and wrong:
                 print(f"warning: damaged, to be computed again: {job.label}: {wrong}", flush=True)
             if not wrong and (job.kind, key) in done:
-                found[key] = Record.from_dict(self.store.manifest(job.kind, key)["record"])
+                found[key] = self._stored(job)
             else:
                 needed |= set(job.needs.values())
         return {key: found[key] for key in self.plan.jobs if key in found}
+
+    def _stored(self, job: Job) -> Record:
+        """InputError where a manifest is whole by its checksum, and yet not what we write."""
+        try:
+            return Record.from_dict(self.store.manifest(job.kind, job.key)["record"])
+        except (ValueError, TypeError, LookupError) as error:
+            raise InputError(
+                f"{self.store.folder(job.kind, job.key)}: its manifest is none of ours ({error}); "
+                "remove this folder, and the job is computed again"
+            ) from None
 
     def failures(self) -> dict[str, Record]:
         """Records of the plan's jobs that failed before and are not done since."""

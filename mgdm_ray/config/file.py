@@ -34,6 +34,8 @@ class _Loader(yaml.SafeLoader):
 
 
 MAX_STUDY_BYTES = 1_000_000
+MAX_VALUES, MAX_DEPTH, MAX_SCALAR = 100_000, 30, 4096
+"""Of a study file: values with all aliases written out, their nesting, characters of one."""
 # The loader passes on what its constructors raise: a date that does not exist, a key that is a
 # mapping.
 _YAML_MISTAKES = (yaml.YAMLError, ValueError, RecursionError, TypeError)
@@ -119,12 +121,7 @@ def _missing(path: Path) -> str:
 
 def _parse(path: Path, text: str) -> tuple[dict[str, Any], dict[Place, int]]:
     try:
-        loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            data = loader.construct_document(node) if node is not None else None
-        finally:
-            loader.dispose()
+        node, data = _load(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
@@ -137,6 +134,45 @@ def _parse(path: Path, text: str) -> tuple[dict[str, Any], dict[Place, int]]:
             f"{path}: a study file is a mapping of keys, e.g. 'name: my-study'; got {kind}"
         )
     return data, dict(_lines(node, ()))
+
+
+def _load(text: str) -> tuple[yaml.Node | None, Any]:
+    """The one document of ``text``, as nodes and as values; ValueError for one that is too large.
+
+    It is measured before it is built: a few lines of aliases can stand for billions of values.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None, None
+        if _size(node, {}) > MAX_VALUES:
+            raise ValueError(f"it stands for more than {MAX_VALUES} values (aliases of aliases?)")
+        return node, loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, known: dict[int, int], depth: int = 0) -> int:
+    """How many values ``node`` stands for, with all aliases written out.
+
+    Raises ValueError where it is too deep, or holds itself.
+    """
+    if depth > MAX_DEPTH:
+        raise ValueError(f"values are nested more than {MAX_DEPTH} deep, or hold themselves")
+    if isinstance(node, yaml.ScalarNode):
+        if len(node.value) > MAX_SCALAR:
+            raise ValueError(
+                f"line {node.start_mark.line + 1}: a value of {len(node.value)} "
+                f"characters; at most {MAX_SCALAR} are allowed"
+            )
+        return 1
+    if id(node) not in known:
+        below = node.value
+        if isinstance(node, yaml.MappingNode):
+            below = [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_size(one, known, depth + 1) for one in below)
+    return known[id(node)]
 
 
 def _lines(node: yaml.Node, place: Place) -> Iterator[tuple[Place, int]]:
@@ -164,11 +200,13 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     """
     where, separator, raw = override.partition("=")
     if not separator or not where.strip():
-        raise InputError(f"--set {override}: give it as key.key=value")
+        raise InputError(f"--set {_short(override)}: give it as key.key=value")
     try:
-        value = yaml.load(raw, _Loader)  # noqa: S506 - a subclass of SafeLoader
+        _, value = _load(raw)
     except _YAML_MISTAKES as error:
-        raise InputError(f"--set {override}: the value is not valid YAML: {error}") from None
+        raise InputError(
+            f"--set {_short(override)}: the value is not valid YAML: {error}"
+        ) from None
     *parents, last = where.strip().split(".")
     target: Any = data
     for part in parents:
@@ -179,16 +217,24 @@ def apply_override(data: dict[str, Any], override: str) -> None:
                 target[part] = {}
             target = target[part]
         if not isinstance(target, dict | list):
-            raise InputError(f"--set {override}: {part!r} is a single value and has no keys below")
+            what = f"{_short(part)!r} is a single value and has no keys below"
+            raise InputError(f"--set {_short(override)}: {what}")
     if isinstance(target, list):
         target[_index(override, last, target)] = value
     else:
         target[last] = value
 
 
+def _short(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
 def _index(override: str, part: str, values: list[Any]) -> int:
-    if not part.isdigit() or int(part) >= len(values):
-        raise InputError(f"--set {override}: {part!r} is not an index below {len(values)}")
+    # Digits of other scripts are none to a user, and thousands of them none to int().
+    if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(values):
+        raise InputError(
+            f"--set {_short(override)}: {_short(part)!r} is not an index below {len(values)}"
+        )
     return int(part)
 
 
@@ -205,7 +251,7 @@ def _explain(source: Source, error: Mapping[str, Any]) -> str:
     location = tuple(error["loc"])
     dotted = dotted_place(source.written(location))
     override = source.override(location)
-    origin = f"--set {override}" if override else f"{source.path}:{source.line(location)}"
+    origin = f"--set {_short(override)}" if override else f"{source.path}:{source.line(location)}"
     return f"{origin}: {_what(error, location, dotted)}"
 
 

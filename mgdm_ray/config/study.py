@@ -39,7 +39,7 @@ class DownstreamConfig(Frozen):
     """``auto``: bfloat16 autocast where that is faster for the network at hand."""
     pretrained: str | None = None
     """Weights to start from: ``hub`` (torchvision's or timm's for ImageNet), or a folder with a
-    NETWORK.safetensors or NETWORK.pth for every network; relative to ``data_dir`` or absolute."""
+    NETWORK.safetensors for every network; relative to ``data_dir`` or absolute."""
     class_weighted: bool = False
     """Weight the loss by inverse class frequency of the real training set."""
 
