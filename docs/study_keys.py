@@ -66,7 +66,7 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _again(place: str, before: str) -> str:
-    anchor = re.sub(r"[^a-z_]", "", before)
+    anchor = re.sub(r"[^\w-]", "", before)
     return f"## `{place}`\nThe same keys as [`{before}`](#{anchor}).\n"
 
 
