@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mgdm_ray.config import StudyConfig
+from mgdm_ray.config import DatasetConfig, StudyConfig
 from mgdm_ray.plan import Plan
 from mgdm_ray.records import Record, write_records
 from mgdm_ray.seeding import content_key
@@ -33,6 +33,8 @@ class Closing:
     """What the end of a study is made from."""
 
     config: StudyConfig
+    read: tuple[DatasetConfig, ...]
+    """The study's datasets with the files that jobs read."""
     plan: Plan
     store: Store
     fingerprints: dict[str, str]
@@ -151,7 +153,7 @@ class Closing:
             mlflow_command=self.mlflow_command(),
             artefact=self.artefact,
             without_pictures=frozenset(d.name for d in self.config.datasets if not d.pictures),
-            datasets=[dataset_info(d, self.config.data_dir) for d in self.config.datasets],
+            datasets=[dataset_info(d, self.config.data_dir) for d in self.read],
             findings={
                 name: [finding.message for finding in found if finding.serious]
                 for name, found in findings.items()
@@ -176,7 +178,7 @@ class Closing:
             dataset.name: check_splits(
                 {s: load_split(dataset, s, self.config.data_dir) for s in SPLITS}
             )
-            for dataset in self.config.datasets
+            for dataset in self.read
         }
 
     def mlflow_command(self) -> str:

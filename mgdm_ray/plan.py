@@ -131,6 +131,10 @@ def make_plan(
     return Plan(jobs)
 
 
+READ_BY_CONTENT = ("classes", "reading", "columns", "split", "licence", "citation")
+"""Keys of a dataset that its fingerprint covers, or that change no number."""
+
+
 class _DatasetPlan:
     """Adds the jobs of one dataset; datasets share nothing, so changing one leaves the others."""
 
@@ -146,8 +150,8 @@ class _DatasetPlan:
         self.warm = warm
         self.dataset = dataset.name
         self.fingerprints = fingerprints
-        # Where the file lies does not matter, what is in it does.
-        unused = {"path", "pictures"} if dataset.source else {"path", "pictures", "source"}
+        # Where the file lies and how it is read does not matter, what comes of it does.
+        unused = {"path", "pictures", *READ_BY_CONTENT} | (set() if dataset.source else {"source"})
         self.data = {
             **dataset.model_dump(mode="json", exclude=unused),
             "content": fingerprints[dataset.name],

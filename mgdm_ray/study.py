@@ -148,6 +148,8 @@ class Study:
         self.fingerprints = {
             d.name: fingerprint(d, self.config.data_dir) for d in self.config.datasets
         }
+        self.read = self.config
+        """The study with the files that jobs read; own images are prepared before a run."""
         self.contents = {**self.fingerprints, **networks.weights_fingerprints(self.config)}
         self.plan: Plan = make_plan(
             self.config, self.contents, warm_points(self.config, self.store.root)
@@ -254,6 +256,7 @@ class Study:
         known = self.gated(known)
         if not self.leads():
             raise StartError(f"{self.folder} is in use by {self.leader()}: wait for it")
+        self.prepare_own()
         closing = self.closing()
         closing.close(known, 0.0, anew=True)
         share_notes(self.store, self.folder)
@@ -285,15 +288,18 @@ class Study:
     def show_plan(self) -> None:
         networks.require_timm(self.config)
         outlook = self.outlook()
-        if self.arguments.probe and plan_view.measure(outlook, self.context()):
-            outlook = self.outlook()
+        if self.arguments.probe:
+            self.prepare_own()
+            if plan_view.measure(outlook, self.context()):
+                outlook = self.outlook()
         plan_view.show(outlook)
 
     def check_data(self) -> None:
         """Fetch what can be fetched, refuse what is missing or damaged, before anything starts."""
         from mgdm_ray.data.load import check_source, check_top_up, download
 
-        for index, dataset in enumerate(self.config.datasets):
+        self.prepare_own()
+        for index, dataset in enumerate(self.read.datasets):
             if self.fingerprints[dataset.name] == "absent" and dataset.path is None:
                 print(f"downloading {dataset.name} ({dataset.size} px)", flush=True)
                 download(dataset, self.config.data_dir)
@@ -305,6 +311,19 @@ class Study:
                 raise InputError(f"{self.arguments.study}: datasets[{index}]: {error}") from None
             for warning in warnings:
                 print(f"warning: {dataset.name}: {warning}", flush=True)
+
+    def prepare_own(self) -> None:
+        """Have own images as the files that jobs read, in the storage."""
+        from mgdm_ray.data.own.prepare import prepare
+
+        folder = self.store.root / "data"
+        ready = []
+        for index, dataset in enumerate(self.config.datasets):
+            try:
+                ready.append(prepare(dataset, self.config.data_dir, folder))
+            except InputError as error:
+                raise InputError(f"{self.arguments.study}: datasets[{index}]: {error}") from None
+        self.read = self.config.model_copy(update={"datasets": tuple(ready)})
 
     def run(self) -> int:
         networks.require_timm(self.config)
@@ -339,7 +358,10 @@ class Study:
 
     def closing(self) -> Closing:
         command = _command_line(None)
-        return Closing(self.config, self.plan, self.store, self.fingerprints, command, self.started)
+        read = self.read.datasets
+        return Closing(
+            self.config, read, self.plan, self.store, self.fingerprints, command, self.started
+        )
 
     def leads(self) -> bool:
         """Whether this driver writes the study's records, MLflow and report.
@@ -354,6 +376,9 @@ class Study:
     def write_inputs(self) -> None:
         import yaml
 
+        from mgdm_ray.data.own.source import own_listing
+        from mgdm_ray.data.own.splits import splits_csv
+
         self.folder.mkdir(parents=True, exist_ok=True)
         resolved = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
         (self.folder / "study.resolved.yaml").write_text(resolved, encoding="utf-8")
@@ -362,6 +387,11 @@ class Study:
             for j in self.plan.jobs.values()
         ]
         (self.folder / "plan.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        for dataset in self.config.datasets:
+            listing = own_listing(dataset, self.config.data_dir)
+            if listing is not None:
+                path = self.folder / f"splits-{dataset.origin}.csv"
+                path.write_text(splits_csv(listing), encoding="utf-8")
 
     def compute(self, todo: dict[str, Job], known: dict[str, Record]) -> None:
         """Run ``todo`` on Ray; a record goes to ``known``, to disk and to MLflow as it comes."""
@@ -436,7 +466,7 @@ class Study:
         deterministic, batch = self.config.deterministic, self.config.sampling.batch_size
         if deterministic and batch == "auto":
             batch = DETERMINISTIC_BATCH  # what fits depends on what else runs
-        inputs = inputs_for_all(self.config, self.store.location, self.contents)
+        inputs = inputs_for_all(self.read, self.store.location, self.contents)
         return Context(
             storage=self.store.location,
             study_folder=str(self.folder),

@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "move": {"config", "files", "places", "price", "store"},
     "places": {"config", "data", "networks", "price", "remote", "seeding", "store"},
     "journal": {"remote"},
-    "data": {"config", "remote", "seeding"},
+    "data": {"config", "files", "remote", "seeding"},
     "diffusion": {"config", "precision", "seeding"},
     "downstream": {"config", "precision", "seeding"},
     "plan": {"config", "seeding"},

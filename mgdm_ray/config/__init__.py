@@ -27,6 +27,8 @@ from mgdm_ray.config.data import (
     LimitsConfig,
     PhantomConfig,
     RatioCurve,
+    ReadingConfig,
+    SplitConfig,
     SyntheticConfig,
 )
 from mgdm_ray.config.diffusion import (
@@ -86,12 +88,14 @@ __all__ = [
     "Network",
     "PhantomConfig",
     "RatioCurve",
+    "ReadingConfig",
     "ReferenceFault",
     "ResourcesConfig",
     "SamplingConfig",
     "ScaleRange",
     "SearchConfig",
     "SearchSpace",
+    "SplitConfig",
     "StartPoint",
     "StudyConfig",
     "SyntheticConfig",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -17,6 +18,9 @@ from mgdm_ray.config.base import (
     require_known,
     unique,
 )
+
+OWN_KEYS = ("task", "classes", "reading", "columns", "split", "licence", "citation")
+"""Keys of a dataset that only make sense for one's own data."""
 
 
 class PhantomConfig(Frozen):
@@ -36,6 +40,64 @@ class PhantomConfig(Frozen):
     """Another seed draws another dataset."""
 
 
+class ColumnsConfig(Frozen):
+    """What the columns of a manifest or table are called; only path and label must be there."""
+
+    path: str = "path"
+    """The image file, relative to the manifest's folder; in a table of images: the image."""
+    label: str = "label"
+    """The class, by its name."""
+    split: str = "split"
+    """train, val or test; images without one are divided."""
+    group: str = "group"
+    """The patient: all images of one stay in one split."""
+    stratum: str = "stratum"
+    """Anything that the splits should have alike, beside the class: a site, a device."""
+
+
+class SplitConfig(Frozen):
+    """How images that come without a split are divided: by patient, stratified, seeded."""
+
+    val: float = Field(0.15, gt=0, le=0.4)
+    """Share of the images for validation."""
+    test: float = Field(0.2, gt=0, le=0.4)
+    """Share of the images for the test split."""
+    seed: int = Field(0, ge=0)
+    """Another seed divides in another way."""
+    group: str | None = Field(None, min_length=1, max_length=200)
+    """A regular expression; what its first bracket (or all of it) matches in the path of an image
+    names the patient, e.g. ``(P\\d+)_``."""
+    file: str | None = None
+    """A ``splits-NAME.csv`` that an earlier study wrote, to divide as it did; relative to
+    ``data_dir`` or absolute."""
+
+    @field_validator("group")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return value
+
+
+class ReadingConfig(Frozen):
+    """How files become square images of 8 bits."""
+
+    channels: Literal[1, 3] | None = None
+    """1 makes colour grey, 3 grey colour; null: grey where every image is."""
+    fit: Literal["pad", "crop", "stretch"] = "pad"
+    """Of an image that is not square: black bars, its middle, or a changed aspect."""
+    window: tuple[float, Annotated[float, Field(gt=0)]] | None = None
+    """[centre, width] of the values shown, for all images of more than 8 bits: [40, 400] shows soft
+    tissue in CT. null: the window in a DICOM file, else the bits in use (integers) or all but the
+    half percent at either end (others)."""
+    slices: Literal["middle", "all"] | Annotated[int, Field(ge=0)] = "middle"
+    """Of files with many slices or frames: one, or all, which then are images of one patient."""
+    damaged: Literal["refuse", "leave_out"] = "refuse"
+    """Files that cannot be read stop the study, or are named and left out."""
+
+
 class DatasetConfig(Frozen):
     """One dataset of the study."""
 
@@ -46,9 +108,22 @@ class DatasetConfig(Frozen):
     """The dataset that this one is a variant of, e.g. with fewer training images. Variants count
     as one dataset in the statistics: they share their test images."""
     path: str | None = None
-    """A MedMNIST-format .npz of your own, relative to ``data_dir`` or absolute."""
+    """Your own images, relative to ``data_dir`` or absolute: a folder with a folder per class, a
+    manifest (.csv, .parquet), a folder of Hugging Face ``datasets``, or a MedMNIST-format .npz."""
     task: Task | None = None
-    """Kind of labels of your own .npz; known for the named datasets."""
+    """Kind of labels of your own data; known for the named datasets."""
+    classes: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] | None = Field(
+        None, min_length=2
+    )
+    """Names of the classes of your own data in the order of their numbers; default: sorted, 2
+    before 10."""
+    reading: ReadingConfig = ReadingConfig()
+    columns: ColumnsConfig = ColumnsConfig()
+    split: SplitConfig = SplitConfig()
+    licence: str | None = Field(None, max_length=200)
+    """Of your own data: what may be done with it, told in the report and to whoever gets images."""
+    citation: str | None = Field(None, max_length=500)
+    """Of your own data: where it comes from."""
     size: int = Field(28, ge=8, le=512)
     """Height and width in pixels."""
     train_size: int | None = Field(None, ge=10)
@@ -79,8 +154,13 @@ class DatasetConfig(Frozen):
             object.__setattr__(self, "phantom", PhantomConfig())
         if self.phantom is not None and self.origin not in PHANTOMS:
             raise ValueError("'phantom' is only for phantom-* datasets")
-        if self.path is None and self.task is not None:
-            raise ValueError("'task' is only for a dataset with 'path': built-in tasks are known")
+        if self.path is None:
+            for key in OWN_KEYS:
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(
+                        f"{key!r} is only for a dataset with 'path': of a built-in one it is known"
+                    )
+        unique(self.classes or (), "class")
         return self
 
 

@@ -14,6 +14,7 @@ from mgdm_ray.data.npz import (
     missing_file,
     npz_path,
     open_npz,
+    read_class_names,
     read_header,
     read_labels,
 )
@@ -318,7 +319,15 @@ def _own_info(config: DatasetConfig, data_dir: str | Path | None) -> DatasetInfo
     with open_npz(path) as archive:
         channels = channels_of(read_header(archive, "train" + IMAGE_SUFFIX))
         labels = read_labels(archive, "train" + LABEL_SUFFIX)
+        stored = read_class_names(archive)
     num_classes = int(labels.max(initial=-1)) + 1
+    classes = config.classes or stored
+    if classes is not None and len(classes) < num_classes:
+        raise InputError(
+            f"dataset {config.name!r}: {len(classes)} names of classes, but {path} has labels up "
+            f"to {num_classes - 1}; name them all in 'classes'"
+        )
+    num_classes = len(classes or range(num_classes))
     if num_classes < 2:
         raise InputError(
             f"{path}: train_labels hold {num_classes} class(es); at least 2 are needed"
@@ -331,10 +340,10 @@ def _own_info(config: DatasetConfig, data_dir: str | Path | None) -> DatasetInfo
     return DatasetInfo(
         name=config.name,
         task=config.task or ("binary" if num_classes == 2 else "multiclass"),
-        classes=tuple(str(k) for k in range(num_classes)),
+        classes=classes or tuple(str(k) for k in range(num_classes)),
         channels=channels,
-        licence="not stated: your own file",
-        citation=f"your own file {path.name}",
+        licence=config.licence or "not stated: your own data",
+        citation=config.citation or f"your own data, {config.origin}",
         url=None,
         md5=None,
     )

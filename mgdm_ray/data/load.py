@@ -31,6 +31,8 @@ from mgdm_ray.data.npz import (
     read_labels,
     resolve_data_dir,
 )
+from mgdm_ray.data.own.prepare import own_fingerprint
+from mgdm_ray.data.own.source import own_listing
 from mgdm_ray.data.phantom import PHANTOM_VERSION, class_counts, draw_split
 from mgdm_ray.remote.objects import Objects, is_url
 from mgdm_ray.seeding import derive_seed
@@ -128,11 +130,15 @@ def fingerprint(config: DatasetConfig, data_dir: str | Path | None = None) -> st
     """Identity of the dataset's content, without reading pixels.
 
     Of a file: sha256 over name, CRC-32 and size of every member, as its zip directory has them;
-    "absent" where the file is not there. Of a phantom: the version of the drawing code.
+    "absent" where the file is not there. Of one's own images: of all files, labels and splits. Of a
+    phantom: the version of the drawing code.
     Raises InputError where the file is no zip.
     """
     if config.phantom is not None:
         return PHANTOM_VERSION
+    listing = own_listing(config, data_dir)
+    if listing is not None:
+        return own_fingerprint(config, listing)
     path = npz_path(config, data_dir)
     if not path.is_file():
         return ABSENT
@@ -148,6 +154,8 @@ def train_images(config: DatasetConfig, data_dir: str | Path | None = None) -> i
     file is not there."""
     if config.phantom is not None:
         number = config.phantom.train
+    elif (listing := own_listing(config, data_dir)) is not None:
+        number = len(listing.of("train"))
     else:
         path = npz_path(config, data_dir)
         if not path.is_file():
@@ -168,6 +176,9 @@ def count_test_images(
         classes = dataset_info(config, data_dir).num_classes
         counts = class_counts(config.phantom.test, classes, config.phantom.imbalance)
         return [int(count) for count in counts]
+    listing = own_listing(config, data_dir)
+    if listing is not None:
+        return listing.counts("test")
     path = npz_path(config, data_dir)
     if not path.is_file():
         return None

@@ -29,6 +29,9 @@ MEDMNIST_SIZES = (28, 64, 128, 224)
 DATA_DIR_VARIABLE = "MGDM_DATA_DIR"
 IMAGE_SUFFIX = "_images"
 LABEL_SUFFIX = "_labels"
+CLASSES = "classes"
+"""Array of names `[K]`, in the order of the labels; a file need not have it."""
+MAX_CLASSES = 10_000
 
 # What zipfile, zlib and numpy raise for bytes that are not what they should be.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError)
@@ -173,3 +176,16 @@ def read_labels(archive: zipfile.ZipFile, name: str) -> NDArray[np.int64]:
     if labels.size and labels.min() < 0:
         raise InputError(f"array {name!r} has label {labels.min()}; labels start at 0")
     return labels
+
+
+def read_class_names(archive: zipfile.ZipFile) -> tuple[str, ...] | None:
+    """Names of the classes where the file has them; InputError unless they are text."""
+    if f"{CLASSES}.npy" not in archive.namelist():
+        return None
+    array = read_array(archive, CLASSES)
+    if array.dtype.kind != "U" or array.ndim != 1 or not 2 <= len(array) <= MAX_CLASSES:
+        raise InputError(
+            f"array {CLASSES!r} has dtype {array.dtype} and shape {list(array.shape)}; 2 to "
+            f"{MAX_CLASSES} names, one per label, are needed"
+        )
+    return tuple(str(name) for name in array)

@@ -1,0 +1,1 @@
+"""One's own images: found in folders, manifests and tables, divided by patient, made square."""

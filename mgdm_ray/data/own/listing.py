@@ -1,0 +1,139 @@
+"""What a source of one's own images holds, before any pixel is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mgdm_ray.config import InputError
+from mgdm_ray.data.npz import SplitName
+
+MAX_FILE_BYTES = 2**31
+"""Larger files are refused: one image is read into memory as a whole."""
+MAX_NAME = 4096
+SPLIT_NAMES: dict[str, SplitName] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""How folders and columns call the splits."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image: a file, one slice of a file, or a row of a table."""
+
+    path: str
+    """Relative to the source's folder, with slashes; of a row ``SHARD#ROW``."""
+    label: int
+    split: SplitName | None = None
+    group: str | None = None
+    stratum: str | None = None
+    slice: int | None = None
+    """Index of a slice or frame; None: the file's only or middle one."""
+    sha: str = ""
+    """SHA-256 of the file's bytes, once they were read."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All images of a source, in the natural order of their paths."""
+
+    root: Path
+    """Folder that no path leaves."""
+    classes: tuple[str, ...]
+    items: tuple[Item, ...]
+    ignored: tuple[str, ...] = ()
+    """Files that are no images by their names."""
+    rows: Callable[[Item], bytes] | None = None
+    """Gives the bytes of an image that lies in a table."""
+
+    def bytes_of(self, item: Item) -> bytes:
+        """The file as it is. OSError where it cannot be read."""
+        if self.rows is not None:
+            return self.rows(item)
+        path = contained(self.root, item.path)
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise OSError(f"larger than {MAX_FILE_BYTES / 2**30:g} GiB")
+        return path.read_bytes()
+
+    def of(self, split: SplitName) -> list[Item]:
+        return [item for item in self.items if item.split == split]
+
+    def counts(self, split: SplitName) -> list[int]:
+        """Images per class."""
+        found = Counter(item.label for item in self.of(split))
+        return [found[label] for label in range(len(self.classes))]
+
+    def with_items(self, items: Iterable[Item]) -> Listing:
+        return dataclasses.replace(self, items=tuple(items))
+
+
+def natural(text: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key under which 2 comes before 10."""
+    parts = re.split(r"([0-9]+)", text)
+    return tuple((0, int(p), p) if p[:1] in DIGITS else (1, 0, p) for p in parts if p)
+
+
+DIGITS = tuple("0123456789")
+
+
+def contained(root: Path, name: str) -> Path:
+    """``root/name``; InputError where that is outside of ``root``, by ``..`` or by a link.
+
+    An absolute name is allowed if it lies inside.
+    """
+    if len(name) > MAX_NAME or "\0" in name:
+        raise InputError(f"{shown(name)} is no name of a file")
+    try:
+        inside = (root / name).resolve(strict=False)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{shown(name)}: {error}") from None
+    if not inside.is_relative_to(root.resolve()):
+        raise InputError(
+            f"{shown(name)} leads out of {root}: only images inside that folder are read; "
+            "copy them there"
+        )
+    return inside
+
+
+def shown(name: str) -> str:
+    """A name that may hold anything, fit for one line of a message."""
+    text = repr(name)
+    return text if len(text) <= 120 else f"{text[:80]}...{text[-30:]}"
+
+
+def number_labels(names: Sequence[str], classes: Sequence[str] | None) -> tuple[str, ...]:
+    """The classes in the order of their numbers: ``classes`` as given, else sorted naturally.
+
+    Raises InputError where a label is not among the given classes, or there are fewer than two.
+    """
+    found = sorted(set(names), key=natural)
+    if classes is not None:
+        unknown = [name for name in found if name not in classes]
+        if unknown:
+            raise InputError(
+                f"label {shown(unknown[0])} is not among 'classes': {', '.join(classes)}; "
+                "add it there, or take its images away"
+            )
+        return tuple(classes)
+    if len(found) < 2:
+        raise InputError(
+            f"{len(found)} class(es) found{': ' + shown(found[0]) if found else ''}; at least 2 "
+            "are needed"
+        )
+    return tuple(found)
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,143 @@
+"""Own images made square once, in the storage, as the .npz that every job reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from mgdm_ray.config import DatasetConfig
+from mgdm_ray.data.npz import SPLITS
+from mgdm_ray.data.own.listing import Listing, shown
+from mgdm_ray.data.own.pictures import Unreadable, square, to_uint8
+from mgdm_ray.data.own.source import own_listing, read_item, told, unreadable
+from mgdm_ray.files import replacing
+from mgdm_ray.seeding import content_key
+
+READER_VERSION = 1
+"""Raised where the same files come out as other pixels."""
+TINY_CLASS = 5
+
+
+def own_fingerprint(config: DatasetConfig, listing: Listing) -> str:
+    """Identity of what jobs will read: files, labels, splits, and how files become images."""
+    reading = config.reading.model_dump(mode="json", exclude={"damaged"})
+    rows = [(i.sha, i.slice, i.label, i.split) for i in listing.items]
+    return content_key([READER_VERSION, config.size, reading, listing.classes, rows])
+
+
+def prepared_path(config: DatasetConfig, listing: Listing, folder: Path) -> Path:
+    return folder / f"{config.origin}-{own_fingerprint(config, listing)}.npz"
+
+
+def prepare(
+    config: DatasetConfig,
+    data_dir: str | Path | None,
+    folder: Path,
+    say: Callable[[str], None] = print,
+) -> DatasetConfig:
+    """``config`` with the .npz in ``folder`` as its path, written unless it is there.
+
+    Other datasets come back as they are. Raises InputError for images that cannot be read, unless
+    they are to be left out.
+    """
+    listing = own_listing(config, data_dir)
+    if listing is None:
+        return config
+    path = prepared_path(config, listing, folder)
+    for sentence in tiny_classes(listing):
+        say(f"warning: {config.name}: {sentence}")
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        say(f"preparing {config.origin}: {len(listing.items)} images to {config.size} px")
+        with replacing(path) as temporary:
+            _write(config, listing, temporary, say)
+    return config.model_copy(update={"path": str(path.absolute())})
+
+
+def tiny_classes(listing: Listing) -> list[str]:
+    """A sentence for every class of fewer than five images."""
+    counts = {split: listing.counts(split) for split in SPLITS}
+    found = []
+    for label, name in enumerate(listing.classes):
+        total = sum(counts[split][label] for split in SPLITS)
+        if total < TINY_CLASS:
+            where = ", ".join(f"{counts[split][label]} {split}" for split in SPLITS)
+            found.append(
+                f"class {shown(name)} has {total} image(s) ({where}): its recall is one of very "
+                "few values, and models can learn little of it"
+            )
+    return found
+
+
+def _write(config: DatasetConfig, listing: Listing, path: Path, say: Callable[[str], None]) -> None:
+    """Pixels go through a file on the disk, so that memory does not grow with their number."""
+    scratch = path.with_suffix(".pixels.npy")
+    shape = (len(listing.items), config.size, config.size, 3)
+    pixels = open_memmap(scratch, mode="w+", dtype=np.uint8, shape=shape)
+    try:
+        bad, colour = _fill(config, listing, pixels, say)
+        if bad and config.reading.damaged == "refuse":
+            raise unreadable([(listing.items[row].path, why) for row, why in bad.items()])
+        for row, why in bad.items():
+            say(f"warning: left out {shown(listing.items[row].path)}: {why}")
+        channels = config.reading.channels or (3 if colour else 1)
+        _pack(path, listing, pixels, set(bad), channels)
+    finally:
+        del pixels
+        scratch.unlink(missing_ok=True)
+
+
+def _fill(
+    config: DatasetConfig, listing: Listing, pixels: NDArray[np.uint8], say: Callable[[str], None]
+) -> tuple[dict[int, str], bool]:
+    """Fill ``pixels``; which rows cannot be read and why, and whether any image has colour."""
+    bad: dict[int, str] = {}
+    colour = False
+    deep: list[int] = []
+    deepest = 0
+    rows = dict(zip(map(id, listing.items), range(len(listing.items)), strict=True))
+    for item in told(listing.items, "preparing", say):
+        row = rows[id(item)]
+        try:
+            raw = read_item(listing, item)
+        except Unreadable as error:
+            bad[row] = str(error)
+            continue
+        if raw.pixels.dtype == np.uint16:  # shown once the largest value of all is known
+            deepest = max(deepest, int(raw.pixels.max()))
+            deep.append(row)
+            continue
+        colour = colour or raw.colour
+        pixels[row] = square(to_uint8(raw, config.reading, 0), config.size, config.reading.fit)
+    for row in deep:
+        raw = read_item(listing, listing.items[row])
+        shown_ = to_uint8(raw, config.reading, deepest)
+        pixels[row] = square(shown_, config.size, config.reading.fit)
+    return bad, colour
+
+
+def _pack(
+    path: Path, listing: Listing, pixels: NDArray[np.uint8], bad: set[int], channels: int
+) -> None:
+    arrays: dict[str, NDArray[Any]] = {"classes": np.array(listing.classes)}
+    for split in SPLITS:
+        rows = [
+            row for row, item in enumerate(listing.items) if item.split == split and row not in bad
+        ]
+        chosen = pixels[rows]
+        arrays[f"{split}_images"] = chosen if channels == 3 else _grey(chosen)
+        labels = [listing.items[row].label for row in rows]
+        arrays[f"{split}_labels"] = np.array(labels, dtype=np.int64)
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def _grey(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """`[N, S, S, 3]` to `[N, S, S]`, by the luma of ITU-R 601 as Pillow has it."""
+    weighted = images.astype(np.uint32) @ np.array([19595, 38470, 7471], dtype=np.uint32)
+    return ((weighted + 0x8000) >> 16).astype(np.uint8)
