@@ -55,6 +55,8 @@ class Listing:
     items: tuple[Item, ...]
     ignored: tuple[str, ...] = ()
     """Files that are no images by their names."""
+    missing: tuple[tuple[str, str], ...] = ()
+    """Files that could not be opened and are left out, each with the reason."""
     rows: Callable[[Item], bytes] | None = None
     """Gives the bytes of an image that lies in a table."""
 

@@ -20,7 +20,7 @@ from mgdm_ray.seeding import content_key
 
 READER_VERSION = 1
 """Raised where the same files come out as other pixels."""
-TINY_CLASS = 5
+TINY_CLASS, MANY = 5, 5
 
 
 def own_fingerprint(config: DatasetConfig, listing: Listing) -> str:
@@ -49,8 +49,10 @@ def prepare(
     if listing is None:
         return config
     path = prepared_path(config, listing, folder)
-    for sentence in tiny_classes(listing):
+    for sentence in (*tiny_classes(listing), *patients_tested(listing)):
         say(f"warning: {config.name}: {sentence}")
+    for name, why in listing.missing:
+        say(f"warning: {config.name}: left out {shown(name)}: {why}")
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         say(f"preparing {config.origin}: {len(listing.items)} images to {config.size} px")
@@ -60,7 +62,7 @@ def prepare(
 
 
 def tiny_classes(listing: Listing) -> list[str]:
-    """A sentence for every class of fewer than five images."""
+    """A sentence for every class of fewer than five images; many of them share one."""
     counts = {split: listing.counts(split) for split in SPLITS}
     found = []
     for label, name in enumerate(listing.classes):
@@ -71,7 +73,23 @@ def tiny_classes(listing: Listing) -> list[str]:
                 f"class {shown(name)} has {total} image(s) ({where}): its recall is one of very "
                 "few values, and models can learn little of it"
             )
+    if len(found) > MANY:
+        return [
+            f"{len(found)} of {len(listing.classes)} classes have fewer than {TINY_CLASS} images: "
+            "are they classes, or patients? A folder, or a label, is a class"
+        ]
     return found
+
+
+def patients_tested(listing: Listing) -> list[str]:
+    """A sentence where patients have several test images, which statistics take for strangers."""
+    groups = [item.group or item.path for item in listing.of("test")]
+    if len(set(groups)) == len(groups):
+        return []
+    return [
+        f"the {len(groups)} test images are of {len(set(groups))} patients: intervals over test "
+        "images take images for independent of each other and are too narrow here"
+    ]
 
 
 def _write(config: DatasetConfig, listing: Listing, path: Path, say: Callable[[str], None]) -> None:

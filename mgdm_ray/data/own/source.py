@@ -86,18 +86,18 @@ def _listing(config: DatasetConfig, path: Path, data_dir: str) -> Listing:
 def hashed(listing: Listing, reading: ReadingConfig) -> Listing:
     """With the SHA-256 of every file; files that cannot be opened are refused or left out."""
     known: dict[str, str] = {}
-    items = []
+    missing: dict[str, str] = {}
     for item in told(listing.items, "reading"):
-        if item.path not in known:
+        if item.path not in known and item.path not in missing:
             try:
                 known[item.path] = digest(listing.bytes_of(item))
             except OSError as error:
-                known[item.path] = ""
-                if reading.damaged == "refuse":
-                    raise unreadable([(item.path, error.strerror or str(error))]) from None
-        if known[item.path]:
-            items.append(dataclasses.replace(item, sha=known[item.path]))
-    return listing.with_items(items)
+                missing[item.path] = error.strerror or str(error)
+    if missing and reading.damaged == "refuse":
+        raise unreadable(list(missing.items()))
+    items = (i for i in listing.items if i.path in known)
+    found = listing.with_items(dataclasses.replace(i, sha=known[i.path]) for i in items)
+    return dataclasses.replace(found, missing=tuple(missing.items()))
 
 
 def expanded(listing: Listing, reading: ReadingConfig) -> Listing:

@@ -20,7 +20,7 @@ from mgdm_ray.data.load import (
     load_split,
     train_images,
 )
-from mgdm_ray.data.own.prepare import prepare, tiny_classes
+from mgdm_ray.data.own.prepare import patients_tested, prepare, tiny_classes
 from mgdm_ray.data.own.source import own_listing
 from tests.data.own.files import picture, ramp, tree
 
@@ -147,6 +147,23 @@ def test_tiny_classes_are_told(tmp_path: Path) -> None:
     assert listing is not None
     (told,) = tiny_classes(listing)
     assert "'few' has 4 image(s) (2 train, 1 val, 1 test)" in told
+    tree(tmp_path / "tree", {f"P{k}": 1 for k in range(30)}, start=500)
+    (told,) = tiny_classes(own_listing(config(split={"seed": 1}), tmp_path))
+    assert told.startswith("31 of 32 classes have fewer than 5 images: are they classes")
+
+
+def test_patients_with_several_test_images_are_told(tmp_path: Path) -> None:
+    """Catches intervals that are believed although the test images are of few patients."""
+    for patient in range(20):
+        for visit in range(3):
+            name = f"P{patient}_{visit}.png"
+            picture(tmp_path / "tree" / "ab"[patient % 2] / name, 10 * patient + visit)
+    strangers = own_listing(config(), tmp_path)
+    known = own_listing(config(split={"group": r"(P\d+)_"}), tmp_path)
+    assert strangers is not None
+    assert known is not None
+    assert patients_tested(strangers) == []
+    assert patients_tested(known)[0].startswith("the 12 test images are of 4 patients")
 
 
 def test_names_of_a_medmnist_file(tmp_path: Path) -> None:

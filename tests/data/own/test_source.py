@@ -121,6 +121,7 @@ def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"1 image\(s\) cannot be read: 'c.png': No such file"):
         listed(tmp_path, "m.csv")
     left = listed(tmp_path, "m.csv", reading={"damaged": "leave_out"})
+    assert left.missing == (("c.png", "No such file or directory"),), "which is told"
     assert [item.path for item in left.items] == ["a.png", "b.png"]
 
 
