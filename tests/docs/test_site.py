@@ -79,7 +79,9 @@ def test_the_search_works_from_disk(browser: Browser, site: Path) -> None:
     """Would catch a search that needs a server: the reader has none."""
     with watched(browser, site.as_uri()) as found:
         found.page.goto((site / "index.html").as_uri())
-        found.page.get_by_placeholder("Search").fill("inversion_iterations")
+        field = found.page.get_by_placeholder("Search")
+        field.click()
+        field.press_sequentially("inversion_iterations")
         result = found.page.locator(".md-search-result__item a").first
         result.wait_for(state="visible")
         assert "html" in (result.get_attribute("href") or "")
