@@ -1,6 +1,7 @@
 # make study   set up and run the quickstart: a whole study on images drawn by code
 # make test    set up and run the tests
 # make check   set up and run ruff, mypy and cluster-check
+# make docs    build the documentation into site/
 # make cluster-check   only look at the launch files in cluster/
 # make setup   only make .venv and install; all others do it when it is needed
 SHELL := /bin/bash
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: study test check cluster-check setup clean
+.PHONY: study test check docs cluster-check setup clean
 .DEFAULT_GOAL := study
 
 $(STAMP): pyproject.toml constraints.txt
@@ -30,7 +31,11 @@ test: $(STAMP)
 	@echo "test: running all tests (some need the .npz files that MGDM_DATA_DIR names)"
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-check: cluster-check
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "docs: open $(CURDIR)/site/index.html"
+
+check: cluster-check docs
 	@echo "check: ruff, then mypy --strict on mgdm_ray"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -14,7 +14,9 @@ class ScaleRange(Frozen):
     """An interval that is searched."""
 
     low: float = Field(gt=0, le=1e6)
+    """Smallest value."""
     high: float = Field(gt=0, le=1e6)
+    """Largest value."""
     log: bool = True
     """Search on a logarithmic axis."""
 

@@ -75,10 +75,13 @@ class ResourcesConfig(Frozen):
     """``fsdp``: each training worker holds its part of the weights and of the optimiser's state
     only, for networks that are too large for one GPU; the same result."""
     cpus_per_worker: float = Field(1, gt=0)
+    """Cores of a training worker."""
     gpus_per_worker: float = Field(0, ge=0)
+    """GPUs of a training worker."""
     cpus_per_task: float = Field(1, gt=0)
-    """Sampling, trials and downstream networks."""
+    """Cores of a task: sampling, trials and downstream networks."""
     gpus_per_task: float = Field(0, ge=0)
+    """GPUs of a task; 0.25 lets four share one."""
     sampling_workers: Positive = 1
     """Tasks that share the images of one sampling job, each with ``..._per_task``."""
     compile: Literal["auto", "never", "always"] = "auto"
@@ -114,6 +117,7 @@ class TrackingConfig(Frozen):
     """An MLflow server; default: STORAGE/mlflow.db. Credentials belong in the environment
     (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD), not in here."""
     experiment: Name = "mgdm-ray"
+    """MLflow's experiment, in which every run of a study stands."""
 
     @field_validator("uri")
     @classmethod

@@ -1,0 +1,26 @@
+"""docs/keys.md: the page says what the models say."""
+
+from __future__ import annotations
+
+import pytest
+
+from docs import study_keys
+from mgdm_ray.config import StudyConfig
+
+
+def test_the_page_is_up_to_date() -> None:
+    """Would catch a key, a default or a range that changed without the page."""
+    assert study_keys.PAGE.read_text(encoding="utf-8") == study_keys.page(), (
+        "run: python -m docs.study_keys --write"
+    )
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [(p, n) for p, model in study_keys.sections(StudyConfig, "") for n in model.model_fields],
+)
+def test_every_key_has_a_meaning(place: str, name: str) -> None:
+    """Would catch a key without a docstring, which the page would show without a word."""
+    model = dict(study_keys.sections(StudyConfig, ""))[place]
+    field = model.model_fields[name]
+    assert field.description or study_keys.models_in(field.annotation)
