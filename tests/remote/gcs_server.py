@@ -26,7 +26,7 @@ HOST = "/storage.googleapis.com"
 STAMP = "2026-01-01T00:00:00.000Z"
 
 
-class Refused(Exception):  # noqa: N818
+class Refused(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
@@ -89,7 +89,7 @@ class Handler(BaseHTTPRequestHandler):
             facts = {"code": error.status, "message": str(error)}
             self.send(json.dumps({"error": facts}).encode(), error.status)
 
-    do_GET = do_POST = do_DELETE = answer  # noqa: N815
+    do_GET = do_POST = do_DELETE = answer
 
     def route(self, path: str, query: dict[str, str], body: bytes) -> None:
         if path == "/batch/storage/v1":
