@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mgdm_ray.config import InputError, load_study
+from mgdm_ray.config import MEDMNIST, PHANTOMS, InputError, load_study
 from mgdm_ray.data.load import fingerprint
 from mgdm_ray.data.own.folders import is_image
 from mgdm_ray.inspection import draft
@@ -147,7 +147,7 @@ def _init(arguments: argparse.Namespace) -> int:
     name = arguments.name or source.config.name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise InputError(f"--name {name!r}: letters, digits, '.', '_' and '-', 64 at most")
-    if name != name_of(Path(name + "/")) and name != source.config.name:
+    if name in (*MEDMNIST, *PHANTOMS):
         raise InputError(f"--name {name!r} is a built-in dataset: take another one")
     out = Path(arguments.out or f"{name}.yaml")
     if out.suffix.lower() not in STUDIES:

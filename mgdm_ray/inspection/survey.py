@@ -91,7 +91,7 @@ def _survey_npz(source: Source, size: int) -> Survey:
     found = _empty(source, Listing(source.path.parent, info.classes, tuple(items)), size)
     found.notes, found.given_splits = notes, True
     rows = (image for split in splits.values() for image in split.images)
-    for row, image in enumerate(told(rows, "checking")):
+    for row, (_, image) in enumerate(zip(told(items, "checking"), rows, strict=True)):
         pixels = image[..., 0] if image.shape[-1] == 1 else image
         raw = Raw(pixels, "grey" if pixels.ndim == 2 else "RGB")
         found.facts.append(_facts(raw, pixels))

@@ -264,6 +264,9 @@ def test_init_weighs_uneven_classes(tmp_path: Path, here: Path) -> None:
     assert study.synthetic.balance == "balanced"
     assert study.downstream.class_weighted
     assert '"few" 4' in (here / "uneven.yaml").read_text()
+    assert main(["init", str(root), "--name", "retinamnist"]) == 2
+    assert main(["init", str(root), "--name", "scans.v2"]) == 0
+    assert load_study(here / "scans.v2.yaml").name == "scans.v2"
     before = (here / "uneven.yaml").read_bytes()
     assert main(["init", str(root)]) == 2
     assert (here / "uneven.yaml").read_bytes() == before
