@@ -1,3 +1,38 @@
-"""mgdm-ray: do synthetic images from a guided diffusion model make a classifier better?"""
+"""mgdm-ray: do synthetic images from a guided diffusion model make a classifier better?
+
+The names in ``__all__`` are its Python interface (docs/take-away.md). They are imported when they
+are first asked for: planning a study imports this package, and must not pay for torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mgdm_ray.api import (
+        Denoiser,
+        Guide,
+        load_denoiser,
+        load_guide,
+        register_measurement,
+        save_images,
+        two_stage,
+    )
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Denoiser",
+    "Guide",
+    "load_denoiser",
+    "load_guide",
+    "register_measurement",
+    "save_images",
+    "two_stage",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from mgdm_ray import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

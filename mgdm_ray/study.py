@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import os
 import shlex
 import signal
 import sys
@@ -23,6 +21,7 @@ from mgdm_ray.environment import StartError, StudyStopped, cores, gpus
 from mgdm_ray.places import bring_notes, inputs_for_all, reach, share_notes
 from mgdm_ray.plan import CELLS, Job, Plan, make_plan
 from mgdm_ray.plan_view import Outlook
+from mgdm_ray.plugins import import_plugins
 from mgdm_ray.price import manifests_in, read_probes
 from mgdm_ray.records import Record, append_record, read_records
 from mgdm_ray.remote.leases import open_claims
@@ -78,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _interrupted.clear()
     _catch_signals()
     try:
-        _import_plugins()
+        import_plugins()
         return Study(arguments).start()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -93,17 +92,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nStopped. What is finished is kept; the same command resumes:", file=sys.stderr)
         print(f"  {_command_line(argv)}", file=sys.stderr)
         return INTERRUPTED
-
-
-def _import_plugins() -> None:
-    """Measurements of users must be known before the study file is read."""
-    if not os.environ.get("MGDM_PLUGINS"):
-        return  # guidance imports torch, which planning need not
-    try:
-        importlib.import_module("mgdm_ray.diffusion.guidance")
-    except Exception as error:
-        name = os.environ["MGDM_PLUGINS"]
-        raise InputError(f"MGDM_PLUGINS={name}: {type(error).__name__}: {error}") from error
 
 
 _interrupted = threading.Event()

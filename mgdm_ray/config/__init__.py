@@ -2,12 +2,14 @@
 
 from mgdm_ray.config.base import (
     ARMS,
+    GUIDED_ARMS,
     MEASUREMENTS,
     MEDMNIST,
     MEMBER_MEASUREMENTS,
     NETWORKS,
     PHANTOMS,
     REFERENCE_FAULTS,
+    SAMPLED_ARMS,
     TIMM,
     TORCHVISION,
     Arm,
@@ -17,6 +19,7 @@ from mgdm_ray.config.base import (
     Name,
     Network,
     ReferenceFault,
+    SampledArm,
     Task,
     known_network,
     require_known,
@@ -41,7 +44,7 @@ from mgdm_ray.config.diffusion import (
     TrainConfig,
     UNetConfig,
 )
-from mgdm_ray.config.file import MAX_STUDY_BYTES, load_study
+from mgdm_ray.config.file import MAX_STUDY_BYTES, apply_override, load_study
 from mgdm_ray.config.search import (
     ConfirmConfig,
     MeasurementSpace,
@@ -60,6 +63,7 @@ from mgdm_ray.config.study import (
 
 __all__ = [
     "ARMS",
+    "GUIDED_ARMS",
     "MAX_STUDY_BYTES",
     "MEASUREMENTS",
     "MEDMNIST",
@@ -68,6 +72,7 @@ __all__ = [
     "PHANTOMS",
     "RECIPES",
     "REFERENCE_FAULTS",
+    "SAMPLED_ARMS",
     "TIMM",
     "TORCHVISION",
     "Arm",
@@ -91,6 +96,7 @@ __all__ = [
     "ReadingConfig",
     "ReferenceFault",
     "ResourcesConfig",
+    "SampledArm",
     "SamplingConfig",
     "ScaleRange",
     "SearchConfig",
@@ -103,6 +109,7 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "UNetConfig",
+    "apply_override",
     "known_network",
     "load_study",
     "require_known",

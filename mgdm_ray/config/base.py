@@ -19,6 +19,11 @@ ARMS: tuple[Arm, ...] = (
     "perturb",
     "disturb",
 )
+SampledArm = Literal["generate", "roundtrip", "perturb", "disturb"]
+SAMPLED_ARMS: tuple[SampledArm, ...] = ("generate", "roundtrip", "perturb", "disturb")
+"""Those whose images a diffusion model makes."""
+GUIDED_ARMS: tuple[SampledArm, ...] = ("perturb", "disturb")
+"""Those whose stage 2 has a setting."""
 NETWORKS = (
     "alexnet",
     "vgg16_bn",

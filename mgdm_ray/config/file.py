@@ -51,7 +51,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
         raise InputError(f"{path}: cannot be read as text: {error}") from None
     data, lines = _parse(path, text)
     for override in overrides:
-        _apply(data, override)
+        apply_override(data, override)
     try:
         return StudyConfig.model_validate(data)
     except ValidationError as error:
@@ -113,8 +113,11 @@ def _lines_below(
     return (item for item in _lines(node, place) if item[0] != place)
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
-    """Set ``a.b.0=value`` in ``data``; the value is read as YAML."""
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set ``a.b.0=value`` in ``data``; the value is read as YAML.
+
+    Raises InputError where it is not of that form, or there is no such place.
+    """
     where, separator, raw = override.partition("=")
     if not separator or not where.strip():
         raise InputError(f"--set {override}: give it as key.key=value")

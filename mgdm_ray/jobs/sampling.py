@@ -92,7 +92,7 @@ def _faults(job: Job) -> frozenset[ReferenceFault]:
 def _generator(job: Job, context: Context, images: int) -> RowSampler:
     """Stage 1: labelled images from noise."""
     networks = _Networks(job, context, images, guided="guide" in job.needs)
-    labels = _labels_to_make(job, context)
+    labels = labels_to_make(job, context)
     indices: Sequence[int] = range(len(labels))
     if "rank_seeds" in _faults(job):
         indices = rank_duplicates(torch.from_numpy(labels))
@@ -113,7 +113,8 @@ def _generator(job: Job, context: Context, images: int) -> RowSampler:
     return sample
 
 
-def _labels_to_make(job: Job, context: Context) -> np.ndarray:
+def labels_to_make(job: Job, context: Context) -> np.ndarray:
+    """Labels `[M]` int64 of a ``generate`` job's images, by index."""
     wanted = SyntheticConfig.model_validate(job.inputs["synthetic"])
     train_labels = open_split(job, context, "train").labels
     classes = info_of(job, context).num_classes
@@ -238,7 +239,7 @@ def _sample(job: Job, context: Context, folder: Path, total: int) -> None:
 
 def generate(job: Job, context: Context, folder: Path) -> Outcome:
     """Stage 1: labelled images from noise."""
-    total = len(_labels_to_make(job, context))
+    total = len(labels_to_make(job, context))
     _sample(job, context, folder, total)
     _draw_beginning(job, context, folder)
     scales = {k: job.inputs[k] for k in ("guidance_scale", "classifier_scale")}
