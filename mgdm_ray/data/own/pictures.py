@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mgdm_ray.config import ReadingConfig
 
@@ -66,6 +66,8 @@ def read_picture(data: bytes, slice_index: int | Literal["middle"] = "middle") -
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise Unreadable(f"more than {MAX_PIXELS / 1e6:g} million pixels") from None
+    except UnidentifiedImageError:  # whose own message tells an address in memory
+        raise Unreadable(f"not an image ({', '.join(FORMATS)})") from None
     except MemoryError:
         raise Unreadable("does not fit into memory") from None
     # Pillow's decoders raise what the bytes lead them to; there is no list of it.

@@ -1,0 +1,10 @@
+"""``python -m mgdm_ray.data check PATH...`` and ``python -m mgdm_ray.data init PATH``."""
+
+from __future__ import annotations
+
+import sys
+
+from mgdm_ray.inspection.commands import main
+
+if __name__ == "__main__":
+    sys.exit(main())
