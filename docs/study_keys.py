@@ -1,6 +1,6 @@
 """Every key of the study file as a page, from the models that read it.
 
-    python -m docs.study_keys --write     writes docs/keys.md; a test fails where it is out of date
+``python -m docs.study_keys --write`` writes docs/keys.md; a test fails where it is out of date.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from pydantic.fields import FieldInfo
 from mgdm_ray.config import ARMS, MEASUREMENTS, NETWORKS, StudyConfig
 
 PAGE = Path(__file__).parent / "keys.md"
-HEAD = """# Every key of the study file
-Only `name`, `datasets` and `networks` must be given. An unknown key, a key given twice or a value out of its range is refused before anything starts. `--set a.b=c` on the command line overrides one value; an entry of a list is named by its index (`datasets.0.size`).
-
-This page is written by `python -m docs.study_keys --write` from the models in `mgdm_ray/config/`.
-
-**Arms**: {arms}. **Networks**: {networks}, any other classification model of torchvision, or `timm/NAME`. **Measurements**: {measurements}, or [your own](how-to/measurement.md).
-"""
+HEAD = (
+    "# Every key of the study file\n"
+    "Only `name`, `datasets` and `networks` must be given. An unknown key, a key given twice or a "
+    "value out of its range is refused before anything starts. `--set a.b=c` on the command line "
+    "overrides one value; an entry of a list is named by its index (`datasets.0.size`).\n\n"
+    "This page is written by `python -m docs.study_keys --write` from the models in "
+    "`mgdm_ray/config/`.\n\n"
+    "**Arms**: {arms}. **Networks**: {networks}, any other classification model of torchvision, "
+    "or `timm/NAME`. **Measurements**: {measurements}, or [your own](how-to/measurement.md).\n"
+)
 WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 NAMED = {"Network": "network", "MeasurementName": "measurement", "Name": "name"}
 BOUNDS = {
@@ -77,9 +80,8 @@ def _section(place: str, model: type[BaseModel]) -> str:
         f"| `{name}` | {_type(model, name, field)} | {_default(field)} | {_meaning(field)} |"
         for name, field in model.model_fields.items()
     ]
-    return "\n".join(
-        [title, _code(about), "", "| key | values | default | |", "| --- | --- | --- | --- |", *rows]
-    ) + "\n"  # fmt: skip
+    head = ["| key | values | default | |", "| --- | --- | --- | --- |"]
+    return "\n".join([title, _code(about), "", *head, *rows, ""])
 
 
 def _meaning(field: FieldInfo) -> str:

@@ -25,7 +25,15 @@ import yaml
 from tests.conftest import ROOT
 from tests.docs.blocks import Block, all_blocks
 
-LINKED = ("Makefile", "benchmarks", "constraints.txt", "docs", "mgdm_ray", "pyproject.toml", "tests")
+LINKED = (
+    "Makefile",
+    "benchmarks",
+    "constraints.txt",
+    "docs",
+    "mgdm_ray",
+    "pyproject.toml",
+    "tests",
+)
 UNET = {"channels": [16, 16, 16], "attention": [False, False, False]}
 SMALL: dict[str, Any] = {
     "denoiser": {"unet": UNET, "steps": 6, "batch_size": 8, "checkpoint_every": 3, "warmup": 0},
