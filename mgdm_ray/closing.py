@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mgdm_ray import next_steps
 from mgdm_ray.config import DatasetConfig, StudyConfig
+from mgdm_ray.next_steps import Step, show
 from mgdm_ray.plan import Plan
 from mgdm_ray.records import Record, write_records
 from mgdm_ray.seeding import content_key
@@ -109,10 +111,11 @@ class Closing:
             (self.folder / CLOSED_FILE).write_text(self.state(), encoding="utf-8")
 
     def headline(self) -> dict[str, float]:
-        """The report's answer in numbers, as it wrote them."""
+        """The report's answer in numbers; none of a report of an older version."""
         from mgdm_ray.report import HEADLINE_FILE
 
-        numbers: dict[str, float] = json.loads((self.folder / HEADLINE_FILE).read_text())
+        path = self.folder / HEADLINE_FILE
+        numbers: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
         return numbers
 
     def state(self) -> str:
@@ -198,8 +201,7 @@ class Closing:
         return self.config.tracking.uri or f"sqlite:///{self.store.root}/mlflow.db"
 
     def summary(self, known: dict[str, Record]) -> bool:
-        """Print what came out; False where a job failed or has not run."""
-        from mgdm_ray.jobs.base import log_path
+        """Print what came out and what to do next; False where a job failed or has not run."""
         from mgdm_ray.report import result_table
 
         records = list(known.values())
@@ -208,41 +210,65 @@ class Closing:
         for warning in filter(None, map(_warning, records)):
             print(f"\nwarning: {warning}")
         _print_refused(records)
-        print(f"\nreport:  {self.folder / 'report.html'}")
-        print(f"compare: {self.mlflow_command()}")
-        if address := self.compare_address():
-            print(f"   then: {address}")
         missing = len(self.plan.jobs) - len(records)
         if missing:
-            print(f"{missing} of {len(self.plan.jobs)} jobs have not run")
-        bad = [record for record in records if record.status == "failed"]
-        if not bad:
-            return not missing
-        again = "the same command tries again"
-        if any(not record.is_transient for record in bad):
-            again = "run again with --retry-failed once the cause is mended"
-        print(f"\n{len(bad)} jobs failed; {again}:")
-        for record in [r for r in bad if not r.reason.startswith("needs ")][:20]:
+            print(f"\n{missing} of {len(self.plan.jobs)} jobs have not run")
+        failed = [record for record in records if record.status == "failed"]
+        if failed:
+            self._print_failed(failed)
+        print(f"\n{show(self.next_steps(records))}")
+        return not failed and not missing
+
+    def _print_failed(self, failed: list[Record]) -> None:
+        from mgdm_ray.jobs.base import log_path
+
+        print(f"\n{len(failed)} jobs failed:")
+        for record in [r for r in failed if not r.reason.startswith("needs ")][:20]:
             job = self.plan.jobs[record.key]
             print(f"  {job.label}: {record.reason}\n    log: {log_path(self.store, job)}")
-        return False
+
+    def next_steps(self, records: list[Record]) -> list[Step]:
+        """Where to look, and what to do: what went wrong first, then what would tell more."""
+        steps = next_steps.run_again(records, len(self.plan.jobs), self.command)
+        steps += next_steps.at_chance(records)
+        steps += next_steps.at_the_edge(records, self.config)
+        steps += next_steps.unresolved(
+            self.headline(), self.config, lambda difference: self.seeds_to_see(difference, records)
+        )
+        steps.append(Step("report", str(self.folder / "report.html")))
+        steps.append(Step("compare", self.mlflow_command()))
+        if address := self.compare_address():
+            steps.append(Step("then", address))
+        return steps
+
+    def seeds_to_see(self, difference: float, records: list[Record]) -> int | None:
+        """How many seeds would show ``difference``, by the spread of this study's own cells."""
+        from mgdm_ray.data.load import count_test_images
+        from mgdm_ray.resolution import seeds_to_see
+
+        tests = {d.name: count_test_images(d, self.config.data_dir) for d in self.read}
+        cells = [
+            {"record": dataclasses.asdict(record), "inputs": self.plan.jobs[record.key].inputs}
+            for record in records
+            if record.is_cell
+        ]
+        counts = {name: count for name, count in tests.items() if count is not None}
+        return seeds_to_see(difference, self.config, counts, cells)
 
 
 def _warning(record: Record) -> str:
     """Of a model that knows too little to be of use; empty for all others."""
-    share = record.metrics.get("share_of_t_at_chance", 0.0)
-    if record.kind == "fit_guide" and share > 0.5:
+    if next_steps.guide_at_chance(record):
+        share = record.metrics["share_of_t_at_chance"]
         return (
             f"the guide of {record.dataset} is no better than chance at {share:.0%} of the noise "
-            "levels: guidance hardly knows the classes there; train it longer (guide.steps), or "
-            "on more images"
+            "levels: guidance hardly knows the classes there"
         )
-    accuracy = record.metrics.get("val_balanced_accuracy", 1.0)
-    if record.kind == "fit_judge" and accuracy <= record.metrics.get("val_chance_below", 0.0):
+    if next_steps.judge_at_chance(record):
+        accuracy = record.metrics["val_balanced_accuracy"]
         return (
             f"the judge of {record.dataset} is no better than chance on validation images "
-            f"(balanced accuracy {accuracy:.2f}): what it says of synthetic images means little; "
-            "train it longer (judge.steps), or take another network (judge.network)"
+            f"(balanced accuracy {accuracy:.2f}): what it says of synthetic images means little"
         )
     return ""
 

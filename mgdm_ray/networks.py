@@ -13,8 +13,13 @@ from mgdm_ray.data.load import resolve_data_dir
 from mgdm_ray.remote.cache import at_hand
 
 HUB = "hub"
-SUFFIXES = (".safetensors", ".pth")
-"""Of files with weights; the first one that is there counts."""
+SUFFIX = ".safetensors"
+"""Of files with weights; no other format is read, for others hold pickles."""
+CONVERT = (
+    "import torch; from safetensors.torch import save_file; save_file({{k: v.contiguous() for k, v "
+    'in torch.load("{name}.pth", weights_only=True).items()}}, "{name}.safetensors")'
+)
+"""For the user's own Python, not for ours."""
 
 
 def trained_networks(config: StudyConfig) -> tuple[str, ...]:
@@ -61,14 +66,18 @@ def weights_folder(config: StudyConfig) -> str | None:
 
 
 def weights_file(folder: str, network: str) -> Path:
-    """NETWORK.safetensors or NETWORK.pth in ``folder``. InputError where neither is there."""
-    for suffix in SUFFIXES:
-        path = at_hand(folder, f"{network}{suffix}")
-        if path.is_file():
-            return path
-    names = " nor ".join(f"{network}{suffix}" for suffix in SUFFIXES)
+    """NETWORK.safetensors in ``folder``. InputError where it is not there."""
+    path = at_hand(folder, f"{network}{SUFFIX}")
+    if path.is_file():
+        return path
+    advice = "Put the file there,"
+    if at_hand(folder, f"{network}.pth").is_file():
+        advice = (
+            f"{network}.pth is there, and is not read: it is a pickle. Convert it where you trust "
+            f"it: python -c '{CONVERT.format(name=network)}'; or"
+        )
     raise InputError(
-        f"downstream.pretrained: neither {names} is in {folder}. Put the file there, "
+        f"downstream.pretrained: {network}{SUFFIX} is not in {folder}. {advice} "
         f"name another folder, or set it to {HUB!r} (downloads) or null (fresh weights)"
     )
 

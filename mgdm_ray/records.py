@@ -79,7 +79,34 @@ class Record:
         missing = sorted({"key", "kind", "status"} - set(row))
         if unknown or missing:
             raise ValueError(f"not a record: unknown keys {unknown}, missing keys {missing}")
+        wrong = sorted(name for name, value in row.items() if not isinstance(value, _TYPES[name]))
+        if not wrong and not all(
+            isinstance(v, int | float) for v in row.get("metrics", {}).values()
+        ):
+            wrong = ["metrics"]
+        if wrong:
+            raise ValueError(f"not a record: {', '.join(wrong)} of another type")
         return Record(**row)
+
+
+_TEXT, _OPTIONAL = (str,), (str, type(None))
+_TYPES: dict[str, tuple[type, ...]] = {
+    "key": _TEXT,
+    "kind": _TEXT,
+    "status": _TEXT,
+    "reason": _TEXT,
+    "dataset": _OPTIONAL,
+    "network": _OPTIONAL,
+    "arm": _OPTIONAL,
+    "seed": (int, type(None)),
+    "setting": (dict,),
+    "split": _OPTIONAL,
+    "metrics": (dict,),
+    "seconds": (int, float),
+    "versions": (dict,),
+    "git_commit": _OPTIONAL,
+}
+"""What a row of JSON may hold, by field."""
 
 
 def read_records(path: Path) -> list[Record]:
@@ -96,7 +123,7 @@ def read_records(path: Path) -> list[Record]:
     for number, line in enumerate(lines, start=1):
         try:
             record = Record.from_dict(json.loads(line))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             log.warning("%s:%d: passed over a damaged record: %s", path, number, error)
             continue
         rows[record.key] = record

@@ -14,6 +14,8 @@ from mgdm_ray.stats import ALPHA, PRIMARY, Design, detectable
 from mgdm_ray.stats.power import CELL_SD, COMMON, DISAGREE, POWER
 
 METRIC = "balanced_accuracy"
+MOST_SEEDS = 20
+"""More are not advised: other test images or datasets tell more."""
 FEWEST = 6
 """Pairs of finished cells from which their spread is taken instead of the assumed one."""
 
@@ -35,9 +37,7 @@ def resolution(
         why = "a single pair of cells per dataset" if here else "no test images at hand yet"
         return [f"what it can resolve: not known, with {why}"]
     measured = spread(manifests, pairs)
-    designs = {
-        d.name: Design(test_counts[d.name], cells, measured.get(d.name, (None, 0))[0]) for d in here
-    }
+    designs = _designs(here, test_counts, measured, cells)
     alone = ", ".join(f"{name} {detectable([design]):.3f}" for name, design in designs.items())
     together = detectable(_together(here, designs), tests=len(pairs))
     origins = len({d.origin for d in config.datasets})
@@ -49,6 +49,39 @@ def resolution(
     ]
     lines += _limits(len(pairs), cells * len(here), origins)
     return [*lines, *_assumed(designs, measured)]
+
+
+def seeds_to_see(
+    difference: float,
+    config: StudyConfig,
+    test_counts: Mapping[str, Sequence[int]],
+    manifests: Iterable[Mapping[str, Any]],
+) -> int | None:
+    """How many seeds, more than the study has, would show ``difference`` on its datasets.
+
+    In POWER of such studies, as the first of all primary contrasts. None where MOST_SEEDS are too
+    few: then the test images limit, which seeds do not add to. Arguments as of ``resolution``.
+    """
+    pairs = [pair for pair in PRIMARY if set(pair) <= set(config.arms)]
+    here = [dataset for dataset in config.datasets if dataset.name in test_counts]
+    measured = spread(manifests, pairs)
+    for seeds in range(len(config.seeds) + 1, MOST_SEEDS + 1):
+        designs = _designs(here, test_counts, measured, len(config.networks) * seeds)
+        # nan, of no datasets or a single cell, is never small enough
+        if detectable(_together(here, designs), tests=len(pairs)) <= difference:
+            return seeds
+    return None
+
+
+def _designs(
+    here: Iterable[DatasetConfig],
+    test_counts: Mapping[str, Sequence[int]],
+    measured: Mapping[str, tuple[float, int]],
+    cells: int,
+) -> dict[str, Design]:
+    return {
+        d.name: Design(test_counts[d.name], cells, measured.get(d.name, (None, 0))[0]) for d in here
+    }
 
 
 def spread(

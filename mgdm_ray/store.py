@@ -23,7 +23,7 @@ from mgdm_ray.files import held, sync
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-_NAME = re.compile(r"^[a-z0-9_]{1,64}$")
+_NAME = re.compile(r"[a-z0-9_]{1,64}\Z")
 _FULL = re.compile("no space left on device|disk is full|disk quota exceeded", re.IGNORECASE)
 
 Contents = Literal["sizes", "changed", "all"]

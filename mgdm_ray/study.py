@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 
 from mgdm_ray import networks, plan_view
 from mgdm_ray.closing import Closing
-from mgdm_ray.config import InputError, StudyConfig, load_study
+from mgdm_ray.config import InputError
+from mgdm_ray.config.file import read_study
+from mgdm_ray.config.resolved import resolved_text
 from mgdm_ray.environment import StartError, StudyStopped, cores, gpus
 from mgdm_ray.places import bring_notes, inputs_for_all, reach, share_notes
 from mgdm_ray.plan import CELLS, Job, Plan, make_plan
@@ -42,7 +44,8 @@ DETERMINISTIC_BATCH = 64
 def parser() -> argparse.ArgumentParser:
     new = argparse.ArgumentParser(
         prog="python -m mgdm_ray.study",
-        description="Run a study; the same command again resumes it.",
+        description="Run a study; the same command again resumes it. "
+        "'doctor [STUDY.yaml]' in place of it says whether one can run here.",
         epilog="Exit codes: 0 all done, 1 some job failed, 2 the input is wrong, 130 interrupted.",
     )
     new.add_argument("study", metavar="STUDY.yaml", help="the study file")
@@ -73,6 +76,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["doctor"]:
+        from mgdm_ray import doctor
+
+        return doctor.main(words[1:])
     arguments = parser().parse_args(argv)
     _interrupted.clear()
     _catch_signals()
@@ -128,7 +136,7 @@ class Study:
             raise InputError("--probe measures for a plan: give it together with --plan")
         self.arguments = arguments
         self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        self.config: StudyConfig = load_study(arguments.study, arguments.overrides)
+        self.config, self.source = read_study(arguments.study, arguments.overrides)
         self.store = reach(arguments.storage or self.config.storage, write=not arguments.plan)
         self.claims = open_claims(self.store.location)
         self.folder = self.store.root / "studies" / self.config.name
@@ -161,10 +169,20 @@ class Study:
             if mend and wrong:
                 print(f"warning: damaged, to be computed again: {job.label}: {wrong}", flush=True)
             if not wrong and (job.kind, key) in done:
-                found[key] = Record.from_dict(self.store.manifest(job.kind, key)["record"])
+                found[key] = self._stored(job)
             else:
                 needed |= set(job.needs.values())
         return {key: found[key] for key in self.plan.jobs if key in found}
+
+    def _stored(self, job: Job) -> Record:
+        """InputError where a manifest is whole by its checksum, and yet not what we write."""
+        try:
+            return Record.from_dict(self.store.manifest(job.kind, job.key)["record"])
+        except (ValueError, TypeError, LookupError) as error:
+            raise InputError(
+                f"{self.store.folder(job.kind, job.key)}: its manifest is none of ours ({error}); "
+                "remove this folder, and the job is computed again"
+            ) from None
 
     def failures(self) -> dict[str, Record]:
         """Records of the plan's jobs that failed before and are not done since."""
@@ -362,13 +380,11 @@ class Study:
         return self.claims.holder("study", self.config.name)
 
     def write_inputs(self) -> None:
-        import yaml
-
         from mgdm_ray.data.own.source import own_listing
         from mgdm_ray.data.own.splits import splits_csv
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        resolved = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        resolved = resolved_text(self.config, self.source)
         (self.folder / "study.resolved.yaml").write_text(resolved, encoding="utf-8")
         rows = [
             {"key": j.key, "kind": j.kind, "label": j.label, "needs": j.needs}

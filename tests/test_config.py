@@ -34,6 +34,7 @@ def refusal(write_study: Any, study: dict[str, Any], *overrides: str) -> str:
         ({"datasets": ["brestmnist"]}, ["unknown dataset 'brestmnist'", "'breastmnist'"]),
         ({"arms": ["real", "distrub"]}, ["'distrub' in arms[1]", "did you mean 'disturb'"]),
         ({"setting": {"measurement": "entropi"}}, ["unknown measurement 'entropi'", "'entropy'"]),
+        ({"denoiser": {"recipe": ["paper"]}}, ["denoiser.recipe", "Known: small, paper"]),
         ({"downstream": {"steps": 0}}, ["downstream.steps", "greater than 0", "got 0"]),
         ({"denoiser": {"learning_rate": float("nan")}}, ["denoiser.learning_rate", "finite"]),
         ({"networks": ["alexnet", "alexnet"]}, ["network 'alexnet' is given twice"]),
@@ -224,7 +225,7 @@ def test_all_mistakes_are_told_at_once(tiny: dict[str, Any], write_study: Any) -
         ("", "got nothing"),
         ("name: a\nname: b\n", "key 'name' is given twice"),
         ("a: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
-        ("a: &a [*a]\n", "unknown key 'a'"),
+        ("a: &a [*a]\n", "hold themselves"),
     ],
 )
 def test_what_is_not_a_study_file_is_refused(tmp_path: Path, text: str, part: str) -> None:

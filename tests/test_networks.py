@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from torchvision.models import squeezenet1_1
 
 from mgdm_ray import study
 from mgdm_ray.config import InputError, load_study
@@ -54,8 +60,29 @@ def test_missing_weights_end_the_study_before_it_starts(
     assert study.main([str(path), "--storage", str(tmp_path / "runs")]) == 2
     said = capsys.readouterr().err
     first = tiny["networks"][0]
-    assert f"neither {first}.safetensors nor {first}.pth is in" in said
+    assert f"{first}.safetensors is not in" in said
     assert not (tmp_path / "runs" / "artifacts").exists()
+
+
+def test_the_line_that_converts_a_pth_is_right(
+    tiny: dict[str, Any], write_study: Any, tmp_path: Path
+) -> None:
+    """Catches advice that does not work: the message's own command is run, then the file is read.
+
+    squeezenet's state has no tensors that share memory; keys are compared with torchvision's.
+    """
+    weights = squeezenet1_1(weights=None).state_dict()
+    torch.save(weights, tmp_path / "squeezenet1_1.pth")
+    names = ["squeezenet1_1"]
+    study = tiny | {"networks": names, "downstream": {"pretrained": str(tmp_path)}}
+    config = load_study(write_study(study))
+    with pytest.raises(InputError, match="it is a pickle") as caught:
+        weights_fingerprints(config)
+    command = re.search(r"python -c '(.*)'; or", str(caught.value))
+    assert command is not None
+    subprocess.run([sys.executable, "-c", command[1]], cwd=tmp_path, check=True)
+    assert set(weights_fingerprints(config)) == {"weights/squeezenet1_1"}
+    assert set(load_file(tmp_path / "squeezenet1_1.safetensors")) == set(weights)
 
 
 def test_a_name_that_timm_does_not_have(tiny: dict[str, Any], write_study: Any) -> None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 Arm = Literal["real", "augment", "duplicate", "generate", "roundtrip", "perturb", "disturb"]
 ARMS: tuple[Arm, ...] = (
@@ -152,9 +152,29 @@ REFERENCE_FAULTS: tuple[ReferenceFault, ...] = get_args(ReferenceFault)
 
 T = TypeVar("T")
 Positive = Annotated[int, Field(gt=0)]
-Network = Annotated[str, AfterValidator(lambda v: known_network(v))]
+TIMM = "timm/"
+"""How the name of a network begins that is timm's."""
+TIMM_NAME = r"[A-Za-z0-9_.]+"
+"""What follows; whether timm has it is found out before a study starts."""
+
+# For the JSON Schema the validators say what they accept: editors complete it.
+Network = Annotated[
+    str,
+    AfterValidator(lambda v: known_network(v)),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"enum": list(TORCHVISION)},
+                {"type": "string", "pattern": f"^{TIMM}{TIMM_NAME}$"},
+            ]
+        }
+    ),
+]
 MeasurementName = Annotated[
-    str, AfterValidator(lambda v: require_known(v, "measurement", MEASUREMENTS))
+    str,
+    AfterValidator(lambda v: require_known(v, "measurement", MEASUREMENTS)),
+    # Any other string may be one that the user has registered.
+    WithJsonSchema({"anyOf": [{"enum": list(MEASUREMENTS)}, {"type": "string"}]}),
 ]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
@@ -190,10 +210,6 @@ def unique(values: tuple[T, ...], what: str) -> tuple[T, ...]:
     return values
 
 
-TIMM = "timm/"
-"""How the name of a network begins that is timm's."""
-
-
 def known_network(name: str) -> str:
     """``name`` if it is torchvision's or looks like timm's; else ValueError with a suggestion.
 
@@ -202,7 +218,7 @@ def known_network(name: str) -> str:
     if name in TORCHVISION:
         return name
     if name.startswith(TIMM):
-        if re.fullmatch(r"[A-Za-z0-9_.]+", name.removeprefix(TIMM)):
+        if re.fullmatch(TIMM_NAME, name.removeprefix(TIMM)):
             return name
         raise ValueError(
             f"unknown network {name!r}: after {TIMM!r} comes a name of timm.list_models()"

@@ -103,7 +103,7 @@ class DenoiserConfig(TrainConfig):
     def _recipe(cls, data: Any) -> Any:
         if isinstance(data, Mapping):
             recipe = data.get("recipe", "small")
-            if recipe in RECIPES:
+            if isinstance(recipe, str) and recipe in RECIPES:
                 return {**RECIPES[recipe], **data}
         return data
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from mgdm_ray.config.base import InputError, require_known
-from mgdm_ray.config.study import StudyConfig
+from mgdm_ray.config.study import StudyConfig, expanded
+
+Place = tuple[str | int, ...]
+"""Keys and indices that lead to a value of the study."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -30,9 +34,49 @@ class _Loader(yaml.SafeLoader):
 
 
 MAX_STUDY_BYTES = 1_000_000
+MAX_VALUES, MAX_DEPTH, MAX_SCALAR = 100_000, 30, 4096
+"""Of a study file: values with all aliases written out, their nesting, characters of one."""
 # The loader passes on what its constructors raise: a date that does not exist, a key that is a
 # mapping.
 _YAML_MISTAKES = (yaml.YAMLError, ValueError, RecursionError, TypeError)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a study was read from, and where in it each value stands."""
+
+    path: Path
+    data: Mapping[str, Any]
+    """The file's content, overridden."""
+    lines: Mapping[Place, int]
+    overrides: Sequence[str]
+
+    def written(self, place: Place) -> Place:
+        """The place in the file of what is at ``place`` in the study: an entry of ``datasets``
+        with a list of sizes stands for several."""
+        entries = self.data.get("datasets")
+        if place[:1] != ("datasets",) or len(place) < 2 or not isinstance(entries, list):
+            return place
+        indices = [index for index, _ in expanded(entries)]
+        at = place[1]
+        return ("datasets", indices[at], *place[2:]) if isinstance(at, int) else place
+
+    def override(self, place: Place) -> str:
+        """The last ``--set`` that reaches ``place``; empty where none does."""
+        flat = [str(part) for part in self.written(place)]
+        found = ""
+        for override in self.overrides:
+            keys = override.partition("=")[0].strip().split(".")
+            if flat[: len(keys)] == keys:
+                found = override
+        return found
+
+    def line(self, place: Place) -> int:
+        """Where ``place``, or the nearest thing around it, stands in the file."""
+        known = self.written(place)
+        while known and known not in self.lines:
+            known = known[:-1]
+        return self.lines.get(known, 1)
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
@@ -40,6 +84,11 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
 
     Raises InputError with one line per mistake: place, what came, what is allowed.
     """
+    return read_study(path, overrides)[0]
+
+
+def read_study(path: str | Path, overrides: Sequence[str] = ()) -> tuple[StudyConfig, Source]:
+    """As ``load_study``, with what the study was read from."""
     path = Path(path)
     try:
         if path.stat().st_size > MAX_STUDY_BYTES:
@@ -52,14 +101,15 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     data, lines = _parse(path, text)
     for override in overrides:
         apply_override(data, override)
+    source = Source(path, data, lines, overrides)
     try:
-        return StudyConfig.model_validate(data)
+        return StudyConfig.model_validate(data), source
     except ValidationError as error:
         errors = error.errors()
-        places = {e["loc"][:-1] for e in errors}
+        places = {e["loc"][:end] for e in errors for end in range(1, len(e["loc"]))}
         # pydantic adds "too short" to a list whose entries are wrong: noise
         errors = [e for e in errors if not (e["type"] == "too_short" and e["loc"] in places)]
-        messages = [_explain(path, lines, e, overrides) for e in errors]
+        messages = [_explain(source, e) for e in errors if not _of_image_size(source, e["loc"])]
         raise InputError("\n".join(dict.fromkeys(messages))) from None
 
 
@@ -69,14 +119,9 @@ def _missing(path: Path) -> str:
     return f"{path}: no such file." + (f" Study files here: {', '.join(found)}" if found else "")
 
 
-def _parse(path: Path, text: str) -> tuple[dict[str, Any], dict[tuple[str | int, ...], int]]:
+def _parse(path: Path, text: str) -> tuple[dict[str, Any], dict[Place, int]]:
     try:
-        loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            data = loader.construct_document(node) if node is not None else None
-        finally:
-            loader.dispose()
+        node, data = _load(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
@@ -91,9 +136,46 @@ def _parse(path: Path, text: str) -> tuple[dict[str, Any], dict[tuple[str | int,
     return data, dict(_lines(node, ()))
 
 
-def _lines(
-    node: yaml.Node, place: tuple[str | int, ...]
-) -> Iterator[tuple[tuple[str | int, ...], int]]:
+def _load(text: str) -> tuple[yaml.Node | None, Any]:
+    """The one document of ``text``, as nodes and as values; ValueError for one that is too large.
+
+    It is measured before it is built: a few lines of aliases can stand for billions of values.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None, None
+        if _size(node, {}) > MAX_VALUES:
+            raise ValueError(f"it stands for more than {MAX_VALUES} values (aliases of aliases?)")
+        return node, loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, known: dict[int, int], depth: int = 0) -> int:
+    """How many values ``node`` stands for, with all aliases written out.
+
+    Raises ValueError where it is too deep, or holds itself.
+    """
+    if depth > MAX_DEPTH:
+        raise ValueError(f"values are nested more than {MAX_DEPTH} deep, or hold themselves")
+    if isinstance(node, yaml.ScalarNode):
+        if len(node.value) > MAX_SCALAR:
+            raise ValueError(
+                f"line {node.start_mark.line + 1}: a value of {len(node.value)} "
+                f"characters; at most {MAX_SCALAR} are allowed"
+            )
+        return 1
+    if id(node) not in known:
+        below = node.value
+        if isinstance(node, yaml.MappingNode):
+            below = [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_size(one, known, depth + 1) for one in below)
+    return known[id(node)]
+
+
+def _lines(node: yaml.Node, place: Place) -> Iterator[tuple[Place, int]]:
     yield place, node.start_mark.line + 1
     if len(place) > 20:  # anchors can make a cycle
         return
@@ -106,9 +188,7 @@ def _lines(
             yield from _lines(value, (*place, index))
 
 
-def _lines_below(
-    node: yaml.Node, place: tuple[str | int, ...]
-) -> Iterator[tuple[tuple[str | int, ...], int]]:
+def _lines_below(node: yaml.Node, place: Place) -> Iterator[tuple[Place, int]]:
     # The key's own line is the place of a mapping entry, not the line where its value begins.
     return (item for item in _lines(node, place) if item[0] != place)
 
@@ -120,11 +200,13 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     """
     where, separator, raw = override.partition("=")
     if not separator or not where.strip():
-        raise InputError(f"--set {override}: give it as key.key=value")
+        raise InputError(f"--set {_short(override)}: give it as key.key=value")
     try:
-        value = yaml.load(raw, _Loader)  # noqa: S506 - a subclass of SafeLoader
+        _, value = _load(raw)
     except _YAML_MISTAKES as error:
-        raise InputError(f"--set {override}: the value is not valid YAML: {error}") from None
+        raise InputError(
+            f"--set {_short(override)}: the value is not valid YAML: {error}"
+        ) from None
     *parents, last = where.strip().split(".")
     target: Any = data
     for part in parents:
@@ -135,44 +217,53 @@ def apply_override(data: dict[str, Any], override: str) -> None:
                 target[part] = {}
             target = target[part]
         if not isinstance(target, dict | list):
-            raise InputError(f"--set {override}: {part!r} is a single value and has no keys below")
+            what = f"{_short(part)!r} is a single value and has no keys below"
+            raise InputError(f"--set {_short(override)}: {what}")
     if isinstance(target, list):
         target[_index(override, last, target)] = value
     else:
         target[last] = value
 
 
+def _short(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
 def _index(override: str, part: str, values: list[Any]) -> int:
-    if not part.isdigit() or int(part) >= len(values):
-        raise InputError(f"--set {override}: {part!r} is not an index below {len(values)}")
+    # Digits of other scripts are none to a user, and thousands of them none to int().
+    if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(values):
+        raise InputError(
+            f"--set {_short(override)}: {_short(part)!r} is not an index below {len(values)}"
+        )
     return int(part)
 
 
-def _explain(
-    path: Path,
-    lines: Mapping[tuple[str | int, ...], int],
-    error: Mapping[str, Any],
-    overrides: Sequence[str],
-) -> str:
+def _of_image_size(source: Source, place: Place) -> bool:
+    """Whether a dataset's size is wrong because ``image_size`` is, which has its own message."""
+    if len(place) != 3 or place[0] != "datasets" or place[2] != "size":
+        return False
+    _, index, _ = source.written(place)
+    entry = source.data["datasets"][index]
+    return "image_size" in source.data and not (isinstance(entry, Mapping) and "size" in entry)
+
+
+def _explain(source: Source, error: Mapping[str, Any]) -> str:
     location = tuple(error["loc"])
+    dotted = dotted_place(source.written(location))
+    override = source.override(location)
+    origin = f"--set {_short(override)}" if override else f"{source.path}:{source.line(location)}"
+    return f"{origin}: {_what(error, location, dotted)}"
+
+
+def dotted_place(place: Place) -> str:
+    """``networks[1]``, ``denoiser.unet``."""
     dotted = ""
-    for part in location:
+    for part in place:
         dotted += f"[{part}]" if isinstance(part, int) else f".{part}" if dotted else str(part)
-    flat = [str(part) for part in location]
-    source = ""
-    for override in overrides:
-        set_here = override.partition("=")[0].strip().split(".")
-        if flat[: len(set_here)] == set_here:
-            source = f"--set {override}"
-    if not source:
-        known = location
-        while known and known not in lines:
-            known = known[:-1]
-        source = f"{path}:{lines.get(known, 1)}"
-    return f"{source}: {_what(error, location, dotted)}"
+    return dotted
 
 
-def _what(error: Mapping[str, Any], location: tuple[str | int, ...], dotted: str) -> str:
+def _what(error: Mapping[str, Any], location: Place, dotted: str) -> str:
     came = repr(error.get("input"))
     came = came if len(came) <= 80 else came[:77] + "..."
     if error["type"] == "extra_forbidden":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -39,7 +39,7 @@ class DownstreamConfig(Frozen):
     """``auto``: bfloat16 autocast where that is faster for the network at hand."""
     pretrained: str | None = None
     """Weights to start from: ``hub`` (torchvision's or timm's for ImageNet), or a folder with a
-    NETWORK.safetensors or NETWORK.pth for every network; relative to ``data_dir`` or absolute."""
+    NETWORK.safetensors for every network; relative to ``data_dir`` or absolute."""
     class_weighted: bool = False
     """Weight the loss by inverse class frequency of the real training set."""
 
@@ -139,6 +139,11 @@ class TrackingConfig(Frozen):
         return value
 
 
+MOST_SEEDS = 1000
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+SeedCount = Annotated[int, Field(ge=1, le=MOST_SEEDS)]
+
+
 class StudyConfig(Frozen):
     """A whole study."""
 
@@ -150,7 +155,7 @@ class StudyConfig(Frozen):
     """Downstream networks."""
     arms: tuple[Arm, ...] = Field(ARMS, min_length=1)
     """What is compared."""
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
+    seeds: Seeds = (0, 1, 2)
     """One cell per seed: initial weights and batch order. A number N means 0 .. N-1."""
     seed: int = Field(0, ge=0)
     """Seed of everything that is shared by the cells: diffusion models, samples, search."""
@@ -193,8 +198,7 @@ class StudyConfig(Frozen):
         if isinstance(out.get("datasets"), list | tuple):
             out["datasets"] = [
                 {"size": size, **one} if isinstance(one, Mapping) else one
-                for entry in out["datasets"]
-                for one in _variants({"name": entry} if isinstance(entry, str) else entry)
+                for _, one in expanded(out["datasets"])
             ]
         return out
 
@@ -208,12 +212,12 @@ class StudyConfig(Frozen):
     def _arms(cls, value: tuple[Arm, ...]) -> tuple[Arm, ...]:
         return unique(value, "arm")
 
-    @field_validator("seeds", mode="before")
+    @field_validator("seeds", mode="before", json_schema_input_type=SeedCount | Seeds)
     @classmethod
     def _seed_count(cls, value: Any) -> Any:
         if isinstance(value, int) and not isinstance(value, bool):
-            if not 1 <= value <= 1000:
-                raise ValueError(f"a number of seeds must be in 1 .. 1000; got {value}")
+            if not 1 <= value <= MOST_SEEDS:
+                raise ValueError(f"a number of seeds must be in 1 .. {MOST_SEEDS}; got {value}")
             return tuple(range(value))
         return value
 
@@ -366,6 +370,15 @@ class StudyConfig(Frozen):
                         f"{len(unet.channels)} levels needs a multiple of {factor}"
                     )
         return self
+
+
+def expanded(entries: Sequence[Any]) -> list[tuple[int, Any]]:
+    """The datasets that the file's entries stand for, each with its entry's index."""
+    return [
+        (index, one)
+        for index, entry in enumerate(entries)
+        for one in _variants({"name": entry} if isinstance(entry, str) else entry)
+    ]
 
 
 def _variants(entry: Any) -> list[Any]:

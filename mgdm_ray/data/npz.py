@@ -7,6 +7,7 @@ unpickled: object arrays are refused.
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 import zlib
@@ -29,6 +30,10 @@ MEDMNIST_SIZES = (28, 64, 128, 224)
 DATA_DIR_VARIABLE = "MGDM_DATA_DIR"
 IMAGE_SUFFIX = "_images"
 LABEL_SUFFIX = "_labels"
+LARGEST_RATIO = 1032
+"""Bytes that deflate can make of one."""
+MAX_CLASSES = 10_000
+"""A label beyond is a mistake, and counting up to it would take all memory."""
 CLASSES = "classes"
 """Array of names `[K]`, in the order of the labels; a file need not have it."""
 MAX_CLASSES = 10_000
@@ -139,10 +144,26 @@ def read_header(archive: zipfile.ZipFile, name: str) -> Header:
 
 def read_array(archive: zipfile.ZipFile, name: str) -> NDArray[np.generic]:
     """Array ``name``; the zip's checksum is verified on the way."""
-    read_header(archive, name)
+    header = read_header(archive, name)
+    _require_bytes(archive, header)
     with _open_member(archive, name) as file:
         array: NDArray[np.generic] = np.lib.format.read_array(file, allow_pickle=False)
     return array
+
+
+def _require_bytes(archive: zipfile.ZipFile, header: Header) -> None:
+    """InputError unless the file can hold what the header says: memory is taken for that."""
+    member = archive.getinfo(f"{header.name}.npy")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise InputError(f"array {header.name!r} is packed in a way that numpy does not write")
+    packed = min(member.compress_size, Path(str(archive.filename)).stat().st_size)
+    most = min(member.file_size, packed * LARGEST_RATIO)
+    needed = math.prod(header.shape) * header.dtype.itemsize
+    if min(header.shape, default=0) < 0 or needed > most:
+        raise InputError(
+            f"array {header.name!r} says it has shape {str(list(header.shape))[:100]}, which its "
+            f"{member.compress_size} packed bytes cannot hold; the file is damaged"
+        )
 
 
 def channels_of(header: Header) -> Literal[1, 3]:
@@ -173,6 +194,11 @@ def read_labels(archive: zipfile.ZipFile, name: str) -> NDArray[np.int64]:
             "is needed (multi-label data is not supported)"
         )
     labels = array.reshape(-1).astype(np.int64)
+    if labels.size and labels.max() >= MAX_CLASSES:
+        raise InputError(
+            f"array {name!r} has label {labels.max()}; labels are class numbers, 0 to at most "
+            f"{MAX_CLASSES - 1}"
+        )
     if labels.size and labels.min() < 0:
         raise InputError(f"array {name!r} has label {labels.min()}; labels start at 0")
     return labels

@@ -77,19 +77,21 @@ def last_layer(network: nn.Module) -> str:
 
 
 def read_weights(path: Path) -> Mapping[str, torch.Tensor]:
-    """Tensors by name from a .safetensors, or a .pth that holds nothing else (or a
-    ``state_dict``). Raises InputError for anything else; no code in the file is run."""
+    """Tensors by name from a .safetensors, the only format that is read from a file.
+
+    Raises InputError for anything else: weights that torch.save wrote are a pickle, and
+    ``weights_only`` has been broken more than once (CVE-2025-32434, CVE-2026-24747).
+    """
+    if path.suffix != ".safetensors":
+        raise InputError(
+            f"{path}: weights are read from .safetensors files only; docs/networks.md has the "
+            "line that converts others"
+        )
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        return load_file(path)
     except Exception as error:  # damaged files fail in many ways
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"{path}: cannot be read as weights: {lines[0][:200]}") from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
-        raise InputError(f"{path}: holds no mapping of names to tensors (a state_dict)")
-    return state
 
 
 def unavailable(name: str, error: Exception) -> InputError:
@@ -97,7 +99,7 @@ def unavailable(name: str, error: Exception) -> InputError:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return InputError(
         f"cannot fetch the pretrained weights of {name!r}: {lines[0][:200]}. Where there is no "
-        f"internet, save them as {name}.pth or {name}.safetensors in a folder and name that in "
+        f"internet, save them as {name}.safetensors in a folder and name that in "
         "downstream.pretrained; else run the same command with --retry-failed"
     )
 

@@ -192,7 +192,7 @@ def _say_next(found: Survey, out: Path) -> int:
         "next: read it (patients, classes, licence), then\n"
         f"  python -m mgdm_ray.data check {name}          look at the images\n"
         f"  python -m mgdm_ray.study {name} --plan        what it will do\n"
-        "  python -m mgdm_ray.study doctor          whether this machine is ready\n"
+        "  python -m mgdm_ray.study doctor                whether this machine is ready\n"
         f"  python -m mgdm_ray.study {name}               run it; again resumes"
     )
     return DONE

@@ -8,7 +8,7 @@ from typing import Literal
 
 from mgdm_ray.data.npz import SPLITS
 from mgdm_ray.data.own.listing import shown
-from mgdm_ray.data.own.prepare import tiny_classes
+from mgdm_ray.data.own.prepare import patients_tested, tiny_classes
 from mgdm_ray.inspection.patients import guess_group
 from mgdm_ray.inspection.survey import Survey
 from mgdm_ray.inspection.twins import Pair
@@ -195,6 +195,8 @@ def _patients(found: Survey) -> Iterable[Finding]:
     items = found.listing.items
     unknown = sum(item.group is None for item in items)
     if not unknown:
+        for text in patients_tested(found.listing):
+            yield Finding("warning", text, "One image per patient in the test split avoids it")
         return
     if found.source.is_npz:
         yield Finding(

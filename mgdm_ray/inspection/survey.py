@@ -102,14 +102,12 @@ def _survey_npz(source: Source, size: int) -> Survey:
 def _survey_own(source: Source, size: int) -> Survey:
     config = source.config
     lenient = config.reading.model_copy(update={"damaged": "leave_out"})
-    listed = list_source(config, source.path)
-    opened = with_groups(hashed(listed, lenient), config)
+    opened = with_groups(hashed(list_source(config, source.path), lenient), config)
     given = any(item.split for item in opened.items)
     listing, trouble = _divided(expanded(opened, lenient), source)
     found = _empty(source, listing, size)
     found.trouble, found.given_splits = trouble, given or config.split.file is not None
-    there = {item.path for item in opened.items}
-    found.damaged = {i.path: "cannot be opened" for i in listed.items if i.path not in there}
+    found.damaged = dict(opened.missing)
     deep: dict[int, Item] = {}
     deepest = 0
     readable: list[Item] = []

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torchvision.models import Inception_V3_Weights, inception_v3
 
 from mgdm_ray.downstream.features import look
@@ -20,17 +21,19 @@ def inception_features(
 ) -> list[NDArray[np.float32]] | None:
     """Features `[N, 2048]` of each set of images `[N, C, H, W]` in [-1, 1]; None without weights.
 
-    Weights are taken from torch's hub folder (``TORCH_HOME``, else ~/.cache/torch) and never
-    downloaded. FDs of them compare arms with each other and with real images; published FIDs come
-    from another port of the network and are not comparable.
+    Weights are taken from torch's hub folder (``TORCH_HOME``, else ~/.cache/torch), as safetensors
+    under the name of torchvision's own file, and never downloaded. FDs of them compare arms with
+    each other and with real images; published FIDs come from another port of the network and are
+    not comparable.
     """
     weights = Inception_V3_Weights.IMAGENET1K_V1
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    name = Path(weights.url).with_suffix(".safetensors").name
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
     if not path.is_file():
         return None
     # Its weights are for images in [-1, 1]; transform_input is for those in ImageNet's scale.
     network = inception_v3(weights=None, init_weights=False, transform_input=False)
-    network.load_state_dict(weights.get_state_dict(progress=False, weights_only=True))
+    network.load_state_dict(load_file(path))
     found = []
     for images in sets:
         rows = []

@@ -57,7 +57,8 @@ class Leases(Claims):
         number = int(held[-1].rpartition("/")[2]) + 1 if held else 0
         name = f"{prefix}/{number:08d}"
         who = f"{self.driver} process {os.getpid()} on {socket.gethostname()}"
-        if not self.objects.create(name, who.encode()):
+        # Where it was not, the answer to our own first try may only have been lost on the way.
+        if not self.objects.create(name, who.encode()) and self._driver_of(name) != self.driver:
             return False
         # Between our look and our claim the old one may have been given back and taken anew.
         others = {o: self._driver_of(o) for o in self.objects.sizes(prefix) if o != name}

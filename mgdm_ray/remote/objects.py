@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,9 @@ class Objects:
 
         self.url = url.rstrip("/")
         protocol = self.url.partition("://")[0]
+        # Else gcsfs asks by gRPC for the bucket's kind before anything else, again and again where
+        # it may not know; objects of every kind that we can use are reached without.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         try:
             # What others write must be seen at once: no listing is remembered.
             self._fs, self._root = fsspec.url_to_fs(self.url, use_listings_cache=False)

@@ -79,21 +79,11 @@ def test_another_networks_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
-    """Catches a traceback, or a pickle that is run."""
-    for suffix in (".safetensors", ".pth"):
-        path = tmp_path / f"resnet18{suffix}"
-        path.write_bytes(b"no weights at all")
-        with pytest.raises(InputError, match="cannot be read as weights"):
-            build_network("resnet18", 2, 3, 28, "cell", pretrained=path)
-
-
-def test_a_pth_file_gives_the_same_network(tmp_path: Path) -> None:
-    """Catches torchvision's own format, a state_dict by torch.save, read otherwise."""
-    path = saved(tmp_path, "resnet18")
-    other = tmp_path / "resnet18.pth"
-    torch.save(build_network("resnet18", 1000, 3, 224, "elsewhere").state_dict(), other)
-    one, two = (build_network("resnet18", 2, 3, 28, "c", pretrained=p) for p in (path, other))
-    assert all(torch.equal(v, two.state_dict()[k]) for k, v in one.state_dict().items())
+    """Catches a traceback for a download that was cut short."""
+    path = tmp_path / "resnet18.safetensors"
+    path.write_bytes(b"no weights at all")
+    with pytest.raises(InputError, match="cannot be read as weights"):
+        build_network("resnet18", 2, 3, 28, "cell", pretrained=path)
 
 
 @pytest.mark.network

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from mgdm_ray.config import load_study
 from mgdm_ray.data.load import fingerprint
 from mgdm_ray.inspection.commands import main
 from mgdm_ray.plan import make_plan
+from tests.conftest import ROOT
 from tests.data.own.files import dicom, nifti, picture, tree
 
 
@@ -116,6 +120,17 @@ def test_a_patient_in_two_splits_is_an_error(tmp_path: Path, capsys: Said) -> No
     assert "error: 1 patient(s) stand in more than one split" in text
     assert row(text, "all") == ["8", "4", "4", "16"]
     assert "patients: 15, with 1 to 2 images each (median 1); 1 in two splits" in text
+
+
+def test_a_row_without_its_file_is_damage(tmp_path: Path, capsys: Said) -> None:
+    """Catches images that are missing from the folder and from the counts without a word."""
+    rows = [f"{index}.png,{'ab'[index % 2]},," for index in range(9)]
+    for index in range(8):
+        picture(tmp_path / f"{index}.png", index)
+    code, text = check(capsys, manifest(tmp_path / "m.csv", rows))
+    assert code == 1
+    assert "error: 1 file(s) cannot be read: '8.png' (No such file or directory)" in text
+    assert "manifest: 8 images, 2 classes, and 1 that cannot be read" in text
 
 
 def test_group_makes_patients_known(tmp_path: Path, capsys: Said) -> None:
@@ -252,3 +267,36 @@ def test_init_weighs_uneven_classes(tmp_path: Path, here: Path) -> None:
     before = (here / "uneven.yaml").read_bytes()
     assert main(["init", str(root)]) == 2
     assert (here / "uneven.yaml").read_bytes() == before
+
+
+TINY_RUN = (
+    "arms=[real, disturb]",
+    "seeds=1",
+    "denoiser.steps=4",
+    "guide.steps=4",
+    "sampling.num_inference_steps=3",
+    "search.trials=2",
+    "search.images=8",
+    "search.steps=2",
+    "judge.steps=2",
+    "downstream.steps=2",
+)
+
+
+@pytest.mark.slow
+def test_what_init_writes_runs(tmp_path: Path, here: Path) -> None:
+    """Catches a study that plans but whose sizes no job takes, down to the report."""
+    root = tree(tmp_path / "scans", {"a": 20, "b": 16})
+    assert main(["init", str(root)]) == 0
+    shorter = [word for value in TINY_RUN for word in ("--set", value)]
+    done = subprocess.run(
+        [sys.executable, "-m", "mgdm_ray.study", "scans.yaml", *shorter],
+        cwd=here,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (here / "runs/studies/scans/report.html").is_file()

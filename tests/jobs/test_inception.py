@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torchvision.models import Inception_V3_Weights, inception_v3
 
 from mgdm_ray.jobs.inception import inception_features
@@ -18,7 +19,7 @@ def test_without_weights_there_are_no_features(
     """Would catch a download, or random weights taken for trained ones."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     assert inception_features([torch.zeros(2, 1, 8, 8)], "cpu") is None
-    assert not list(tmp_path.rglob("*.pth"))
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
 def test_features_of_the_weights_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,8 +30,8 @@ def test_features_of_the_weights_at_hand(tmp_path: Path, monkeypatch: pytest.Mon
     network = inception_v3(weights=None, init_weights=False)
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
-    name = Path(Inception_V3_Weights.IMAGENET1K_V1.url).name
-    torch.save(network.state_dict(), folder / name)
+    name = Path(Inception_V3_Weights.IMAGENET1K_V1.url).stem
+    save_file(network.state_dict(), folder / f"{name}.safetensors")
     grey = torch.rand(2, 1, 28, 28) * 2 - 1
     found = inception_features([grey, torch.cat([grey, grey]).expand(-1, 3, -1, -1)], "cpu")
     assert found is not None

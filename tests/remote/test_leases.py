@@ -66,6 +66,25 @@ def test_a_claim_has_one_holder(url: str) -> None:
     assert mine.holder("decode", "k") == "another process"
 
 
+def test_an_answer_that_is_lost_leaves_the_claim_ours(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a driver that takes its own claim, made at a first try, for another's, and waits
+    for itself as long as it lives."""
+    create = Objects.create
+
+    def twice(self: Objects, name: str, data: bytes) -> bool:
+        create(self, name, data)
+        return create(self, name, data)
+
+    monkeypatch.setattr(Objects, "create", twice)
+    mine = Leases(url)
+    assert mine.take("decode", "k")
+    assert not Leases(url).take("decode", "k")
+    mine.release_all()
+    assert Objects(url).sizes("claims") == {}
+
+
 def test_a_dead_drivers_claim_comes_free(url: str, holder: subprocess.Popen[str]) -> None:
     """Would catch a study that nobody can go on with, and one that is taken from the living."""
     mine = Leases(url)

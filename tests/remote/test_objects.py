@@ -1,21 +1,24 @@
-"""Objects of a real HTTP server with S3's interface, and of fsspec's memory."""
+"""Objects of real HTTP servers with S3's and Google's interfaces, and of fsspec's memory."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-import boto3
 import pytest
 
 from mgdm_ray.remote.objects import Objects, ObjectsError, is_url
-from tests.remote.server import BUCKET
+
+ROUNDS = 100
 
 
-@pytest.fixture(params=["s3", "memory"])
+@pytest.fixture(params=["bucket", "memory"])
 def objects(request: pytest.FixtureRequest, bucket: str) -> Objects:
-    url = bucket if request.param == "s3" else "memory://bucket"
+    url = bucket if request.param == "bucket" else "memory://bucket"
     return Objects(f"{url}/{uuid.uuid4().hex}/")
 
 
@@ -64,21 +67,66 @@ def test_a_changed_object_has_another_version(objects: Objects) -> None:
     assert objects.version("x") != first
 
 
-def test_what_cannot_be_used_says_why(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Would catch a study that starts and cannot keep anything, or a traceback of botocore's."""
+def create_all(url: str, who: bytes, start: Any, won: Any) -> None:
+    """In a process of its own: rounds that begin together with the other one's."""
+    objects, mine = Objects(url), []
+    for i in range(ROUNDS):
+        start.wait(60)
+        if objects.create(f"{i}", who):
+            mine.append(f"{i}")
+    won.put((who, mine))
+
+
+def test_only_one_of_two_processes_creates_an_object(bucket: str) -> None:
+    """Would catch a condition that the library keeps within one process only."""
+    url, context = f"{bucket}/{uuid.uuid4().hex}", multiprocessing.get_context("spawn")
+    start, won = context.Barrier(2), context.Queue()
+    both = [context.Process(target=create_all, args=(url, w, start, won)) for w in (b"a", b"b")]
+    for process in both:
+        process.start()
+    names = dict(won.get(timeout=120) for _ in both)
+    for process in both:
+        process.join()
+    assert sorted(names[b"a"] + names[b"b"]) == sorted(str(i) for i in range(ROUNDS))
+    found = Objects(url).read_all(str(i) for i in range(ROUNDS))
+    assert found == {name: who for who, mine in names.items() for name in mine}
+
+
+def test_a_large_file_comes_back_whole(bucket: str, tmp_path: Path) -> None:
+    """Would catch uploads in pieces, which both libraries make of large files, that lose one."""
+    objects, data = Objects(f"{bucket}/{uuid.uuid4().hex}"), os.urandom(6 * 2**20 + 1)
+    (tmp_path / "file").write_bytes(data)
+    objects.upload(tmp_path / "file", "large")
+    assert objects.sizes("") == {"large": len(data)}
+    objects.download("large", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == data
+    path, files = objects.arrow("checkpoint")  # as Ray writes and reads its checkpoints
+    files.create_dir(path, recursive=True)
+    with files.open_output_stream(f"{path}/large") as stream:
+        stream.write(data)
+    with files.open_input_file(f"{path}/large") as file:
+        assert file.read() == data
+    assert objects.read("checkpoint/large") == data
+
+
+def test_a_missing_bucket_says_so(bucket: str) -> None:
+    """Would catch a study that starts and cannot keep anything."""
     with pytest.raises(ObjectsError, match="Does the bucket exist"):
-        Objects("s3://no-such-bucket/x").require()
+        Objects(f"{bucket.partition('://')[0]}://no-such-bucket/x").require()
+
+
+def test_what_cannot_be_used_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a traceback of botocore's."""
     with pytest.raises(ObjectsError, match=r"Protocol not known: nope; known: s3://"):
         Objects("nope://x/y")
-    with pytest.raises(ObjectsError, match=r"gcsfs is not installed: pip install gcsfs"):
-        Objects("gs://bucket/x")
-    assert boto3.client("s3").list_objects_v2(Bucket=BUCKET).get("KeyCount") is not None
+    with pytest.raises(ObjectsError, match=r"adlfs is not installed: pip install adlfs"):
+        Objects("abfs://bucket/x")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    silent = Objects(f"{bucket}/x")
+    silent = Objects("s3://bucket/x")
     silent._fs.__class__.clear_instance_cache()
     with pytest.raises(ObjectsError):
-        Objects(f"{bucket}/x").read("y")
+        Objects("s3://bucket/x").read("y")
     silent._fs.__class__.clear_instance_cache()
 
 

@@ -1,0 +1,103 @@
+"""A study with every default written out, and behind each value where it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from mgdm_ray.config.diffusion import RECIPES
+from mgdm_ray.config.file import Place, Source
+from mgdm_ray.config.study import StudyConfig
+
+DEFAULT = "default"
+
+
+def resolved_text(config: StudyConfig, source: Source) -> str:
+    """A study file that means the same as ``config``, with an origin behind each value.
+
+    The origin is ``line N`` of the study file, ``--set a.b``, or ``default``.
+    """
+    head = f"# {source.path}, with its defaults; behind each value: its line there, --set, or "
+    lines = [_comment(f"{head}{DEFAULT}")]
+    lines += _mapping(config.model_dump(mode="json"), (), source)
+    return "\n".join(lines) + "\n"
+
+
+def _mapping(values: Mapping[str, Any], place: Place, source: Source) -> Iterator[str]:
+    for key, value in values.items():
+        name, here = _on_one_line(key), (*place, key)
+        if isinstance(value, Mapping) and value:
+            yield f"{name}:"
+            yield from (f"  {line}" for line in _mapping(value, here, source))
+        elif isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
+            yield f"{name}:"
+            for index, entry in enumerate(value):
+                below = _mapping(entry, (*here, index), source)
+                yield from (f"{'  ' if n else '- '}{line}" for n, line in enumerate(below))
+        else:
+            yield f"{name}: {_on_one_line(value)}  {_comment(f'# {_origin(here, source)}')}"
+
+
+def _on_one_line(value: Any) -> str:
+    """A value, or a list of some, as YAML without a line break."""
+    parts = value if isinstance(value, list) else [value]
+    # Only a double-quoted text may hold a line break and stay on its line.
+    broken = any(isinstance(part, str) and not part.isprintable() for part in parts)
+    style = '"' if broken else None
+    text: str = yaml.safe_dump(
+        [value], default_flow_style=True, default_style=style, width=float("inf")
+    )
+    return text.strip()[1:-1]
+
+
+def _origin(place: Place, source: Source) -> str:
+    """Where the value at ``place`` of the study came from."""
+    origins = [_written(at, source) for at in _candidates(place, source)]
+    return next((origin for origin in origins if origin), DEFAULT)
+
+
+def _candidates(place: Place, source: Source) -> Iterator[Place]:
+    """Where the file may say what is at ``place``: there, or where a short form says it."""
+    yield place
+    if place[0] == "denoiser" and any(place[1:] == (key,) for key in RECIPES["small"]):
+        yield ("denoiser", "recipe")
+    if place[0] != "datasets":
+        return
+    entry: Any = _value(source.written(place[:2]), source.data)
+    if isinstance(entry, str) and place[2:] == ("name",):
+        yield place[:2]
+    sizes = entry.get("train_size") if isinstance(entry, Mapping) else None
+    if isinstance(sizes, list) and place[2:] == ("source",):
+        yield (*place[:2], "train_size")
+    if place[2:] == ("size",):
+        yield ("image_size",)
+
+
+def _written(place: Place, source: Source) -> str:
+    """``--set a.b`` or ``line N``; empty where the study says nothing of ``place``."""
+    try:
+        _value(source.written(place), source.data)
+    except (LookupError, TypeError):
+        return ""
+    if override := source.override(place):
+        return f"--set {override.partition('=')[0].strip()}"
+    below = "".join(f"{part}." for part in source.written(place))
+    names = [override.partition("=")[0].strip() for override in source.overrides]
+    entries = [f"--set {name}" for name in names if name.startswith(below)]
+    # Of a list the file may give most, and --set single entries.
+    return ", ".join([f"line {source.line(place)}", *dict.fromkeys(entries)])
+
+
+def _value(place: Place, data: Mapping[str, Any]) -> Any:
+    """LookupError or TypeError where the study has no such place."""
+    value: Any = data
+    for part in place:
+        value = value[part]
+    return value
+
+
+def _comment(text: str) -> str:
+    """Without what a comment may not hold."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -1,0 +1,76 @@
+"""The JSON Schema of a study file, which editors complete and check it with.
+
+``python -m mgdm_ray.config.schema > studies/study.schema.json`` writes it anew.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema
+
+from mgdm_ray.config.base import MEDMNIST, PHANTOMS, MeasurementName, Network
+from mgdm_ray.config.study import StudyConfig
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+class _Generator(GenerateJsonSchema):
+    """Without titles of fields, which only repeat their names."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
+        return False
+
+
+def study_schema() -> dict[str, Any]:
+    """The schema: it accepts whatever ``load_study`` accepts, and less than everything else.
+
+    What depends on two keys is left to ``load_study``; a text that holds a number, which pydantic
+    would take for one, is refused.
+    """
+    schema = StudyConfig.model_json_schema(schema_generator=_Generator)
+    parts = schema["$defs"]
+    _allow_short_datasets(schema, parts["DatasetConfig"])
+    shared = {"Network": Network, "MeasurementName": MeasurementName}
+    texts = {name: TypeAdapter(kind).json_schema() for name, kind in shared.items()}
+    schema["$defs"] = {name: _with_references(part, texts) for name, part in parts.items()} | texts
+    schema["properties"] = _with_references(schema["properties"], texts)
+    return {"$schema": DIALECT, "title": "mgdm-ray study", **schema}
+
+
+def _allow_short_datasets(schema: dict[str, Any], dataset: dict[str, Any]) -> None:
+    """What ``StudyConfig._short_forms`` makes datasets of: a name alone, a list of sizes."""
+    known = {"enum": [*PHANTOMS, *MEDMNIST]}
+    datasets = schema["properties"]["datasets"]
+    datasets["items"] = {"anyOf": [known, datasets["items"]]}
+    properties = dataset["properties"]
+    name = properties["name"]
+    own = {key: name.pop(key) for key in ("type", "pattern")}
+    name["anyOf"] = [known, own]
+    sizes = properties["train_size"]["anyOf"]
+    [one] = [option for option in sizes if option.get("type") == "integer"]
+    sizes.append({"type": "array", "items": one})
+
+
+def _with_references(node: Any, shared: dict[str, Any]) -> Any:
+    """``node`` with references in place of what would stand in it many times."""
+    for name, text in shared.items():
+        if isinstance(node, dict) and text.items() <= node.items():
+            rest = {key: value for key, value in node.items() if key not in text}
+            return {"$ref": f"#/$defs/{name}", **rest}
+    if isinstance(node, dict):
+        return {key: _with_references(value, shared) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_with_references(value, shared) for value in node]
+    return node
+
+
+def as_text() -> str:
+    """What the file holds."""
+    return json.dumps(study_schema(), indent=1, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    print(as_text(), end="")

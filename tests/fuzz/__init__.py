@@ -1,0 +1,1 @@
+"""Made-up and damaged input for all that reads files: ``python -m tests.fuzz --cases 10000``."""

@@ -1,0 +1,143 @@
+"""Storages whose records, manifests and notes were cut, changed or written by someone else."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import io
+import json
+import random
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mgdm_ray import study
+from mgdm_ray.config import InputError
+from mgdm_ray.jobs.base import base_record
+from mgdm_ray.plan import Plan
+from mgdm_ray.records import Record, append_record, read_records
+from mgdm_ray.store import Store
+from mgdm_ray.study import Study, parser
+from tests.conftest import TINY
+from tests.fuzz.study_files import STRANGE
+
+VALUES = [v for v in STRANGE if not isinstance(v, bytes)]
+_models: dict[str, Path] = {}
+
+
+def case(rng: random.Random, folder: Path, _canary: Path) -> bool:
+    """The storage of a finished study, one to three files of it broken, read as a study does."""
+    path, root = folder / "study.yaml", folder / "runs"
+    path.write_text(yaml.safe_dump(TINY, sort_keys=False), encoding="utf-8")
+    _copy_model(path, root)
+    for _ in range(rng.randint(1, 3)):
+        _break(rng, root)
+    arguments = [str(path), "--storage", str(root)]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        if study.main([*arguments, "--plan"]) == study.WRONG_INPUT:
+            raise InputError(said.getvalue())
+        one = Study(parser().parse_args(arguments))
+        one.finished()
+        one.gated(one.failures())
+    return True
+
+
+def _copy_model(path: Path, root: Path) -> None:
+    if "storage" not in _models:
+        _models["storage"] = Path(tempfile.mkdtemp(prefix="mgdm-fuzz-"))
+        atexit.register(shutil.rmtree, _models["storage"])
+        arguments = parser().parse_args([str(path), "--storage", str(_models["storage"])])
+        _finish(Study(arguments).plan, Store(_models["storage"]))
+    shutil.copytree(_models["storage"], root)
+
+
+def _finish(plan: Plan, store: Store) -> None:
+    """Every job done, with small files in place of its work."""
+    notes = store.root / "studies" / "tiny"
+    notes.mkdir(parents=True, exist_ok=True)
+    for job in plan.jobs.values():
+        record = base_record(job)
+        with store.writing(job.kind, job.key) as folder:
+            (folder / "history.json").write_text("[]")
+            (folder / "trials.json").write_text('[{"seconds": 1.0}]')
+            (folder / "speed.json").write_text('{"seconds": 1.0, "steps": 4, "workers": 1}')
+            provenance = {"inputs": job.inputs, "needs": job.needs}
+            store.commit(job.kind, job.key, folder, asdict(record), provenance)
+        append_record(notes / "records.jsonl", record)
+    read_records(notes / "records.jsonl")
+    probe = {"kind": "encode", "family": "", "seconds_per_work": 1.0, "bytes_per_item": 1.0}
+    (store.root / "probes.json").write_text(json.dumps([probe]))
+
+
+def _break(rng: random.Random, root: Path) -> None:
+    files = sorted(p for p in root.rglob("*") if p.is_file() and p.suffix != ".lock")
+    path = rng.choice(files)
+    kind = rng.random()
+    if kind < 0.3:
+        path = root / "studies" / "tiny" / "records.jsonl"
+        lines = path.read_bytes().splitlines()
+        at = rng.randrange(len(lines)) if lines else 0
+        path.write_bytes(b"\n".join([*lines[:at], _record_line(rng), *lines[at + 1 :]]))
+    elif kind < 0.6:
+        manifests = sorted((root / "artifacts").glob("*/*/manifest.json"))
+        _rewrite_manifest(rng, rng.choice(manifests))
+    elif kind < 0.65:
+        path.unlink()
+        path.symlink_to(rng.choice(("/etc/passwd", path, "../../../../outside/secret")))
+    elif kind < 0.7:
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_bytes(_content(rng, path.read_bytes()))
+
+
+def _content(rng: random.Random, data: bytes) -> bytes:
+    at = rng.randrange(len(data) + 1)
+    return rng.choice(
+        (
+            data[:at],
+            data[:at] + rng.randbytes(5) + data[at:],
+            b"",
+            b"\0" * len(data),
+            b"[" * 100_000,
+            b'{"a":' * 5000,
+            b"NaN",
+            b"[[1]]",
+            b'{"x": 1e999}',
+            b"9" * 5000,
+        )
+    )
+
+
+def _record_line(rng: random.Random) -> bytes:
+    row: dict[str, Any] = asdict(Record("k", "encode", "failed", "a reason"))
+    for _ in range(rng.randint(0, 3)):
+        row[rng.choice((*row, "more"))] = rng.choice(VALUES)
+    line = _json(row)
+    return rng.choice((line, line, line[:20], b"[" * 50_000, b"null", b"{}", b'"x"', b"\xff\0"))
+
+
+def _rewrite_manifest(rng: random.Random, path: Path) -> None:
+    """With a right checksum: the content is a stranger's, and no accident."""
+    manifest = json.loads(path.read_text())
+    target = rng.choice((manifest, manifest["record"], manifest["files"], manifest["inputs"]))
+    key = rng.choice((*target, "../../../../outside/secret", "/etc/passwd", "more"))
+    target[key] = rng.choice(VALUES)
+    if target is manifest["files"] and rng.random() < 0.5:
+        target[key] = {"bytes": 9, "sha256": "0" * 64, "mtime_ns": 1}
+    data = _json(manifest)
+    path.write_bytes(data)
+    (path.parent / "done").write_text(hashlib.sha256(data).hexdigest())
+
+
+def _json(value: Any) -> bytes:
+    try:
+        return json.dumps(value).encode("utf-8", "surrogatepass")
+    except ValueError:  # a number of more digits than Python prints
+        return b'{"key": ' + b"9" * 5000 + b"}"

@@ -1,0 +1,173 @@
+"""Real attempts on our own readers: files that would run code, take all memory, or lead out."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mgdm_ray.config import DatasetConfig, InputError, load_study
+from mgdm_ray.data.load import check_source, fingerprint, load_split
+from mgdm_ray.downstream.pretrained import read_weights
+from mgdm_ray.records import read_records
+from mgdm_ray.store import Store
+from tests.fuzz import npz_files
+from tests.fuzz.npz_files import MEMBERS, Touch, header, npy
+
+
+def npz_with(folder: Path, **members: bytes) -> DatasetConfig:
+    """A small dataset in MedMNIST's format, with some of its members replaced."""
+    import random
+    import zipfile
+
+    path = folder / "mine.npz"
+    rng = random.Random(0)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in MEMBERS:
+            archive.writestr(f"{name}.npy", members.get(name) or npz_files._good(rng, name))
+    return DatasetConfig(name="mine", path=str(path), size=npz_files.SIZE)
+
+
+def test_a_pickle_in_an_npz_is_not_run(tmp_path: Path) -> None:
+    """Would catch object arrays that are loaded: labels whose loading makes a file."""
+    import numpy as np
+
+    canary = tmp_path / "canary"
+    config = npz_with(
+        tmp_path, train_labels=npy(np.array([Touch(canary)], object), allow_pickle=True)
+    )
+    for read in (fingerprint, check_source):
+        if read is fingerprint:
+            read(config)
+        else:
+            with pytest.raises(InputError, match="pickled Python objects"):
+                read(config)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("shape", ["(99999999999, 8, 8)", "(4000000000,)"])
+def test_a_header_that_lies_takes_no_memory(tmp_path: Path, shape: str) -> None:
+    """Would catch memory taken for what a header says before the bytes are there."""
+    config = npz_with(tmp_path, train_labels=header(shape))
+    with pytest.raises(InputError):
+        check_source(config)
+
+
+def test_a_huge_label_takes_no_memory(tmp_path: Path) -> None:
+    """Caught 16 GiB of counts for one label of 2^31 (found by fuzzing)."""
+    import numpy as np
+
+    labels = npy(np.array([0, 1, 2**31, 0, 1, 0], np.int64))
+    with pytest.raises(InputError, match="labels are class numbers"):
+        check_source(npz_with(tmp_path, train_labels=labels))
+    with pytest.raises(InputError, match="labels are class numbers"):
+        load_split(npz_with(tmp_path, test_labels=labels), "test")
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "!!python/object/apply:pathlib.Path.touch [{canary}]",
+        "!!python/object/apply:os.system ['touch {canary}']",
+        "!!python/object/new:os.system ['touch {canary}']",
+    ],
+)
+def test_yaml_tags_build_nothing(tmp_path: Path, tag: str) -> None:
+    """Would catch an unsafe loader, in the file or in --set."""
+    canary, path = tmp_path / "canary", tmp_path / "study.yaml"
+    path.write_text(f"name: {tag.format(canary=canary)}\n")
+    with pytest.raises(InputError, match="not valid YAML"):
+        load_study(path)
+    path.write_text("name: a\n")
+    with pytest.raises(InputError, match="not valid YAML"):
+        load_study(path, [f"name={tag.format(canary=canary)}"])
+    assert not canary.exists()
+
+
+def test_aliases_of_aliases_are_measured_first(tmp_path: Path) -> None:
+    """Caught minutes and gigabytes for 400 bytes that stand for 10^9 values; and cycles."""
+    lines = ["a0: &a0 [x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
+    path = tmp_path / "study.yaml"
+    for text, said in (
+        ("\n".join(lines), "more than 100000 values"),
+        ("name: &a [*a]", "hold themselves"),
+        ("name: " + "[" * 40 + "]" * 40, "deep"),
+        ("name: " + "x" * 50_000, "characters"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=said):
+            load_study(path)
+
+
+@pytest.mark.parametrize("index", ["²", "9" * 5000, "-1"])
+def test_strange_digits_are_no_index(tmp_path: Path, index: str) -> None:
+    """Caught a traceback: '²'.isdigit() holds, and int('²') raises."""
+    path = tmp_path / "study.yaml"
+    path.write_text("name: a\nnetworks: [alexnet]\n")
+    with pytest.raises(InputError, match="is not an index"):
+        load_study(path, [f"networks.{index}=resnet18"])
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc", "..", "a/b", "a\n", ""])
+def test_names_of_artefacts_do_not_lead_out(tmp_path: Path, name: str) -> None:
+    """Would catch MLflow's class of holes in our store: a key that is a path."""
+    with pytest.raises(ValueError, match="not a plain artefact name"):
+        Store(tmp_path).folder("encode", name)
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "..", "a/b", "a\\nb"])
+def test_names_in_a_study_do_not_lead_out(tmp_path: Path, name: str) -> None:
+    """Would catch a study, dataset or experiment whose folder is outside of the storage."""
+    study = {"name": "a", "datasets": ["phantom-fundus"], "networks": ["alexnet"]}
+    path = tmp_path / "study.yaml"
+    for broken in (
+        {"name": name},
+        {"datasets": [{"name": name, "path": "x.npz"}]},
+        {"tracking": {"experiment": name}},
+        {"search": {"warm_start": name, "networks": ["alexnet"]}},
+    ):
+        path.write_text(json.dumps(study | broken))
+        with pytest.raises(InputError, match="pattern"):
+            load_study(path)
+
+
+def test_pickled_weights_are_refused_unread(tmp_path: Path) -> None:
+    """Would catch torch.load, with weights_only or without: the file is not even opened."""
+    canary, path = tmp_path / "canary", tmp_path / "resnet18.pth"
+    torch.save({"x": Touch(canary)}, path)
+    with pytest.raises(InputError, match=r"\.safetensors files only"):
+        read_weights(path)
+    renamed = path.rename(tmp_path / "resnet18.safetensors")
+    with pytest.raises(InputError, match="cannot be read as weights"):
+        read_weights(renamed)
+    assert not canary.exists()
+
+
+def test_a_safetensors_header_that_lies(tmp_path: Path) -> None:
+    """Would catch memory taken for a length, or reads beyond the file's end."""
+    path = tmp_path / "x.safetensors"
+    save_file({"x": torch.zeros(4)}, path)
+    good = path.read_bytes()
+    lying = good.replace(b'"data_offsets":[0,16]', b'"data_offsets":[0,99]')
+    assert lying != good
+    for data in (lying, struct.pack("<Q", 2**60) + good[8:], good[:-3]):
+        path.write_bytes(data)
+        with pytest.raises(InputError, match="cannot be read as weights"):
+            read_weights(path)
+
+
+def test_a_record_of_other_types_is_passed_over(tmp_path: Path) -> None:
+    """Caught a traceback: a key that is a list cannot name a row."""
+    path = tmp_path / "records.jsonl"
+    rows = [
+        {"key": [], "kind": "encode", "status": "done"},
+        {"key": "a", "kind": "encode", "status": "done", "metrics": 3},
+        {"key": "b", "kind": "encode", "status": "done"},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert [record.key for record in read_records(path)] == ["b"]
