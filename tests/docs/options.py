@@ -63,6 +63,8 @@ def _make(targets: list[str]) -> str:
 
 
 def _python(rest: list[str]) -> str:
+    if rest[:1] == ["-c"]:
+        return ""
     if rest[:1] != ["-m"] or len(rest) < 2:
         return f"python is called without -m: {shlex.join(rest)}"
     module, *options = rest[1:]

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from PIL import Image
 
 from tests.conftest import ROOT
 from tests.docs.blocks import Block, all_blocks
@@ -125,7 +124,6 @@ def make_workshop(folder: Path) -> Workshop:
     data = folder / "data"
     data.mkdir()
     _draw_sets(data)
-    _draw_folder(folder / "my-scans")
     return Workshop(folder, data)
 
 
@@ -185,17 +183,6 @@ def _draw_sets(folder: Path) -> None:
             arrays[f"{split}_images"] = images if channels == 3 else images[..., 0]
             arrays[f"{split}_labels"] = labels[:, None].astype(np.uint8)
         np.savez(folder / f"{name}.npz", **arrays)
-
-
-def _draw_folder(folder: Path) -> None:
-    """Two folders of classes, with forty pictures each."""
-    rng = np.random.default_rng(3)
-    for label, name in enumerate(("benign", "malignant")):
-        (folder / name).mkdir(parents=True)
-        for number in range(40):
-            image = rng.integers(0, 120, (40, 40), dtype=np.uint8)
-            image[: 10 + 20 * label] += 100
-            Image.fromarray(image).save(folder / name / f"P{number // 2:03d}_{number}.png")
 
 
 def _answers(server: subprocess.Popen[bytes], port: int) -> bool:
