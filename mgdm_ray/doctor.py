@@ -243,20 +243,24 @@ def data_folder(place: Place) -> Iterator[str]:
 
 def datasets(place: Place) -> Iterator[str]:
     from mgdm_ray.data.load import check_source, fingerprint
+    from mgdm_ray.data.own.source import own_listing
 
     config = place.config
     absent, wrong = [], []
     for dataset in config.datasets if config else ():
         try:
             found = fingerprint(dataset, config.data_dir if config else None)
+            listing = own_listing(dataset, config.data_dir if config else None)
             if found == "absent" and dataset.path is None:
                 absent.append(dataset.name)
                 continue
-            check_source(dataset, config.data_dir if config else None)
+            if listing is None:
+                check_source(dataset, config.data_dir if config else None)
         except InputError as error:
             wrong.append(str(error))
         else:
-            yield f"dataset {dataset.name}"
+            what = f" ({len(listing.items)} own images, not opened)" if listing else ""
+            yield f"dataset {dataset.name}{what}"
     if wrong:
         raise Trouble("; ".join(wrong), "mend the file or its entry in the study")
     if absent:

@@ -5,6 +5,7 @@ Reads manifests of the store, and computes; starts nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mgdm_ray.config import InputError, ResourcesConfig
 from mgdm_ray.plan import CELLS, FITS, KINDS, SAMPLINGS, SCORINGS, Job, fits_per_setting
+from mgdm_ray.records import Record
 
 if TYPE_CHECKING:
     from mgdm_ray.store import Store
@@ -126,13 +128,15 @@ def effort(node: Node, nodes: Mapping[str, Node], train_images: Mapping[str, int
 
     ``train_images`` by dataset: how many training images there are.
     """
-    dataset = {k: v for k, v in node.inputs["dataset"].items() if k != "content"}
     try:
+        dataset = {k: v for k, v in node.inputs["dataset"].items() if k != "content"}
         family, work, items = _measure(node, nodes, train_images)
-    except KeyError:  # of a need that was removed from the store, of a dataset that is not here
+        text = json.dumps([dataset["size"], family], sort_keys=True)
+        return Effort(
+            node.kind, text, json.dumps(dataset, sort_keys=True), float(work), float(items)
+        )
+    except STRANGE:
         return None
-    text = json.dumps([dataset["size"], family], sort_keys=True)
-    return Effort(node.kind, text, json.dumps(dataset, sort_keys=True), work, items)
 
 
 def _measure(
@@ -295,34 +299,63 @@ def _nearest(rows: Sequence[Figure], asked: Effort) -> list[Figure]:
     return [row for row in rows if distance(row) == least]
 
 
+STRANGE = (KeyError, TypeError, ValueError, AttributeError)
+"""Of a need that was removed from the store, of a dataset that is not here, and of a manifest that
+others wrote: it prices nothing."""
+
+
 def figures_in(
     store: Store, manifests: Mapping[str, Mapping[str, Any]], train_images: Mapping[str, int]
 ) -> list[Figure]:
     """Of all finished artefacts; ``manifests`` by key (see ``manifests_in``)."""
-    nodes = {
-        key: Node(m["kind"], m["inputs"], m["needs"], m["record"]["metrics"].get("images"))
-        for key, m in manifests.items()
-    }
+    nodes = {}
+    for key, m in manifests.items():
+        with contextlib.suppress(*STRANGE):
+            nodes[key] = Node(
+                m["kind"], m["inputs"], m["needs"], m["record"]["metrics"].get("images")
+            )
     found = []
-    for key, manifest in manifests.items():
-        its = effort(nodes[key], nodes, train_images)
-        seconds = float(manifest["record"]["seconds"])
-        if its is None or seconds <= 0 or its.work <= 0:
-            continue
-        size = sum(file["bytes"] for file in manifest["files"].values())
-        inner = _work_seconds(store, manifest, its.work)
-        fixed = None if inner is None else max(0.0, seconds - inner[1])
-        found.append(Figure(its, seconds if inner is None else inner[0], fixed, size))
+    for key, node in nodes.items():
+        its = effort(node, nodes, train_images)
+        with contextlib.suppress(*STRANGE):
+            if its is not None and (figure := _figure(store, manifests[key], its)):
+                found.append(figure)
     return found
 
 
+def _figure(store: Store, manifest: Mapping[str, Any], its: Effort) -> Figure | None:
+    seconds = float(manifest["record"]["seconds"])
+    if not 0 < seconds < math.inf or not 0 < its.work < math.inf:
+        return None
+    size = sum(int(file["bytes"]) for file in manifest["files"].values())
+    inner = _work_seconds(store, manifest, its.work)
+    fixed = None if inner is None else max(0.0, seconds - inner[1])
+    return Figure(its, seconds if inner is None else inner[0], fixed, size)
+
+
 def manifests_in(store: Store) -> dict[str, dict[str, Any]]:
-    """Of every finished artefact of a kind there is, by key; not of damaged ones."""
-    return {
-        key: store.manifest(kind, key)
-        for kind, key in store.done()
-        if kind in KINDS and not store.verify(kind, key, "sizes")
-    }
+    """Of every finished artefact of a kind there is, by key; not of damaged ones, nor of those
+    that somebody else wrote in another form."""
+    found = {}
+    for kind, key in store.done():
+        if kind in KINDS and not store.verify(kind, key, "sizes"):
+            manifest = store.manifest(kind, key)
+            if _is_ours(manifest):
+                found[key] = manifest
+    return found
+
+
+def _is_ours(manifest: Mapping[str, Any]) -> bool:
+    inputs, needs = manifest.get("inputs"), manifest.get("needs")
+    if not isinstance(inputs, dict) or not isinstance(inputs.get("dataset"), dict):
+        return False
+    if not isinstance(needs, dict) or not all(isinstance(n, str) for n in needs.values()):
+        return False
+    try:
+        Record.from_dict(manifest["record"])
+    except (ValueError, TypeError, KeyError):
+        return False
+    return True
 
 
 def _work_seconds(
@@ -369,7 +402,7 @@ def read_probes(root: Path) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
         sound = all(set(row) == PROBE_FIELDS for row in rows)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         sound = False
     if not sound:
         raise InputError(f"{path} holds no probes; remove it, and --plan --probe writes it anew")

@@ -18,6 +18,7 @@ from mgdm_ray import doctor
 from mgdm_ray.config import StudyConfig
 from mgdm_ray.doctor import Line, Place, examine
 from tests.conftest import ROOT, TINY
+from tests.data.own.files import tree
 
 
 def place(storage: Path | str = "runs", **changes: Any) -> Place:
@@ -114,6 +115,10 @@ def test_datasets_are_looked_at(tmp_path: Path) -> None:
     assert last(doctor.datasets, where).word == "no"
     (tmp_path / "own.npz").write_bytes(b"no zip")
     assert last(doctor.datasets, where).word == "no"
+    tree(tmp_path / "scans", {"a": 6, "b": 6})
+    scans = place(datasets=[{"name": "scans", "path": "scans"}], data_dir=str(tmp_path))
+    line = Line("ok", "dataset scans (12 own images, not opened)")
+    assert last(doctor.datasets, scans) == line
     known = place(datasets=["breastmnist"], image_size=28, data_dir=str(tmp_path))
     assert last(doctor.datasets, known).word == "note"
 

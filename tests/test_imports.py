@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "diffusion": {"config", "precision", "seeding"},
     "downstream": {"config", "precision", "seeding"},
     "plan": {"config", "seeding"},
-    "price": {"config", "plan", "store"},
+    "price": {"config", "plan", "records", "store"},
     "plan_view": {
         "config",
         "gates",

@@ -125,11 +125,15 @@ def _record_line(rng: random.Random) -> bytes:
 
 def _rewrite_manifest(rng: random.Random, path: Path) -> None:
     """With a right checksum: the content is a stranger's, and no accident."""
-    manifest = json.loads(path.read_text())
-    target = rng.choice((manifest, manifest["record"], manifest["files"], manifest["inputs"]))
+    try:
+        manifest = json.loads(path.read_bytes())
+        parts = manifest, manifest["record"], manifest["files"], manifest["inputs"]
+        target = rng.choice([part for part in parts if isinstance(part, dict)])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return  # an earlier change broke it
     key = rng.choice((*target, "../../../../outside/secret", "/etc/passwd", "more"))
     target[key] = rng.choice(VALUES)
-    if target is manifest["files"] and rng.random() < 0.5:
+    if target is parts[2] and rng.random() < 0.5:
         target[key] = {"bytes": 9, "sha256": "0" * 64, "mtime_ns": 1}
     data = _json(manifest)
     path.write_bytes(data)
