@@ -299,7 +299,7 @@ def _nearest(rows: Sequence[Figure], asked: Effort) -> list[Figure]:
     return [row for row in rows if distance(row) == least]
 
 
-STRANGE = (KeyError, TypeError, ValueError, AttributeError)
+STRANGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 """Of a need that was removed from the store, of a dataset that is not here, and of a manifest that
 others wrote: it prices nothing."""
 

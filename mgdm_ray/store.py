@@ -219,7 +219,8 @@ class Store:
     def done(self) -> Iterator[tuple[str, str]]:
         """Every finished (kind, key)."""
         for marker in sorted((self.root / "artifacts").glob("*/*/done")):
-            yield marker.parent.parent.name, marker.parent.name
+            if marker.is_file():
+                yield marker.parent.parent.name, marker.parent.name
 
 
 def manifest_of(

@@ -224,16 +224,23 @@ class Study:
     # --- the way of a study -------------------------------------------------------------
 
     def start(self) -> int:
-        if self.arguments.plan:
-            self.show_plan()
-            return DONE
         try:
+            if self.arguments.plan:
+                self.show_plan()
+                return DONE
             return self.report_only() if self.arguments.report_only else self.run()
-        except (FileExistsError, NotADirectoryError, PermissionError) as error:
-            if Path(str(error.filename)) not in (self.store.root, self.claims.folder):
+        except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+            path = Path(str(error.filename))
+            if path in (self.store.root, self.claims.folder):
+                raise InputError(
+                    f"storage {self.store.root}: {error.strerror}; give a folder that can be "
+                    "written"
+                ) from None
+            if not path.is_relative_to(self.store.root):
                 raise
             raise InputError(
-                f"storage {self.store.root}: {error.strerror}; give a folder that can be written"
+                f"storage: {path}: {error.strerror}; it is none of what a study leaves there: "
+                "move it away"
             ) from None
         except ObjectsError as error:
             raise StudyStopped(

@@ -96,7 +96,7 @@ def _break(rng: random.Random, root: Path) -> None:
         place.write_bytes(rng.choice((good[:at], good[:at] + rng.randbytes(4) + good[at + 4 :])))
     elif kind < 0.6:
         place.unlink(missing_ok=True)
-        place.symlink_to(rng.choice(("../../../outside/secret", "/etc/passwd", "0.png", place)))
+        place.symlink_to(rng.choice(("../../../outside/secret", "/dev/null", "0.png", place)))
     elif kind < 0.75:
         (root / rng.choice("ab") / rng.choice(NAMES)).write_bytes(picture(rng, "L", 8, 8, "png"))
     elif kind < 0.85:

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from mgdm_ray import study
+from mgdm_ray.closing import Closing
 from mgdm_ray.config import InputError
 from mgdm_ray.jobs.base import base_record
 from mgdm_ray.plan import Plan
@@ -42,10 +43,21 @@ def case(rng: random.Random, folder: Path, _canary: Path) -> bool:
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         if study.main([*arguments, "--plan"]) == study.WRONG_INPUT:
             raise InputError(said.getvalue())
-        one = Study(parser().parse_args(arguments))
-        one.finished()
-        one.gated(one.failures())
+        arguments.append("--report-only")
+        with contextlib.suppress(_ReportIsNext):
+            Until(parser().parse_args(arguments)).start()
     return True
+
+
+class _ReportIsNext(Exception):
+    """All has been read; what follows is the report of what was found, in seconds."""
+
+
+class Until(Study):
+    """Reads a storage as ``--report-only`` does, up to the report."""
+
+    def closing(self) -> Closing:
+        raise _ReportIsNext
 
 
 def _copy_model(path: Path, root: Path) -> None:
@@ -76,25 +88,32 @@ def _finish(plan: Plan, store: Store) -> None:
 
 
 def _break(rng: random.Random, root: Path) -> None:
-    files = sorted(p for p in root.rglob("*") if p.is_file() and p.suffix != ".lock")
+    # Never a link, which an earlier change may have made: it would be written through.
+    files = sorted(p for p in root.rglob("*") if _is_plain(p) and p.suffix != ".lock")
     path = rng.choice(files)
     kind = rng.random()
     if kind < 0.3:
         path = root / "studies" / "tiny" / "records.jsonl"
+        if not _is_plain(path):
+            return
         lines = path.read_bytes().splitlines()
         at = rng.randrange(len(lines)) if lines else 0
         path.write_bytes(b"\n".join([*lines[:at], _record_line(rng), *lines[at + 1 :]]))
     elif kind < 0.6:
-        manifests = sorted((root / "artifacts").glob("*/*/manifest.json"))
+        manifests = [p for p in files if p.name == "manifest.json"]
         _rewrite_manifest(rng, rng.choice(manifests))
     elif kind < 0.65:
         path.unlink()
-        path.symlink_to(rng.choice(("/etc/passwd", path, "../../../../outside/secret")))
+        path.symlink_to(rng.choice((path, "../../../../outside/secret", "/dev/null")))
     elif kind < 0.7:
         path.unlink()
         path.mkdir()
     else:
         path.write_bytes(_content(rng, path.read_bytes()))
+
+
+def _is_plain(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 def _content(rng: random.Random, data: bytes) -> bytes:
