@@ -33,6 +33,8 @@ LABEL_SUFFIX = "_labels"
 LARGEST_RATIO = 1032
 """Bytes that deflate can make of one."""
 MAX_CLASSES = 10_000
+MAX_NAME_BYTES = 4 * 200
+MAX_IMAGES = 20_000_000
 """A label beyond is a mistake, and counting up to it would take all memory."""
 CLASSES = "classes"
 """Array of names `[K]`, in the order of the labels; a file need not have it."""
@@ -185,15 +187,18 @@ def channels_of(header: Header) -> Literal[1, 3]:
 
 def read_labels(archive: zipfile.ZipFile, name: str) -> NDArray[np.int64]:
     """Labels `[N]` int64 >= 0 from an integer array `[N]` or `[N, 1]`."""
-    array = read_array(archive, name)
-    if not np.issubdtype(array.dtype, np.integer):
-        raise InputError(f"array {name!r} has dtype {array.dtype}; integers are needed")
-    if array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[1] != 1):
+    header = read_header(archive, name)
+    shape = header.shape
+    if not np.issubdtype(header.dtype, np.integer):
+        raise InputError(f"array {name!r} has dtype {header.dtype}; integers are needed")
+    if len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] != 1):
         raise InputError(
-            f"array {name!r} has shape {list(array.shape)}; one label per image, [N] or [N, 1], "
+            f"array {name!r} has shape {list(shape)}; one label per image, [N] or [N, 1], "
             "is needed (multi-label data is not supported)"
         )
-    labels = array.reshape(-1).astype(np.int64)
+    if shape[0] > MAX_IMAGES:
+        raise InputError(f"array {name!r} has {shape[0]} labels; at most {MAX_IMAGES} are read")
+    labels = read_array(archive, name).reshape(-1).astype(np.int64)
     if labels.size and labels.max() >= MAX_CLASSES:
         raise InputError(
             f"array {name!r} has label {labels.max()}; labels are class numbers, 0 to at most "
@@ -208,10 +213,12 @@ def read_class_names(archive: zipfile.ZipFile) -> tuple[str, ...] | None:
     """Names of the classes where the file has them; InputError unless they are text."""
     if f"{CLASSES}.npy" not in archive.namelist():
         return None
-    array = read_array(archive, CLASSES)
-    if array.dtype.kind != "U" or array.ndim != 1 or not 2 <= len(array) <= MAX_CLASSES:
+    header = read_header(archive, CLASSES)
+    plain = header.dtype.kind == "U" and header.dtype.itemsize <= MAX_NAME_BYTES
+    if not plain or len(header.shape) != 1 or not 2 <= header.shape[0] <= MAX_CLASSES:
         raise InputError(
-            f"array {CLASSES!r} has dtype {array.dtype} and shape {list(array.shape)}; 2 to "
-            f"{MAX_CLASSES} names, one per label, are needed"
+            f"array {CLASSES!r} has dtype {header.dtype} and shape {list(header.shape)}; 2 to "
+            f"{MAX_CLASSES} names, one per label, of at most {MAX_NAME_BYTES // 4} characters are "
+            "needed"
         )
-    return tuple(str(name) for name in array)
+    return tuple(str(name) for name in read_array(archive, CLASSES))

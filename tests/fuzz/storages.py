@@ -101,7 +101,8 @@ def _break(rng: random.Random, root: Path) -> None:
         path.write_bytes(b"\n".join([*lines[:at], _record_line(rng), *lines[at + 1 :]]))
     elif kind < 0.6:
         manifests = [p for p in files if p.name == "manifest.json"]
-        _rewrite_manifest(rng, rng.choice(manifests))
+        if manifests:
+            _rewrite_manifest(rng, rng.choice(manifests))
     elif kind < 0.65:
         path.unlink()
         path.symlink_to(rng.choice((path, "../../../../outside/secret", "/dev/null")))

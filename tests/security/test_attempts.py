@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import json
+import random
+import resource
 import struct
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from mgdm_ray.config import DatasetConfig, InputError, load_study
-from mgdm_ray.data.load import check_source, fingerprint, load_split
+from mgdm_ray.data.load import SPLITS, check_source, fingerprint, load_split
+from mgdm_ray.data.own.prepare import prepare
+from mgdm_ray.data.own.source import own_listing
 from mgdm_ray.downstream.pretrained import read_weights
 from mgdm_ray.records import read_records
 from mgdm_ray.store import Store
-from tests.fuzz import npz_files
+from tests.data.own import files as own_files
+from tests.fuzz import npz_files, own_images
 from tests.fuzz.npz_files import MEMBERS, Touch, header, npy
 
 
 def npz_with(folder: Path, **members: bytes) -> DatasetConfig:
     """A small dataset in MedMNIST's format, with some of its members replaced."""
-    import random
-    import zipfile
-
     path = folder / "mine.npz"
     rng = random.Random(0)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -34,8 +38,6 @@ def npz_with(folder: Path, **members: bytes) -> DatasetConfig:
 
 def test_a_pickle_in_an_npz_is_not_run(tmp_path: Path) -> None:
     """Would catch object arrays that are loaded: labels whose loading makes a file."""
-    import numpy as np
-
     canary = tmp_path / "canary"
     config = npz_with(
         tmp_path, train_labels=npy(np.array([Touch(canary)], object), allow_pickle=True)
@@ -59,8 +61,6 @@ def test_a_header_that_lies_takes_no_memory(tmp_path: Path, shape: str) -> None:
 
 def test_a_huge_label_takes_no_memory(tmp_path: Path) -> None:
     """Caught 16 GiB of counts for one label of 2^31 (found by fuzzing)."""
-    import numpy as np
-
     labels = npy(np.array([0, 1, 2**31, 0, 1, 0], np.int64))
     with pytest.raises(InputError, match="labels are class numbers"):
         check_source(npz_with(tmp_path, train_labels=labels))
@@ -171,3 +171,80 @@ def test_a_record_of_other_types_is_passed_over(tmp_path: Path) -> None:
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
     assert [record.key for record in read_records(path)] == ["b"]
+
+
+@pytest.mark.parametrize("name", ["../out.npy", "/tmp/mgdm-out.npy", "a/../../out.npy"])
+def test_members_of_an_archive_are_never_unpacked(tmp_path: Path, name: str) -> None:
+    """Would catch zip slip: a member whose name leads out is written where it says."""
+    path = tmp_path / "mine.npz"
+    arrays = {f"{split}_images": np.zeros((8, 8, 8), np.uint8) for split in SPLITS}
+    arrays |= {f"{split}_labels": np.arange(8) % 2 for split in SPLITS}
+    np.savez(path, allow_pickle=False, **arrays)
+    config = DatasetConfig(name="mine", path=str(path), size=8)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(name, b"\x93NUMPY")
+    fingerprint(config)
+    check_source(config)
+    load_split(config, "train")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["mine.npz"]
+    assert not Path("/tmp/mgdm-out.npy").exists()
+
+
+@pytest.mark.parametrize("array", ["classes", "train_labels"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_that_unfolds_takes_no_memory(tmp_path: Path, array: str) -> None:
+    """Caught a zip bomb: some hundred kilobytes that stand for 256 MB of names or labels."""
+    config = npz_with(tmp_path)
+    with zipfile.ZipFile(str(config.path), "a", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open(f"{array}.npy", "w", force_zip64=True) as member:
+            member.write(header("(268435456,)"))
+            for _ in range(256):
+                member.write(b"\0" * 2**20)
+        assert archive.getinfo(f"{array}.npy").compress_size < 2**20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError):
+        check_source(config)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    assert grown < 200, f"{grown:.0f} MB more"
+
+
+def test_a_picture_that_unfolds_is_refused_by_its_header(tmp_path: Path) -> None:
+    """Would catch a decompression bomb: a small PNG of 20,000 x 20,000 pixels."""
+    for label in "ab":
+        for index in range(4):
+            own_files.picture(
+                tmp_path / "scans" / label / f"{index}.png", hash((label, index)) % 99
+            )
+    bomb = own_images.png(20_000, 20_000, b"\0" * 20_001)
+    (tmp_path / "scans" / "a" / "bomb.png").write_bytes(bomb)
+    config = DatasetConfig(name="scans", path=str(tmp_path / "scans"), size=8)
+    with pytest.raises(InputError, match=r"'a/bomb\.png': .*million pixels"):
+        prepare(config, None, tmp_path / "prepared")
+
+
+@pytest.mark.parametrize("how", ["link", "folder link", "manifest"])
+def test_own_images_are_read_in_their_folder_only(tmp_path: Path, how: str) -> None:
+    """Would catch any file of the machine read, and shown, as an image."""
+    secret = own_files.picture(tmp_path / "outside" / "secret.png")
+    root = own_files.tree(tmp_path / "scans", {"a": 3, "b": 3})
+    path = root
+    if how == "link":
+        (root / "a" / "x.png").symlink_to(secret)
+    elif how == "folder link":
+        (root / "c").symlink_to(secret.parent)
+    else:
+        path = root / "list.csv"
+        path.write_text("path,label\na/0.png,a\n../outside/secret.png,b\n")
+    with pytest.raises(InputError, match="leads out of"):
+        prepare(DatasetConfig(name="s", path=str(path), size=8), None, tmp_path / "prepared")
+
+
+def test_a_dicomdir_is_passed_over(tmp_path: Path) -> None:
+    """Would catch the directory of a DICOM disc, whose records may name any file
+    (CVE-2026-32711), being read with the images beside it."""
+    root = own_files.tree(tmp_path / "scans", {"a": 5, "b": 5})
+    (root / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 50)
+    (root / "a" / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 50)
+    listing = own_listing(DatasetConfig(name="s", path=str(root), size=8), None)
+    assert listing is not None
+    assert len(listing.items) == 10
