@@ -33,6 +33,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+MOST_TOLD = 20
+"""Mistakes that are told one by one."""
 MAX_STUDY_BYTES = 1_000_000
 MAX_VALUES, MAX_DEPTH, MAX_SCALAR = 100_000, 30, 4096
 """Of a study file: values with all aliases written out, their nesting, characters of one."""
@@ -109,8 +111,15 @@ def read_study(path: str | Path, overrides: Sequence[str] = ()) -> tuple[StudyCo
         places = {e["loc"][:end] for e in errors for end in range(1, len(e["loc"]))}
         # pydantic adds "too short" to a list whose entries are wrong: noise
         errors = [e for e in errors if not (e["type"] == "too_short" and e["loc"] in places)]
-        messages = [_explain(source, e) for e in errors if not _of_image_size(source, e["loc"])]
-        raise InputError("\n".join(dict.fromkeys(messages))) from None
+        errors = [e for e in errors if not _of_image_size(source, e["loc"])]
+        told = dict.fromkeys(_cut(_explain(source, e)) for e in errors[:MOST_TOLD])
+        more = [f"and {len(errors) - MOST_TOLD} more mistakes"] if len(errors) > MOST_TOLD else []
+        raise InputError("\n".join([*told, *more])) from None
+
+
+def _cut(message: str) -> str:
+    """A message that can be read, whatever came."""
+    return message if len(message) <= 2000 else f"{message[:1500]} ... {message[-300:]}"
 
 
 def _missing(path: Path) -> str:
@@ -205,7 +214,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         _, value = _load(raw)
     except _YAML_MISTAKES as error:
         raise InputError(
-            f"--set {_short(override)}: the value is not valid YAML: {error}"
+            f"--set {_short(override)}: the value is not valid YAML: {_short(str(error))}"
         ) from None
     *parents, last = where.strip().split(".")
     target: Any = data

@@ -161,7 +161,9 @@ def train_images(config: DatasetConfig, data_dir: str | Path | None = None) -> i
         if not path.is_file():
             return None
         with open_npz(path) as archive:
-            number = read_header(archive, "train" + IMAGE_SUFFIX).shape[0]
+            header = read_header(archive, "train" + IMAGE_SUFFIX)
+            channels_of(header)  # it has images at all
+            number = header.shape[0]
     return min(number, config.train_size or number)
 
 

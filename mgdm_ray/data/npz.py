@@ -141,6 +141,8 @@ def read_header(archive: zipfile.ZipFile, name: str) -> Header:
             f"array {name!r} holds pickled Python objects, which are never loaded; "
             "save it as a plain integer array"
         )
+    if not all(type(side) is int and side >= 0 for side in shape):
+        raise InputError(f"array {name!r} has shape {shape}, which is none")
     return Header(name, shape, dtype)
 
 

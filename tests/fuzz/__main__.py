@@ -72,7 +72,7 @@ def main() -> int:
                 f"{one.slowest:6.1f} s {one.peak_mb:5.0f} MB",
                 flush=True,
             )
-            failures += [f"{target}: {failure}" for failure in one.failures]
+            failures += [f"{target}: {failure[-3000:]}" for failure in one.failures]
     print(*failures, sep="\n")
     print(f"{len(failures)} failures")
     return 1 if failures else 0
