@@ -90,8 +90,8 @@ class Workshop:
 
     def script(self, block: Block) -> str:
         """With the folders of this place for those that pages speak of."""
-        script = block.script.replace("/data/medmnist", str(self.data))
-        return re.sub(r"/tmp/(?=[\w-]+)", f"{self.folder}/tmp/", script)
+        script = re.sub(r"/tmp/(?=[\w-]+)", f"{self.folder}/tmp/", block.script)
+        return script.replace("/data/medmnist", str(self.data))
 
     def environment(self) -> Mapping[str, str]:
         programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -155,7 +155,10 @@ def small(study: dict[str, Any]) -> dict[str, Any]:
     if study.get("search"):
         found["search"] = {**study["search"], **SMALL_SEARCH}
         found["search"]["networks"] = found["search"]["networks"][:1]
-        found["search"].pop("confirm", None)
+        if study["name"] in WHOLE and found["search"].get("confirm"):
+            found["search"]["confirm"] = {"settings": 2, "seeds": 1}
+        else:
+            found["search"].pop("confirm", None)
     found["synthetic"] = {"ratio": 0.5}
     return found
 
