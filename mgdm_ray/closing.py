@@ -229,8 +229,14 @@ class Closing:
 
     def next_steps(self, records: list[Record]) -> list[Step]:
         """Where to look, and what to do: what went wrong first, then what would tell more."""
+        from mgdm_ray.data.info import dataset_info
+
         steps = next_steps.run_again(records, len(self.plan.jobs), self.command)
         steps += next_steps.at_chance(records)
+        chance = {d.name: 1 / dataset_info(d, self.config.data_dir).num_classes for d in self.read}
+        steps += next_steps.networks_at_chance(records, chance)
+        trials = [row for record in records for row in self.with_trials(record)]
+        steps += next_steps.equal_trials(trials)
         steps += next_steps.at_the_edge(records, self.config)
         steps += next_steps.unresolved(
             self.headline(), self.config, lambda difference: self.seeds_to_see(difference, records)

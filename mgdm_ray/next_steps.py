@@ -13,6 +13,8 @@ from mgdm_ray.stats import ALPHA, PRIMARY
 
 AT_CHANCE = 0.5
 """Share of the noise levels from which a guide at chance is named."""
+NEAR = 0.02
+"""A network within this of guessing has learnt nothing."""
 EDGE = 0.05
 """A setting lies at the edge of a range within this share of it."""
 FOR_ONE_RUN = ("--report-only", "--retry-failed", "--fail-fast")
@@ -73,6 +75,46 @@ def judge_at_chance(record: Record) -> bool:
     accuracy = record.metrics.get("val_balanced_accuracy", 1.0)
     chance = record.metrics.get("val_chance_below", 0.0)
     return record.kind == "fit_judge" and accuracy <= chance
+
+
+def networks_at_chance(records: Iterable[Record], chance: Mapping[str, float]) -> list[Step]:
+    """Which networks learnt nothing from the real images, and so can show no difference.
+
+    ``chance``: balanced accuracy of guessing by dataset, 1 / number of classes. Within NEAR of it
+    over all seeds counts.
+    """
+    found: dict[tuple[str, str], list[float]] = {}
+    for record in records:
+        if record.is_cell and record.arm == "real" and record.status == "done":
+            where = str(record.dataset), str(record.network)
+            found.setdefault(where, []).append(record.metrics["balanced_accuracy"])
+    dead: dict[str, list[str]] = {}
+    for (dataset, network), values in found.items():
+        if sum(values) / len(values) <= chance.get(dataset, 0.0) + NEAR:
+            dead.setdefault(network, []).append(dataset)
+    if not dead:
+        return []
+    names = "; ".join(f"{network} ({', '.join(where)})" for network, where in dead.items())
+    text = f"longer, or leave them out, for they guess even with real images: {names}"
+    return [Step("train", f"networks {text} (downstream.steps)")]
+
+
+def equal_trials(trials: Iterable[Record]) -> list[Step]:
+    """Which searches chose among settings that all scored the same."""
+    scores: dict[str, list[float]] = {}
+    for trial in trials:
+        if trial.kind == "trial" and "score" in trial.metrics:
+            scores.setdefault(str(trial.dataset), []).append(trial.metrics["score"])
+    same = [name for name, found in scores.items() if len(found) > 1 and len(set(found)) == 1]
+    if not same:
+        return []
+    return [
+        Step(
+            "search",
+            f"all trials of {', '.join(same)} scored the same, so that their setting was chosen by "
+            "nothing: give search.networks that learn in search.steps",
+        )
+    ]
 
 
 def at_the_edge(records: Iterable[Record], config: StudyConfig) -> list[Step]:

@@ -13,6 +13,8 @@ from mgdm_ray.next_steps import (
     at_chance,
     at_the_edge,
     edge_of,
+    equal_trials,
+    networks_at_chance,
     run_again,
     show,
     unresolved,
@@ -150,3 +152,38 @@ def test_seeds_that_would_do_agree_with_what_a_plan_says() -> None:
 def test_steps_stand_below_each_other() -> None:
     steps = [Step("retry", "once"), Step("compare", "there")]
     assert show(steps) == "retry:   once\ncompare: there"
+
+
+def cell(network: str, value: float, arm: str = "real", seed: int = 0) -> Record:
+    name = f"{network}-{arm}-{seed}"
+    return Record(
+        name, "fit_downstream", "done", dataset="d", network=network, arm=arm, seed=seed,
+        metrics={"balanced_accuracy": value},
+    )  # fmt: skip
+
+
+def test_networks_that_learnt_nothing_are_named() -> None:
+    """Would catch a study whose networks guess, and whose answer is taken for one about images:
+    in the first study of a stranger one of three networks was at 0.500 in every cell."""
+    rows = [cell("dead", 0.5), cell("dead", 0.52, seed=1), cell("dead", 0.9, "disturb")]
+    rows += [cell("alive", 0.5), cell("alive", 0.7, seed=1)]
+    (step,) = networks_at_chance(rows, {"d": 0.5})
+    assert step.word == "train"
+    assert "dead (d)" in step.text
+    assert "alive" not in step.text
+    assert networks_at_chance(rows, {"d": 0.2}) == []
+
+
+def trial(score: float | None, number: int) -> Record:
+    metrics = {} if score is None else {"score": score}
+    return Record(f"t{number}", "trial", "done", dataset="d", metrics=metrics)
+
+
+@pytest.mark.parametrize(
+    ("scores", "told"),
+    [([0.5, 0.5, 0.5], True), ([0.5, 0.51], False), ([0.5], False), ([0.5, None, 0.5], True)],
+)
+def test_a_search_among_equals_is_told(scores: list[float | None], told: bool) -> None:
+    """Would catch a "best" setting that was chosen among settings with one and the same score."""
+    rows = [trial(score, number) for number, score in enumerate(scores)]
+    assert bool(equal_trials(rows)) is told

@@ -46,8 +46,15 @@ def judge(found: Survey, twins: list[list[int]], near: list[Pair]) -> list[Findi
         lambda: _privacy(found),
     ]
     findings = [finding for part in parts for finding in part()]
-    if not any(finding.level == "error" for finding in findings):
-        findings.append(Finding("ok", "nothing found that would spoil a study"))
+    levels = [finding.level for finding in findings]
+    if "error" not in levels:
+        number = levels.count("warning")
+        what = "nothing found that would spoil a study"
+        if number:
+            what = (
+                f"no error; decide on the {number} warning(s) above, which can change the results"
+            )
+        findings.append(Finding("ok", what))
     order = ("error", "warning", "ok")
     return sorted(findings, key=lambda finding: order.index(finding.level))
 

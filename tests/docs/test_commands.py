@@ -25,7 +25,7 @@ from tests.docs.workshop import Workshop
 BLOCKS = all_blocks()
 VERDICTS = r"run( slow)?(, exit \d)?|serve|parse \(.+\)|output|file [\w./-]+"
 A_COMMAND = re.compile(r"^\$ |^(python|make|pip|mlflow|ray|bash|cluster/\S+\.sh)\b", re.MULTILINE)
-CHANGING = re.compile(r"\s*(\d+:\d\d |warning:|train:|resolve:|widen:)")
+CHANGING = re.compile(r"\s*(\d+:\d\d |warning:|train:|search:|resolve:|widen:)")
 BASE = {"name": "base", "datasets": ["phantom-fundus"], "networks": ["alexnet"]}
 
 
