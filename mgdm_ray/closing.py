@@ -141,7 +141,7 @@ class Closing:
         from mgdm_ray.provenance import git_commit, versions
         from mgdm_ray.report import ReportContext, write_report
 
-        findings = self.findings()
+        findings, own = self.findings(), self.own_data()
         contrast = "does adding them beat adding copies of real images"
         context = ReportContext(
             study_name=self.config.name,
@@ -158,7 +158,7 @@ class Closing:
             without_pictures=frozenset(d.name for d in self.config.datasets if not d.pictures),
             datasets=[dataset_info(d, self.config.data_dir) for d in self.read],
             findings={
-                name: [finding.message for finding in found if finding.serious]
+                name: [finding.message for finding in found if finding.serious] + own[name]
                 for name, found in findings.items()
             },
             origins={d.name: d.origin for d in self.config.datasets},
@@ -182,6 +182,17 @@ class Closing:
                 {s: load_split(dataset, s, self.config.data_dir) for s in SPLITS}
             )
             for dataset in self.read
+        }
+
+    def own_data(self) -> dict[str, list[str]]:
+        """What there is to say of own images by dataset: tiny classes, patients of the test."""
+        from mgdm_ray.data.own.prepare import patients_tested, tiny_classes
+        from mgdm_ray.data.own.source import own_listing
+
+        listings = {d.name: own_listing(d, self.config.data_dir) for d in self.config.datasets}
+        return {
+            name: [*tiny_classes(found), *patients_tested(found)] if found else []
+            for name, found in listings.items()
         }
 
     def mlflow_command(self) -> str:

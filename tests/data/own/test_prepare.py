@@ -187,21 +187,29 @@ def test_names_of_a_medmnist_file(tmp_path: Path) -> None:
 def test_a_whole_study_on_own_images(
     folder: Path, tiny: dict[str, Any], write_study: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Catches jobs, report or a second start that do not find the prepared images; and splits that
-    are not on paper, or not the same when given back."""
+    """Catches jobs, report or a second start that do not find the prepared images; a report that
+    does not tell what every command has told; and splits that are not on paper, or not the same
+    when given back."""
     from mgdm_ray.study import main
 
-    tiny["datasets"] = [{"name": "mine", "path": "tree"}]
+    split = {"group": r"/(\d)"}  # the first digit of the name: five to twelve images of each
+    tiny["datasets"] = [{"name": "mine", "path": "tree", "split": split}]
     tiny |= {"arms": ["real", "generate"], "search": None, "data_dir": str(folder)}
     study, storage = write_study(tiny), str(folder / "runs")
     assert main([str(study), "--plan", "--storage", storage]) == 0
     assert not (folder / "runs").exists(), "a plan writes nothing"
     assert main([str(study), "--storage", storage]) == 0
     results = folder / "runs" / "studies" / "tiny"
-    assert "malignant" in (results / "report.html").read_text(encoding="utf-8")
+    page = (results / "report.html").read_text(encoding="utf-8")
+    assert "malignant" in page
+    assert "intervals over test images take images for independent" in page
     capfd.readouterr()
     tiny["datasets"] = [
-        {"name": "mine", "path": "tree", "split": {"file": str(results / "splits-mine.csv")}}
+        {
+            "name": "mine",
+            "path": "tree",
+            "split": {**split, "file": str(results / "splits-mine.csv")},
+        }
     ]
     assert main([str(write_study(tiny, "again.yaml")), "--storage", storage]) == 0
     assert "0 to do" in capfd.readouterr().out
