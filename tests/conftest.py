@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # Before any test imports ray: its workers inherit these.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,6 +24,7 @@ from mgdm_ray import environment
 environment.prepare(local=True)
 
 ROOT = Path(__file__).parent.parent
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -53,6 +58,22 @@ TINY: dict[str, Any] = {
 def tiny() -> dict[str, Any]:
     """A study of seconds, as a mapping that a test may change."""
     return yaml.safe_load(yaml.safe_dump(TINY))  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One for all tests: a second Playwright in one process is refused."""
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is missing: pip install playwright"
+    )
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is here: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        # Chromium's own sandbox does not work for root, as which tests run in containers.
+        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield started
+        started.close()
 
 
 @pytest.fixture(scope="module")

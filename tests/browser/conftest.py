@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -23,24 +22,8 @@ from tests.browser.finished_study import Finished, finish_study
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page, Route
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE_S = 30
 """For MLflow's pages on a busy machine; what is waited for usually comes within seconds."""
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    sync_api = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is missing: pip install playwright"
-    )
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is here: apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        # Chromium's own sandbox does not work for root, as which tests run in containers.
-        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.conftest import browser  # noqa: F401 - a fixture
 from tests.conftest import ROOT
 from tests.docs.workshop import Workshop, make_workshop
 
