@@ -351,8 +351,8 @@ def _is_ours(manifest: Mapping[str, Any]) -> bool:
         return False
     if not isinstance(needs, dict) or not all(isinstance(n, str) for n in needs.values()):
         return False
-    try:
-        Record.from_dict(manifest["record"])
+    try:  # the manifest itself has its key and kind
+        Record.from_dict({"key": "", "kind": "", "status": "done", **manifest["record"]})
     except (ValueError, TypeError, KeyError):
         return False
     return True
