@@ -54,7 +54,7 @@ class Record:
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
-            raise ValueError(f"unknown status {self.status!r}; allowed: {', '.join(STATUSES)}")
+            raise ValueError(f"unknown status {self.status[:40]!r}; allowed: {', '.join(STATUSES)}")
         if self.status != "done" and not self.reason:
             raise ValueError(f"a record with status {self.status!r} needs a reason")
 
@@ -75,7 +75,7 @@ class Record:
     def from_dict(row: dict[str, Any]) -> Record:
         """Raises ValueError naming the keys that are unknown or missing."""
         known = {f.name for f in fields(Record)}
-        unknown = sorted(set(row) - known)
+        unknown = [key[:40] for key in sorted(set(row) - known)][:5]
         missing = sorted({"key", "kind", "status"} - set(row))
         if unknown or missing:
             raise ValueError(f"not a record: unknown keys {unknown}, missing keys {missing}")
