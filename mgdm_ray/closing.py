@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mgdm_ray import next_steps
 from mgdm_ray.config import DatasetConfig, StudyConfig
 from mgdm_ray.next_steps import Step, show
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from mgdm_ray.data.checks import Finding
     from mgdm_ray.tracking import Tracker
 
+RECORDS_FILE, REPORT_FILE = "records.jsonl", "report.html"
 CLOSED_FILE = "closed"
 """Holds the state of the study at its last complete end."""
 COMPARE_FILE = "compare.txt"
@@ -96,7 +100,7 @@ class Closing:
         # In the plan's order: it is that of the arms in MLflow's comparison.
         ordered = [known[key] for key in self.plan.jobs if key in known]
         records = [row for record in ordered for row in self.with_trials(record)]
-        write_records(self.folder / "records.jsonl", records)
+        write_records(self.folder / RECORDS_FILE, records)
         if self.is_closed() and not anew:
             return
         if len(records) > MANY:
@@ -122,7 +126,7 @@ class Closing:
         """A hash of all that the report and MLflow are made from."""
         from mgdm_ray.provenance import git_commit, versions
 
-        records = (self.folder / "records.jsonl").read_bytes()
+        records = (self.folder / RECORDS_FILE).read_bytes()
         digest = hashlib.sha256(records).hexdigest()
         config = self.config.model_dump(mode="json")
         return content_key([digest, config, self.fingerprints, versions(), git_commit() or ""])
@@ -130,7 +134,7 @@ class Closing:
     def is_closed(self) -> bool:
         """Whether report and MLflow already say what the records say."""
         path = self.folder / CLOSED_FILE
-        page = self.folder / "report.html"
+        page = self.folder / REPORT_FILE
         return page.is_file() and path.is_file() and path.read_text() == self.state()
 
     def report(self, records: list[Record], seconds: float) -> Path:
@@ -175,14 +179,18 @@ class Closing:
     def findings(self) -> dict[str, list[Finding]]:
         """What there is to say of each dataset's splits. Opens test data: for the report only."""
         from mgdm_ray.data.checks import check_splits
-        from mgdm_ray.data.load import SPLITS, load_split
+        from mgdm_ray.data.load import SPLITS, Split, load_split, load_thumbnails
 
-        return {
-            dataset.name: check_splits(
-                {s: load_split(dataset, s, self.config.data_dir) for s in SPLITS}
-            )
-            for dataset in self.read
-        }
+        found = {}
+        for dataset in self.read:
+            splits, thumbnails = dict[str, Split](), dict[str, NDArray[np.uint8]]()
+            for split in SPLITS:
+                splits[split] = load_split(dataset, split, self.config.data_dir)
+                small = load_thumbnails(dataset, split, self.config.data_dir)
+                if small is not None:
+                    thumbnails[split] = small
+            found[dataset.name] = check_splits(splits, thumbnails)
+        return found
 
     def own_data(self) -> dict[str, list[str]]:
         """What there is to say of own images by dataset: tiny classes, patients of the test."""
@@ -252,7 +260,7 @@ class Closing:
         steps += next_steps.unresolved(
             self.headline(), self.config, lambda difference: self.seeds_to_see(difference, records)
         )
-        steps.append(Step("report", str(self.folder / "report.html")))
+        steps.append(Step("report", str(self.folder / REPORT_FILE)))
         steps.append(Step("compare", self.mlflow_command()))
         if address := self.compare_address():
             steps.append(Step("then", address))

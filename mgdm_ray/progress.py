@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
+
+NAMED = 3
+"""Waiting jobs that a line names."""
 
 
 class LiveRow(Protocol):
@@ -24,12 +29,46 @@ class LiveRow(Protocol):
     def note(self) -> str: ...
 
 
-class Display:
-    """Shows how many jobs are through and what runs now. Use as a context manager."""
+class Pace:
+    """How long the rest takes, by what the jobs of each kind took in this run.
 
-    def __init__(self, total: int, finished: int, console: Console, every_s: float = 15.0) -> None:
-        self.total, self.finished, self.console = total, finished, console
-        self.every_s = every_s
+    ``kinds`` of all jobs that are to do. So many jobs run at once as did so far.
+    """
+
+    def __init__(self, kinds: Iterable[str]) -> None:
+        self.left = Counter(kinds)
+        self.took: dict[str, list[float]] = {}
+
+    def ended(self, kind: str, status: str, seconds: float) -> None:
+        self.left[kind] -= 1
+        if status == "done":
+            self.took.setdefault(kind, []).append(seconds)
+
+    def rest(self, elapsed: float) -> str:
+        """``about 4 min left``, or ``at least`` so much where a kind has not ended once; empty
+        where nothing has."""
+        busy = sum(map(sum, self.took.values()))
+        if not busy or elapsed <= 0:
+            return ""
+        known = {kind: n for kind, n in self.left.items() if n > 0 and kind in self.took}
+        ahead = sum(n * sum(self.took[k]) / len(self.took[k]) for k, n in known.items())
+        strange = any(n > 0 and kind not in self.took for kind, n in self.left.items())
+        return f"{'at least' if strange else 'about'} {_span(ahead * elapsed / busy)} left"
+
+
+class Display:
+    """Shows how many jobs are through, what runs now, and how long the rest may take.
+
+    ``finished`` jobs of the study are known already; ``kinds`` are those of the others. Use as a
+    context manager.
+    """
+
+    def __init__(
+        self, finished: int, kinds: Iterable[str], console: Console, every_s: float = 15.0
+    ) -> None:
+        todo = list(kinds)
+        self.total, self.finished, self.console = finished + len(todo), finished, console
+        self.every_s, self.pace = every_s, Pace(todo)
         self.started = self.last = time.monotonic()
         self.bars: Progress | None = None
         self.rows: dict[str, TaskID] = {}
@@ -42,7 +81,9 @@ class Display:
                 Elapsed(),
                 console=console,
             )
-            self.main = self.bars.add_task("[bold]jobs", total=total, completed=finished, note="")
+            self.main = self.bars.add_task(
+                "[bold]jobs", total=self.total, completed=finished, note=""
+            )
 
     def __enter__(self) -> Self:
         if self.bars:
@@ -53,12 +94,16 @@ class Display:
         if self.bars:
             self.bars.stop()
 
-    def job_ended(self, label: str, status: str, seconds: float, note: str) -> None:
+    def job_ended(self, kind: str, label: str, status: str, seconds: float, note: str) -> None:
         self.finished += 1
+        self.pace.ended(kind, status, seconds)
         mark = {"done": "done", "failed": "FAILED"}.get(status, status)
         self.say(f"[{self.finished}/{self.total}] {mark} {label} {seconds:.1f} s {note}".rstrip())
         if self.bars:
-            self.bars.update(self.main, completed=self.finished)
+            self.bars.update(self.main, completed=self.finished, note=self.rest())
+
+    def rest(self) -> str:
+        return self.pace.rest(time.monotonic() - self.started)
 
     def say(self, text: str) -> None:
         if self.bars:
@@ -73,10 +118,7 @@ class Display:
             now = time.monotonic()
             if rows and now - self.last >= self.every_s:
                 self.last = now
-                moving = [_plain(row) for row in rows.values() if row.total]
-                waiting = len(rows) - len(moving)
-                moving += [f"{waiting} starting or waiting for a worker"] if waiting else []
-                self.say("running: " + "; ".join(moving))
+                self.say("; ".join(filter(None, (*_lines(rows.values()), self.rest()))))
             return
         for key in [k for k in self.rows if k not in rows]:
             self.bars.remove_task(self.rows.pop(key))
@@ -88,5 +130,23 @@ class Display:
             )
 
 
-def _plain(row: LiveRow) -> str:
-    return f"{row.label} {row.done}/{row.total} {row.note}".rstrip()
+def _lines(rows: Iterable[LiveRow]) -> list[str]:
+    """What moves and what waits."""
+    moving, waiting = list[str](), list[str]()
+    for row in rows:
+        if row.total:
+            moving.append(f"{row.label} {row.done}/{row.total} {row.note}".rstrip())
+        else:
+            waiting.append(row.label)
+    said = [f"running: {'; '.join(moving)}"] if moving else []
+    if waiting:
+        more = f" and {len(waiting) - NAMED} more" if len(waiting) > NAMED else ""
+        names = ", ".join(waiting[:NAMED])
+        said.append(f"starting or waiting for a worker: {names}{more}")
+    return said
+
+
+def _span(seconds: float) -> str:
+    """In whole minutes, for it is a guess."""
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{seconds / 3600:.1f} h"

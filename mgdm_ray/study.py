@@ -15,19 +15,20 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from mgdm_ray import networks, plan_view
-from mgdm_ray.closing import Closing
+from mgdm_ray.closing import RECORDS_FILE, REPORT_FILE, Closing
 from mgdm_ray.config import InputError
 from mgdm_ray.config.file import read_study
-from mgdm_ray.config.resolved import resolved_text
+from mgdm_ray.config.resolved import changes, resolved_text
 from mgdm_ray.environment import StartError, StudyStopped, cores, gpus
 from mgdm_ray.places import bring_notes, inputs_for_all, reach, share_notes
-from mgdm_ray.plan import CELLS, Job, Plan, make_plan
+from mgdm_ray.plan import Job, Plan, make_plan
 from mgdm_ray.plan_view import Outlook
 from mgdm_ray.plugins import import_plugins
 from mgdm_ray.price import manifests_in, read_probes
-from mgdm_ray.records import Record, append_record, read_records
+from mgdm_ray.records import Record, append_record
 from mgdm_ray.remote.leases import open_claims
 from mgdm_ray.remote.objects import ObjectsError
+from mgdm_ray.standing import Standing
 from mgdm_ray.store import no_space
 from mgdm_ray.warm_start import warm_points
 
@@ -39,6 +40,7 @@ SHARE_EVERY_S = 30.0
 """Between two copies of the records to where the store is."""
 DETERMINISTIC_BATCH = 64
 """Images per forward while sampling in deterministic mode, where none is given."""
+CHANGES_SHOWN = 3
 
 
 def parser() -> argparse.ArgumentParser:
@@ -150,78 +152,7 @@ class Study:
         self.plan: Plan = make_plan(
             self.config, self.contents, warm_points(self.config, self.store.root)
         )
-
-    # --- what is there ------------------------------------------------------------------
-
-    def finished(self, *, mend: bool = True) -> dict[str, Record]:
-        """Records of the plan's jobs that the store holds undamaged.
-
-        With ``mend`` what is damaged is moved aside, with a warning, and what will be used is
-        compared by its checksums: the cells, and what a job that is left to do needs.
-        """
-        found, needed, done = {}, set[str](), set(self.store.done())
-        for key, job in reversed(self.plan.jobs.items()):
-            if mend:
-                used = job.kind in CELLS or key in needed
-                wrong = self.store.check(job.kind, key, "all" if used else "changed")
-            else:
-                wrong = self.store.verify(job.kind, key, "sizes")
-            if mend and wrong:
-                print(f"warning: damaged, to be computed again: {job.label}: {wrong}", flush=True)
-            if not wrong and (job.kind, key) in done:
-                found[key] = self._stored(job)
-            else:
-                needed |= set(job.needs.values())
-        return {key: found[key] for key in self.plan.jobs if key in found}
-
-    def _stored(self, job: Job) -> Record:
-        """InputError where a manifest is whole by its checksum, and yet not what we write."""
-        try:
-            return Record.from_dict(self.store.manifest(job.kind, job.key)["record"])
-        except (ValueError, TypeError, LookupError) as error:
-            raise InputError(
-                f"{self.store.folder(job.kind, job.key)}: its manifest is none of ours ({error}); "
-                "remove this folder, and the job is computed again"
-            ) from None
-
-    def failures(self) -> dict[str, Record]:
-        """Records of the plan's jobs that failed before and are not done since."""
-        rows = read_records(self.folder / "records.jsonl")
-        return {
-            r.key: r
-            for r in rows
-            if r.status == "failed"
-            and r.key in self.plan.jobs
-            and not self.store.is_done(r.kind, r.key)
-        }
-
-    def lasting_failures(self) -> dict[str, Record]:
-        """Those that will not go away by themselves: only --retry-failed tries them again."""
-        return {key: r for key, r in self.failures().items() if not r.is_transient}
-
-    def gated(self, known: dict[str, Record]) -> dict[str, Record]:
-        """``known``, and in it what the study's limits say of each job that has a gate.
-
-        Limits are no part of a key: what the store holds is refused, or shown again, as they
-        say now. A job whose gate has not been judged yet is not known, whatever the store holds.
-        """
-        from mgdm_ray.gates import refusal
-        from mgdm_ray.jobs.base import held_up, refused
-
-        found = dict(known)
-        for key, job in self.plan.jobs.items():
-            if job.gate is None:
-                continue
-            gate = known.get(job.gate)
-            if gate is None:
-                found.pop(key, None)
-            elif gate.status != "done":
-                found |= {key: held_up(job, gate)} if key in known else {}
-            elif reason := refusal(gate, self.config.limits):
-                found[key] = refused(job, reason)
-        return found
-
-    # --- the way of a study -------------------------------------------------------------
+        self.standing = Standing(self.plan, self.store, self.folder / RECORDS_FILE)
 
     def start(self) -> int:
         try:
@@ -263,10 +194,10 @@ class Study:
                 f"--report-only: the data of {', '.join(absent)} is not here, and without it "
                 "finished jobs cannot be told; give data_dir or MGDM_DATA_DIR"
             )
-        known = {**self.failures(), **self.finished()}
+        known = {**self.standing.failures(), **self.standing.finished()}
         if not known:
             raise InputError(f"--report-only: {self.store.location} holds nothing of this study")
-        known = self.gated(known)
+        known = self.standing.gated(known, self.config.limits)
         if not self.leads():
             raise StartError(f"{self.folder} is in use by {self.leader()}: wait for it")
         self.prepare_own()
@@ -290,7 +221,7 @@ class Study:
             self.plan,
             self.store,
             manifests,
-            {k: r for k, r in self.lasting_failures().items() if k not in manifests},
+            {k: r for k, r in self.standing.lasting_failures().items() if k not in manifests},
             read_probes(self.store.root),
             {name: count for name, count in counts.items() if count is not None},
             {"CPU": float(cores()), "GPU": float(gpus())},
@@ -350,10 +281,10 @@ class Study:
             self.write_inputs()
         else:
             print(f"{self.leader()} works on this study too, and writes its report", flush=True)
-        known = self.finished()
+        known = self.standing.finished()
         if not self.arguments.retry_failed:
-            known = {**self.lasting_failures(), **known}
-        known = self.gated(known)
+            known = {**self.standing.lasting_failures(), **known}
+        known = self.standing.gated(known, self.config.limits)
         todo = {key: job for key, job in self.plan.jobs.items() if key not in known}
         say = f"study {self.config.name}: {len(self.plan.jobs)} jobs, {len(known)} known, "
         print(f"{say}{len(todo)} to do; storage {self.store.location}", flush=True)
@@ -391,8 +322,10 @@ class Study:
         from mgdm_ray.data.own.splits import splits_csv
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        resolved = resolved_text(self.config, self.source)
-        (self.folder / "study.resolved.yaml").write_text(resolved, encoding="utf-8")
+        path = self.folder / "study.resolved.yaml"
+        if (self.folder / REPORT_FILE).is_file() and path.is_file():
+            self._say_what_is_replaced(changes(path.read_text(encoding="utf-8"), self.config))
+        path.write_text(resolved_text(self.config, self.source), encoding="utf-8")
         rows = [
             {"key": j.key, "kind": j.kind, "label": j.label, "needs": j.needs}
             for j in self.plan.jobs.values()
@@ -403,6 +336,17 @@ class Study:
             if listing is not None:
                 path = self.folder / f"splits-{dataset.origin}.csv"
                 path.write_text(splits_csv(listing), encoding="utf-8")
+
+    def _say_what_is_replaced(self, changed: Sequence[str]) -> None:
+        if not changed:
+            return
+        names = ", ".join(changed[:CHANGES_SHOWN])
+        more = f" and {len(changed) - CHANGES_SHOWN} more" if changed[CHANGES_SHOWN:] else ""
+        print(
+            f"note: the report in {self.folder} is of a study of this name with another {names}"
+            f"{more}; it will be replaced (--set name=... keeps both)",
+            flush=True,
+        )
 
     def compute(self, todo: dict[str, Job], known: dict[str, Record]) -> None:
         """Run ``todo`` on Ray; a record goes to ``known``, to disk and to MLflow as it comes."""
@@ -417,13 +361,15 @@ class Study:
         from mgdm_ray.tracking import Mirror
 
         busy = environment.Busy()
-        closing, path = self.closing(), self.folder / "records.jsonl"
+        closing, path = self.closing(), self.folder / RECORDS_FILE
         resources, leads = self.config.resources, self.leads()
         shared = time.monotonic()
         with (
             engine.cluster(self.arguments.address),
             Mirror(closing.connect_mlflow if leads else None) as mirror,
-            Display(len(self.plan.jobs), len(self.plan.jobs) - len(todo), Console()) as display,
+            Display(
+                len(self.plan.jobs) - len(todo), [job.kind for job in todo.values()], Console()
+            ) as display,
         ):
             _catch_signals()  # ray.init has put its own handlers there
             engine.require_resources(todo.values(), resources)
@@ -435,7 +381,7 @@ class Study:
             def on_record(job: Job, record: Record) -> None:
                 known[job.key] = record
                 note = record.reason if record.status != "done" else _headline(record)
-                display.job_ended(job.label, record.status, record.seconds, note)
+                display.job_ended(job.kind, job.label, record.status, record.seconds, note)
                 for row in closing.with_trials(record) if leads else ():
                     append_record(path, row)
                     mirror.log(row, closing.artefact(row))

@@ -26,7 +26,7 @@ from mgdm_ray.data.own.source import list_source
 from mgdm_ray.diffusion.guidance import MEASUREMENTS, register_measurement
 from mgdm_ray.jobs.images import read_rows
 from tests.conftest import ROOT
-from tests.take_away_example import ARMS, DATASET, IMAGES, Finished, finished_study
+from tests.take_away.example import ARMS, DATASET, IMAGES, Finished, finished_study
 
 PAGE = ROOT / "docs" / "take-away.md"
 

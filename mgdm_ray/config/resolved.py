@@ -12,6 +12,8 @@ from mgdm_ray.config.file import Place, Source
 from mgdm_ray.config.study import StudyConfig
 
 DEFAULT = "default"
+BESIDE = ("storage", "data_dir", "resources", "tracking")
+"""Keys that say where and how a study runs; its results do not depend on them."""
 
 
 def resolved_text(config: StudyConfig, source: Source) -> str:
@@ -23,6 +25,31 @@ def resolved_text(config: StudyConfig, source: Source) -> str:
     lines = [_comment(f"{head}{DEFAULT}")]
     lines += _mapping(config.model_dump(mode="json"), (), source)
     return "\n".join(lines) + "\n"
+
+
+def changes(before: str, config: StudyConfig) -> list[str]:
+    """Which keys, as ``a.b``, say another thing than in the resolved text ``before``.
+
+    None of those that only say where and how to run; and none of a text that is no resolved one.
+    """
+    try:
+        old = yaml.safe_load(before)
+    except yaml.YAMLError:
+        return []
+    if not isinstance(old, dict):
+        return []
+    new = config.model_dump(mode="json")
+    old, new = ({k: v for k, v in d.items() if k not in BESIDE} for d in (old, new))
+    return list(_differing(old, new, ""))
+
+
+def _differing(old: Any, new: Any, place: str) -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in (key for key in new if key in old):  # a newer version may have more keys
+            below = f"{place}.{key}" if place else str(key)
+            yield from _differing(old[key], new[key], below)
+    elif old != new:
+        yield place
 
 
 def _mapping(values: Mapping[str, Any], place: Place, source: Source) -> Iterator[str]:

@@ -48,7 +48,9 @@ class Finding:
         return self.kind != "class_counts"
 
 
-def check_splits(splits: Mapping[str, Split]) -> list[Finding]:
+def check_splits(
+    splits: Mapping[str, Split], thumbnails: Mapping[str, NDArray[np.uint8]] | None = None
+) -> list[Finding]:
     """Findings over all splits of one dataset, the serious ones first.
 
     ``leakage``: pixel-identical images in different splits; ``near_leakage``: nearly identical
@@ -56,10 +58,13 @@ def check_splits(splits: Mapping[str, Split]) -> list[Finding]:
     images with different labels (anywhere); ``duplicate``: within one split, same label;
     ``constant_image``; ``missing_class``: a class some split does not have; ``class_counts``:
     one per split, always given.
+
+    ``thumbnails`` `[N, h, w, c]` by split are correlated in place of the images: for images that
+    black bars made square, which hide what two of different shape have in common.
     """
     return [
         *_identical_images(splits),
-        *_near_images(splits),
+        *_near_images(splits, thumbnails or {}),
         *_constant_images(splits),
         *_missing_classes(splits),
         *_class_counts(splits),
@@ -118,13 +123,16 @@ def _standardised(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return (data / np.where(norm > 0, norm, 1)).astype(np.float32)
 
 
-def _near_images(splits: Mapping[str, Split]) -> list[Finding]:
+def _near_images(
+    splits: Mapping[str, Split], thumbnails: Mapping[str, NDArray[np.uint8]]
+) -> list[Finding]:
     found = []
     for first, second in combinations(splits, 2):
         a, b = splits[first], splits[second]
-        if len(a) == 0 or len(b) == 0 or a.images.shape[1:] != b.images.shape[1:]:
+        ours, others = thumbnails.get(second, b.images), thumbnails.get(first, a.images)
+        if len(a) == 0 or len(b) == 0 or ours.shape[1:] != others.shape[1:]:
             continue
-        best, which = nearest(b.images, a.images)
+        best, which = nearest(ours, others)
         near = np.flatnonzero(best > NEAR)
         if not len(near):
             continue

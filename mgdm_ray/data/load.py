@@ -21,6 +21,8 @@ from mgdm_ray.data.npz import (
     IMAGE_SUFFIX,
     LABEL_SUFFIX,
     SPLITS,
+    THUMBNAIL,
+    THUMBNAIL_SUFFIX,
     SplitName,
     channels_of,
     missing_file,
@@ -50,6 +52,7 @@ __all__ = [
     "download",
     "fingerprint",
     "load_split",
+    "load_thumbnails",
     "npz_path",
     "resolve_data_dir",
     "to_tensor",
@@ -89,9 +92,9 @@ def load_split(
         loaded = Split(*draw_split(config.origin, config.phantom, config.size, split))
     else:
         loaded = _read_split(config, split, data_dir)
-    if split != "train" or config.train_size is None or config.train_size >= len(loaded):
+    keep = _kept(config, split, loaded.labels)
+    if len(keep) == len(loaded):
         return loaded
-    keep = _stratified(loaded.labels, config.train_size, config.origin)
     return Split(loaded.images[keep], loaded.labels[keep])
 
 
@@ -108,6 +111,31 @@ def _read_split(config: DatasetConfig, split: SplitName, data_dir: str | Path | 
     if images.ndim == 3:
         images = images[..., None]
     return Split(np.ascontiguousarray(images), labels)
+
+
+def load_thumbnails(
+    config: DatasetConfig, split: SplitName, data_dir: str | Path | None = None
+) -> NDArray[np.uint8] | None:
+    """`[N, 32, 32, 1]`: the images of ``load_split`` stretched, without the bars that made them
+    square; None where the file has none, as only prepared own images do."""
+    if config.phantom is not None:
+        return None
+    with open_npz(npz_path(config, data_dir)) as archive:
+        if split + THUMBNAIL_SUFFIX + ".npy" not in archive.namelist():
+            return None
+        labels = read_labels(archive, split + LABEL_SUFFIX)
+        header = read_header(archive, split + THUMBNAIL_SUFFIX)
+        if header.shape != (len(labels), THUMBNAIL, THUMBNAIL) or header.dtype != np.uint8:
+            return None  # somebody else's array of that name
+        found = read_array(archive, split + THUMBNAIL_SUFFIX).astype(np.uint8, copy=False)
+    return found[_kept(config, split, labels), :, :, None]
+
+
+def _kept(config: DatasetConfig, split: SplitName, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which of the split's images a study has: all, or the ``train_size`` chosen of train."""
+    if split != "train" or config.train_size is None or config.train_size >= len(labels):
+        return np.arange(len(labels))
+    return _stratified(labels, config.train_size, config.origin)
 
 
 def _stratified(labels: NDArray[np.int64], size: int, name: str) -> NDArray[np.int64]:

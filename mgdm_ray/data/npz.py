@@ -30,6 +30,9 @@ MEDMNIST_SIZES = (28, 64, 128, 224)
 DATA_DIR_VARIABLE = "MGDM_DATA_DIR"
 IMAGE_SUFFIX = "_images"
 LABEL_SUFFIX = "_labels"
+THUMBNAIL_SUFFIX = "_thumbnails"
+THUMBNAIL = 32
+"""Sides of the small stretched copies of own images, for finding images that are there twice."""
 LARGEST_RATIO = 1032
 """Bytes that deflate can make of one."""
 MAX_CLASSES = 10_000

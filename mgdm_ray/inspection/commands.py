@@ -18,11 +18,13 @@ from mgdm_ray.inspection.findings import Finding, judge
 from mgdm_ray.inspection.page import refused_section, section_of, write_page
 from mgdm_ray.inspection.sources import STUDIES, Source, find_sources, name_of
 from mgdm_ray.inspection.summary import lines
-from mgdm_ray.inspection.survey import SMALL, Survey, survey
+from mgdm_ray.inspection.survey import Survey, survey
 from mgdm_ray.inspection.twins import identical, nearly_identical
 from mgdm_ray.plan import make_plan
 
 DONE, SPOILT, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+GLANCE = 32
+"""Pixels a side that init reads images to; it shows none."""
 COLUMNS = ("path", "label", "split", "group", "stratum")
 
 
@@ -154,7 +156,7 @@ def _init(arguments: argparse.Namespace) -> int:
         raise InputError(f"--out {out}: the name of a study file ends in .yaml")
     if out.exists() or out.is_symlink():
         raise InputError(f"{out} is there already, and is not overwritten: give another --out")
-    found = survey(source, SMALL)
+    found = survey(source, GLANCE)
     if not found.facts:
         raise InputError(f"{path}: none of its images can be read; see check")
     text = draft.study_text(found, name, draft.machine())

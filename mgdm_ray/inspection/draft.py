@@ -62,7 +62,7 @@ def study_text(found: Survey, name: str, here: Machine) -> str:
     parts = [
         *_head(found, name, here),
         *_dataset(found, name, chosen),
-        *_networks(chosen),
+        *_networks(found, chosen, here),
         *_models(chosen, here),
         *_evaluation(found, chosen),
     ]
@@ -114,8 +114,12 @@ def _size(found: Survey, here: Machine) -> int:
     if found.source.is_npz:
         return found.source.config.size
     wanted = 128 if here.gpus else 64 if here.cores >= 2 * MANY_CORES else 32
-    least = min(median_sides(found))
-    return max(16, min(wanted, least // 8 * 8))
+    return max(16, min(wanted, _most_of(found)))
+
+
+def _most_of(found: Survey) -> int:
+    """As large as half of the images are, in steps of 8."""
+    return min(median_sides(found)) // 8 * 8
 
 
 def _head(found: Survey, name: str, here: Machine) -> list[str]:
@@ -209,9 +213,14 @@ def _reading(found: Survey) -> list[str]:
     ]
 
 
-def _networks(chosen: Scale) -> list[str]:
+def _networks(found: Survey, chosen: Scale, here: Machine) -> list[str]:
+    why = "of the file" if found.source.is_npz else f"what {here.cores} cores manage in a sitting"
+    if not found.source.is_npz and here.gpus:
+        why = "what most marks of disease need"
+    if not found.source.is_npz and chosen.size >= _most_of(found):
+        why = "the images have no more"
     return [
-        "# Height and width; twice as much takes four times as long.",
+        f"# Height and width, {why}; twice as much takes four times as long.",
         f"image_size: {chosen.size}",
         f"networks: [{', '.join(chosen.networks)}]",
         f"arms: [{', '.join(chosen.arms)}]",

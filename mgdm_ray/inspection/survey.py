@@ -10,15 +10,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from mgdm_ray.config import InputError
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.data.load import check_source, load_split
-from mgdm_ray.data.npz import SPLITS
+from mgdm_ray.data.npz import SPLITS, THUMBNAIL
 from mgdm_ray.data.own import medical
 from mgdm_ray.data.own.listing import Item, Listing, contained
-from mgdm_ray.data.own.pictures import Raw, Unreadable, square, to_uint8
+from mgdm_ray.data.own.pictures import Raw, Unreadable, square, thumbnail, to_uint8
 from mgdm_ray.data.own.source import (
     expanded,
     hashed,
@@ -31,9 +30,6 @@ from mgdm_ray.data.own.source import (
 from mgdm_ray.data.own.splits import divide
 from mgdm_ray.inspection.marks import may_hold_text
 from mgdm_ray.inspection.sources import Source
-
-SMALL = 32
-"""Pixels a side of the copies that are compared."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ class Survey:
     images: NDArray[np.uint8]
     """`[N, size, size, 3]`, as a study would see them at this size."""
     small: NDArray[np.uint8]
-    """`[N, 32, 32, 1]`, stretched, for comparing."""
+    """`[N, 32, 32, 1]`: the ``thumbnail`` of each, for comparing."""
     facts: list[Facts] = field(default_factory=list)
     damaged: dict[str, str] = field(default_factory=dict)
     trouble: list[str] = field(default_factory=list)
@@ -155,7 +151,7 @@ def _divided(listing: Listing, source: Source) -> tuple[Listing, list[str]]:
 def _empty(source: Source, listing: Listing, size: int) -> Survey:
     """Pixels lie in a nameless file, so that memory does not grow with their number."""
     number = len(listing.items)
-    small = np.zeros((number, SMALL, SMALL, 1), np.uint8)
+    small = np.zeros((number, THUMBNAIL, THUMBNAIL, 1), np.uint8)
     shape = (number, size, size, 3)
     if not number:
         return Survey(source, listing, np.zeros(shape, np.uint8), small)
@@ -167,8 +163,7 @@ def _empty(source: Source, listing: Listing, size: int) -> Survey:
 def _keep(found: Survey, row: int, pixels: NDArray[np.uint8]) -> None:
     size, fit = found.images.shape[1], found.source.config.reading.fit
     found.images[row] = square(pixels, size, fit)
-    grey = Image.fromarray(square(pixels, SMALL, "stretch")).convert("L")
-    found.small[row] = np.asarray(grey)[..., None]
+    found.small[row] = thumbnail(pixels)[..., None]
 
 
 def _facts(raw: Raw, shown: NDArray[np.uint8] | None) -> Facts:

@@ -64,6 +64,7 @@ def _answer(draft: Draft) -> Html:
     which = pair if draft.primary else f"{pair}, exploratory"
     rows = [
         ("How sure", "" if absent else how_sure(first, len(family))),
+        ("Against real alone", _against_real(draft, first.contrast.arm_a)),
         ("Other controls", " ".join(_in_short(t, _absent(draft, t.contrast)) for t in others)),
         ("Says nothing of", unsaid(first.contrast)),
         ("Reservation", _sentence_of(first.contrast.note)),
@@ -77,6 +78,17 @@ def _answer(draft: Draft) -> Html:
         page.facts(rows),
         class_=f"answer {verdict.split()[0]}",
     )
+
+
+def _against_real(draft: Draft, arm: str) -> str:
+    """The other half of the question: is the arm better than nothing added?"""
+    for tested in draft.secondary:
+        c = tested.contrast
+        if (c.arm_a, c.arm_b) == (arm, "real") and c.n:
+            absent = _absent(draft, c)
+            found = "incomplete" if absent else f"{tested.verdict} (exploratory)"
+            return f"{signed(c.difference)} ({_interval(c)}), {found}."
+    return ""
 
 
 def _absent(draft: Draft, c: Contrast) -> int:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mgdm_ray.config import InputError, load_study
 from mgdm_ray.config.file import read_study
-from mgdm_ray.config.resolved import resolved_text
+from mgdm_ray.config.resolved import changes, resolved_text
 from tests.conftest import ROOT, TINY
 
 FILE = """\
@@ -178,3 +178,20 @@ def test_behind_a_list_of_sizes_a_mistake_has_its_own_line(tmp_path: Path) -> No
     path.write_text(FILE.replace("size: 64", "size: 6"))
     with pytest.raises(InputError, match=r"study\.yaml:5: datasets\[2\]\.size: .*; got 6"):
         load_study(path)
+
+
+def test_changes_are_what_results_depend_on(tmp_path: Path) -> None:
+    """Catches a report that is replaced by another study's without a word, and a word where only
+    the place or the machine differs, or where a newer version has a key more."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(FILE)
+    before = resolved(path)
+    assert changes(before, read_study(path, [])[0]) == []
+    beside = ["storage=elsewhere", "resources.max_retries=7", "data_dir=d"]
+    assert changes(before, read_study(path, beside)[0]) == []
+    other = read_study(path, ["seeds=5", "guide.steps=9", "networks.1=swin_t", "judge.steps=5"])
+    assert sorted(changes(before, other[0])) == ["guide.steps", "judge.steps", "networks", "seeds"]
+    older = "\n".join(line for line in before.splitlines() if not line.startswith("seeds:"))
+    assert changes(older, other[0])[-1:] != ["seeds"]
+    for text in ("", "[1", "just text"):
+        assert changes(text, other[0]) == []

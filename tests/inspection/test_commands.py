@@ -254,6 +254,9 @@ def test_init_writes_a_study_that_plans(tmp_path: Path, here: Path, capsys: Said
         code, said = check(capsys, out)
         assert code == 0, said
         assert study.datasets[0].name in said
+        # The size has its reason beside it.
+        reasons = {"npz": "of the file", "folders": "the images have no more"}
+        assert f"# Height and width, {reasons.get(kind, '')}" in out.read_text()
 
 
 def test_init_weighs_uneven_classes(tmp_path: Path, here: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mgdm_ray.report import tables, write_report
-from mgdm_ray.report.answer import answer, how_sure, unsaid, visible_effect
+from mgdm_ray.report.answer import answer, how_sure, signed, unsaid, visible_effect
 from mgdm_ray.stats import Contrast
 from tests.study_example import make_example
 from tests.test_report import read_page
@@ -85,10 +85,18 @@ def test_the_first_screen_of_a_complete_study(tmp_path: Path) -> None:
     _, words = read_page(path)
     first = words[: words.index("What was asked")]
     assert "better here disturb against duplicate On these 2 datasets, adding disturbed" in first
-    for part in ("How sure", "Other controls", "Says nothing of", "60 / 60 cells evaluated"):
+    for part in (
+        "How sure",
+        "Against real alone",
+        "Other controls",
+        "Says nothing of",
+        "60 / 60 cells evaluated",
+    ):
         assert part in first
     assert "Incomplete" not in first
     table = (path.parent / "tables" / "summary.csv").read_text().splitlines()
     assert table[0].startswith("arm,phantom-ultrasound,phantom-ultrasound sd")
     gains = [float(part) for part in table[-1].split(",")[4:9:4]]
     assert float(table[-1].split(",")[-1]) == pytest.approx(sum(gains) / 2)
+    # The other half of the question, in the words of the first screen.
+    assert f"Against real alone {signed(sum(gains) / 2)} (95 % interval" in first

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mgdm_ray.config import ReadingConfig
+from mgdm_ray.data.npz import THUMBNAIL
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 MAX_PIXELS = 80_000_000
@@ -150,6 +151,11 @@ def _range(raw: Raw, reading: ReadingConfig, deepest: int) -> tuple[float, float
         return 0.0, 2.0**bits - 1
     low, high = np.percentile(raw.pixels.astype(np.float64), ENDS)
     return float(low), float(high)
+
+
+def thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """`[32, 32]`, grey and stretched: images alike in all but their sides come out alike."""
+    return np.asarray(Image.fromarray(square(pixels, THUMBNAIL, "stretch")).convert("L"))
 
 
 def square(

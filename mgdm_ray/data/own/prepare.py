@@ -11,9 +11,15 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from mgdm_ray.config import DatasetConfig
-from mgdm_ray.data.npz import SPLITS
+from mgdm_ray.data.npz import (
+    IMAGE_SUFFIX,
+    LABEL_SUFFIX,
+    SPLITS,
+    THUMBNAIL,
+    THUMBNAIL_SUFFIX,
+)
 from mgdm_ray.data.own.listing import Listing, shown
-from mgdm_ray.data.own.pictures import Unreadable, square, to_uint8
+from mgdm_ray.data.own.pictures import Unreadable, square, thumbnail, to_uint8
 from mgdm_ray.data.own.source import own_listing, read_item, told, unreadable
 from mgdm_ray.files import replacing
 from mgdm_ray.seeding import content_key
@@ -97,23 +103,34 @@ def _write(config: DatasetConfig, listing: Listing, path: Path, say: Callable[[s
     scratch = path.with_suffix(".pixels.npy")
     shape = (len(listing.items), config.size, config.size, 3)
     pixels = open_memmap(scratch, mode="w+", dtype=np.uint8, shape=shape)
+    thumbnails = np.zeros((len(listing.items), THUMBNAIL, THUMBNAIL), np.uint8)
     try:
-        bad, colour = _fill(config, listing, pixels, say)
+        bad, colour = _fill(config, listing, pixels, thumbnails, say)
         if bad and config.reading.damaged == "refuse":
             raise unreadable([(listing.items[row].path, why) for row, why in bad.items()])
         for row, why in bad.items():
             say(f"warning: left out {shown(listing.items[row].path)}: {why}")
         channels = config.reading.channels or (3 if colour else 1)
-        _pack(path, listing, pixels, set(bad), channels)
+        _pack(path, listing, pixels, thumbnails, set(bad), channels)
     finally:
         del pixels
         scratch.unlink(missing_ok=True)
 
 
 def _fill(
-    config: DatasetConfig, listing: Listing, pixels: NDArray[np.uint8], say: Callable[[str], None]
+    config: DatasetConfig,
+    listing: Listing,
+    pixels: NDArray[np.uint8],
+    thumbnails: NDArray[np.uint8],
+    say: Callable[[str], None],
 ) -> tuple[dict[int, str], bool]:
-    """Fill ``pixels``; which rows cannot be read and why, and whether any image has colour."""
+    """Fill ``pixels`` and ``thumbnails``; which rows cannot be read and why, and whether any image
+    has colour."""
+
+    def keep(row: int, picture: NDArray[np.uint8]) -> None:
+        pixels[row] = square(picture, config.size, config.reading.fit)
+        thumbnails[row] = thumbnail(picture)
+
     bad: dict[int, str] = {}
     colour = False
     deep: list[int] = []
@@ -131,16 +148,19 @@ def _fill(
             deep.append(row)
             continue
         colour = colour or raw.colour
-        pixels[row] = square(to_uint8(raw, config.reading, 0), config.size, config.reading.fit)
+        keep(row, to_uint8(raw, config.reading, 0))
     for row in deep:
-        raw = read_item(listing, listing.items[row])
-        shown_ = to_uint8(raw, config.reading, deepest)
-        pixels[row] = square(shown_, config.size, config.reading.fit)
+        keep(row, to_uint8(read_item(listing, listing.items[row]), config.reading, deepest))
     return bad, colour
 
 
 def _pack(
-    path: Path, listing: Listing, pixels: NDArray[np.uint8], bad: set[int], channels: int
+    path: Path,
+    listing: Listing,
+    pixels: NDArray[np.uint8],
+    thumbnails: NDArray[np.uint8],
+    bad: set[int],
+    channels: int,
 ) -> None:
     arrays: dict[str, NDArray[Any]] = {"classes": np.array(listing.classes)}
     for split in SPLITS:
@@ -148,9 +168,10 @@ def _pack(
             row for row, item in enumerate(listing.items) if item.split == split and row not in bad
         ]
         chosen = pixels[rows]
-        arrays[f"{split}_images"] = chosen if channels == 3 else _grey(chosen)
+        arrays[split + IMAGE_SUFFIX] = chosen if channels == 3 else _grey(chosen)
         labels = [listing.items[row].label for row in rows]
-        arrays[f"{split}_labels"] = np.array(labels, dtype=np.int64)
+        arrays[split + LABEL_SUFFIX] = np.array(labels, dtype=np.int64)
+        arrays[split + THUMBNAIL_SUFFIX] = thumbnails[rows]
     with path.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from mgdm_ray.config import DatasetConfig, InputError
+from mgdm_ray.data.checks import check_splits, leaked
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.data.load import (
     SPLITS,
@@ -18,6 +19,7 @@ from mgdm_ray.data.load import (
     count_test_images,
     fingerprint,
     load_split,
+    load_thumbnails,
     train_images,
 )
 from mgdm_ray.data.own.prepare import patients_tested, prepare, tiny_classes
@@ -213,3 +215,39 @@ def test_a_whole_study_on_own_images(
     ]
     assert main([str(write_study(tiny, "again.yaml")), "--storage", storage]) == 0
     assert "0 to do" in capfd.readouterr().out
+
+
+def test_bars_do_not_hide_an_image_that_is_there_twice(tmp_path: Path) -> None:
+    """Catches what the report missed: one scan in train and in test, saved with other sides. The
+    bars that make both square lie elsewhere, and as squares they are not alike."""
+    for start, (split, number) in enumerate((("train", 12), ("val", 4), ("test", 4))):
+        tree(tmp_path / "own" / split, {"a": number, "b": number}, start=100 * start)
+    noise = np.random.default_rng(0).integers(0, 256, (6, 6), np.uint8)
+    scan = Image.fromarray(noise).resize((120, 120), Image.Resampling.BICUBIC)
+    scan.resize((60, 36)).save(tmp_path / "own" / "train" / "a" / "0.png")
+    scan.resize((44, 60)).save(tmp_path / "own" / "test" / "a" / "0.png")
+    ready = prepare(config("own", size=32), tmp_path, tmp_path / "data")
+    splits = {split: load_split(ready, split, tmp_path) for split in SPLITS}
+    small: dict[str, Any] = {split: load_thumbnails(ready, split, tmp_path) for split in SPLITS}
+    (finding,) = [f for f in check_splits(splits, small) if f.kind == "near_leakage"]
+    assert finding.images == (("train", 0), ("test", 0))
+    assert leaked(check_splits(splits)) == [], "as squares they are alike: this shows nothing"
+    fewer = ready.model_copy(update={"train_size": 8})
+    kept = [
+        len(load_split(fewer, "train", tmp_path)),
+        len(load_thumbnails(fewer, "train", tmp_path)),
+    ]
+    assert kept == [8, 8]
+
+
+def test_thumbnails_of_others_are_none(tmp_path: Path) -> None:
+    """Catches an .npz of MedMNIST, which has none, and an array that only has their name."""
+    arrays: dict[str, Any] = {}
+    for split in SPLITS:
+        arrays[f"{split}_images"] = np.zeros((12, 12, 12), np.uint8)
+        arrays[f"{split}_labels"] = np.arange(12) % 2
+    np.savez(tmp_path / "x.npz", **arrays)
+    assert load_thumbnails(config("x.npz"), "train", tmp_path) is None
+    for strange in (np.zeros((11, 32, 32), np.uint8), np.zeros((12, 32, 32)), np.array("x")):
+        np.savez(tmp_path / "x.npz", **arrays, train_thumbnails=strange)
+        assert load_thumbnails(config("x.npz"), "train", tmp_path) is None

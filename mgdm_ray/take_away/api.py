@@ -33,8 +33,8 @@ from mgdm_ray.diffusion.guidance import register_measurement
 from mgdm_ray.diffusion.schedule import NoiseSchedule
 from mgdm_ray.jobs.base import WEIGHTS
 from mgdm_ray.jobs.models import denoiser_from, guide_from
-from mgdm_ray.labelled_folder import SYNTHETIC, png_text
-from mgdm_ray.models_file import (
+from mgdm_ray.take_away.labelled_folder import SYNTHETIC, png_text
+from mgdm_ray.take_away.models_file import (
     CONFIG_FILE,
     DENOISER_FILE,
     GUIDE_FILE,

@@ -12,10 +12,12 @@ from safetensors import safe_open
 from mgdm_ray.config import DatasetConfig, InputError
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.data.load import load_split
-from mgdm_ray.finished import FinishedStudy
 from mgdm_ray.jobs.base import WEIGHTS
-from mgdm_ray.model_card import model_card
-from mgdm_ray.models_file import (
+from mgdm_ray.plan import Job
+from mgdm_ray.provenance import git_commit, versions
+from mgdm_ray.take_away.finished import FinishedStudy
+from mgdm_ray.take_away.model_card import model_card
+from mgdm_ray.take_away.models_file import (
     CARD_FILE,
     CONFIG_FILE,
     DENOISER_FILE,
@@ -26,8 +28,6 @@ from mgdm_ray.models_file import (
     TrainingData,
     sha256_of,
 )
-from mgdm_ray.plan import Job
-from mgdm_ray.provenance import git_commit, versions
 
 
 def export(

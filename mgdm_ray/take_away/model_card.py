@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mgdm_ray.config import SAMPLED_ARMS
-from mgdm_ray.finished import FinishedStudy
-from mgdm_ray.models_file import CONFIG_FILE, DENOISER_FILE, GUIDE_FILE, ModelsFile
+from mgdm_ray.take_away.finished import FinishedStudy
+from mgdm_ray.take_away.models_file import CONFIG_FILE, DENOISER_FILE, GUIDE_FILE, ModelsFile
 
 if TYPE_CHECKING:
     from mgdm_ray.config import TrainConfig

@@ -13,12 +13,12 @@ import yaml
 
 from mgdm_ray.config import REFERENCE_FAULTS, InputError, StudyConfig
 from mgdm_ray.data.load import fingerprint, to_uint8
-from mgdm_ray.finished import FinishedStudy
 from mgdm_ray.jobs.base import Context, run
 from mgdm_ray.jobs.images import read_rows
-from mgdm_ray.labelled_folder import LabelledFolder
-from mgdm_ray.made_images import MadeImages, make_images, mixed_labels
 from mgdm_ray.plan import make_plan
+from mgdm_ray.take_away.finished import FinishedStudy
+from mgdm_ray.take_away.labelled_folder import LabelledFolder
+from mgdm_ray.take_away.made_images import MadeImages, make_images, mixed_labels
 from tests.conftest import TINY
 from tests.test_sample import pixels_of
 

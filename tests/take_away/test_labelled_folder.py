@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mgdm_ray.config import InputError
-from mgdm_ray.labelled_folder import new_folder, safe_names
+from mgdm_ray.take_away.labelled_folder import new_folder, safe_names
 
 AWKWARD = st.one_of(
     st.text(max_size=80),

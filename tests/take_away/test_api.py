@@ -22,7 +22,7 @@ from mgdm_ray.data.load import to_uint8
 from mgdm_ray.diffusion.guidance import MEASUREMENTS
 from mgdm_ray.diffusion.two_stage import NonFiniteSample
 from mgdm_ray.jobs.images import read_rows
-from tests.take_away_example import IMAGES, Finished, finished_study
+from tests.take_away.example import IMAGES, Finished, finished_study
 
 SETTING = {"measurement": "entropy", "uncertainty_scale": 0.1}
 

@@ -14,11 +14,11 @@ from mgdm_ray.config import GUIDED_ARMS, DatasetConfig, InputError, SampledArm, 
 from mgdm_ray.data.info import DatasetInfo, dataset_info
 from mgdm_ray.data.load import load_split
 from mgdm_ray.data.mix import synthetic_labels
-from mgdm_ray.finished import Chosen, FinishedStudy
 from mgdm_ray.gates import refusal
-from mgdm_ray.labelled_folder import SYNTHETIC, LabelledFolder
 from mgdm_ray.plan import Job
 from mgdm_ray.provenance import git_commit, versions
+from mgdm_ray.take_away.finished import Chosen, FinishedStudy
+from mgdm_ray.take_away.labelled_folder import SYNTHETIC, LabelledFolder
 
 if TYPE_CHECKING:
     from mgdm_ray.diffusion.arms import OnStage

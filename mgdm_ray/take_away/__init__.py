@@ -1,0 +1,1 @@
+"""What leaves a finished study: its models with a card, and labelled images that they make."""
