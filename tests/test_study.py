@@ -24,7 +24,7 @@ from mgdm_ray.jobs.base import base_record
 from mgdm_ray.plan import Plan, make_plan
 from mgdm_ray.records import Record, read_records
 from mgdm_ray.store import Store
-from tests.conftest import TINY
+from tests.conftest import ROOT, TINY
 
 
 def command(study: Path, storage: Path, *options: str) -> list[str]:
@@ -634,3 +634,16 @@ def test_ctrl_c_says_how_to_go_on_and_a_rerun_finishes(tmp_path: Path) -> None:
     runs = client.search_runs([experiment.experiment_id])
     records = read_records(storage / "studies" / "tiny" / "records.jsonl")
     assert len(runs) == 1 + len(records) + 2  # the study, and a mean per arm
+
+
+def test_a_ray_that_does_not_start_is_told(tmp_path: Path) -> None:
+    """Would catch a traceback: Ray raises many kinds of errors from its start, here an OSError,
+    for its sockets' names get too long."""
+    deep = tmp_path / ("x" * 110)
+    deep.mkdir()
+    done = run(
+        ROOT / "studies" / "quickstart.yaml", tmp_path / "runs", env={"RAY_TMPDIR": str(deep)}
+    )
+    assert done.returncode == 1, done.stderr
+    assert "error: a local Ray did not start (" in done.stderr
+    assert "Traceback" not in done.stderr
