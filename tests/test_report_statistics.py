@@ -15,6 +15,7 @@ from mgdm_ray.records import Record
 from mgdm_ray.report import ReportContext, write_report
 from mgdm_ray.report.answers import PREDICTIONS, paired_answers, read_answers
 from mgdm_ray.report.draft import Draft
+from mgdm_ray.report.tables import guessing
 from mgdm_ray.stats import image_contrast
 from tests.test_report import read_page
 
@@ -37,7 +38,7 @@ class Study:
         self.datasets = list(datasets)
         for dataset in datasets:
             shared = rng.random((len(ARMS), len(self.labels)))
-            for network in NETWORKS:
+            for network in NETWORKS if right else ():
                 for seed in SEEDS:
                     for place, arm in enumerate(ARMS):
                         draw = shared[place] if common else rng.random(len(self.labels))
@@ -181,3 +182,48 @@ def test_cells_on_other_images_are_not_compared_image_by_image(tmp_path: Path) -
     damaged = read_answers(study.records, lambda record: study.root / record.key)
     assert len(damaged) == len(answered) - 1
     assert paired_answers(damaged, pair, cells) is None
+
+
+def test_networks_that_guess_in_every_arm_are_told(tmp_path: Path) -> None:
+    """Catches a mean difference that is small only because most networks learnt nothing, and
+    nobody says so. What they add is zero, so that without them the difference is larger by the
+    share of the pairs that they are: 16 / 12."""
+    study = Study(tmp_path / "artefacts", ["d"], EFFECT)
+    for arm in ARMS:
+        for seed in SEEDS:
+            study.add("d", "squeezenet1_1", arm, seed, study.labels == 0)
+    cells = [(r.dataset, r.network, r.arm, r.seed) for r in study.records]
+    info = {"name": "d", "task": "binary", "classes": ["a", "b"]}
+    path = write_report(
+        tmp_path / "s", study.records, study.context(expected_cells=cells, datasets=[info])
+    )
+    (row,) = rows_of(path, "without_guessing")
+    assert (row["pairs of cells"], row["pairs without"]) == ("16", "12")
+    assert float(row["without guessing"]) == pytest.approx(float(row["all networks"]) * 16 / 12)
+    _, words = read_page(path)
+    assert "In 1 of 4 pairs of dataset and network the network guesses in every arm" in words
+    assert "Guess in every arm, within 0.02 of chance: squeezenet1_1 (d)." in words
+
+
+def test_only_guessing_in_every_arm_counts() -> None:
+    """Catches a network that is left out because it fails with real images alone: where added
+    images made it learn, that is the answer."""
+    cells = {("d", "dead", arm, seed): 0.5 + 0.01 * seed for arm in ARMS for seed in (0, 1)}
+    cells |= {("d", "saved", arm, 0): 0.9 if arm == "disturb" else 0.5 for arm in ARMS}
+    assert guessing(cells, {"d": 0.5}) == [("d", "dead")]
+    assert guessing(cells, {"d": 0.2}) == []
+    assert guessing(cells, {}) == []
+
+
+def test_a_study_in_which_all_guess_has_a_report(tmp_path: Path) -> None:
+    """Catches a report that breaks where no pair of cells is left."""
+    study = Study(tmp_path / "artefacts", ["d"], {})
+    for arm in ARMS:
+        for seed in SEEDS:
+            study.add("d", "squeezenet1_1", arm, seed, study.labels == 0)
+    info = {"name": "d", "task": "binary", "classes": ["a", "b"]}
+    path = write_report(
+        tmp_path / "s", study.records, study.context(expected_cells=(), datasets=[info])
+    )
+    (row,) = rows_of(path, "without_guessing")
+    assert row["pairs without"] == "0"

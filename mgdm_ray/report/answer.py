@@ -67,7 +67,7 @@ def _answer(draft: Draft) -> Html:
         ("Against real alone", _against_real(draft, first.contrast.arm_a)),
         ("Other controls", " ".join(_in_short(t, _absent(draft, t.contrast)) for t in others)),
         ("Says nothing of", unsaid(first.contrast)),
-        ("Reservation", _sentence_of(first.contrast.note)),
+        ("Reservation", f"{_sentence_of(first.contrast.note)} {_guessing(draft)}".strip()),
     ]
     return page.tag(
         "div",
@@ -77,6 +77,17 @@ def _answer(draft: Draft) -> Html:
         _missing(draft),
         page.facts(rows),
         class_=f"answer {verdict.split()[0]}",
+    )
+
+
+def _guessing(draft: Draft) -> str:
+    """How much of the grid cannot show a difference."""
+    if not draft.guessing:
+        return ""
+    pairs = len({cell[:2] for cell in draft.cells})
+    return (
+        f"In {len(draft.guessing)} of {pairs} pairs of dataset and network the network guesses in "
+        "every arm: no difference can show there, and the mean is pulled towards zero."
     )
 
 

@@ -87,6 +87,9 @@ class Draft:
         self.answered = answers.read_answers(self.records, context.artefact)
         self.primary = self.contrasts(PRIMARY)
         self.secondary = self.contrasts(tables.SECONDARY)
+        chance = {d: 1 / len(info["classes"]) for d, info in self.info.items() if "classes" in info}
+        self.guessing = tables.guessing(self.cells, chance)
+        """Of the pairs of dataset and network those that guess in every arm."""
         self.trials = tables.trials(self.records, context.artefact)
         self.judges = self._in_order(judges(self.records, context.artefact))
         self.assessed = self._in_order(assessments(self.records, context.artefact))
@@ -98,6 +101,14 @@ class Draft:
         return tables.contrasts(
             self.cells, pairs, self.arms, self.expected, self.origins, reasons, self.over_images
         )
+
+    def contrasts_of_learners(self, pairs: Sequence[tuple[str, str]]) -> list[Tested]:
+        """The same without networks that guess in every arm, over cells only."""
+        dead = set(self.guessing)
+        cells = {cell: value for cell, value in self.cells.items() if cell[:2] not in dead}
+        expected = [cell for cell in self.expected if cell[:2] not in dead]
+        reasons = tables.reasons(self.records)
+        return tables.contrasts(cells, pairs, self.arms, expected, self.origins, reasons)
 
     def over_images(self, pair: tuple[str, str]) -> ImageContrast | None:
         """Over cells and test images of all datasets; None where predictions are not at hand."""

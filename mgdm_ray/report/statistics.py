@@ -12,8 +12,16 @@ from mgdm_ray.report.answers import common_cells, paired_answers, without
 from mgdm_ray.report.draft import Draft
 from mgdm_ray.report.page import Html, text
 from mgdm_ray.report.sheet import Cell, interval, number, p_value
-from mgdm_ray.report.tables import DASH, MINUS, Tested
-from mgdm_ray.stats import Answers, ImageContrast, Ranking, image_contrast, rank, summarise
+from mgdm_ray.report.tables import DASH, MINUS, NEAR_CHANCE, Tested
+from mgdm_ray.stats import (
+    Answers,
+    Contrast,
+    ImageContrast,
+    Ranking,
+    image_contrast,
+    rank,
+    summarise,
+)
 from mgdm_ray.stats.ranks import critical_difference
 
 ALL = "all, as they are"
@@ -23,7 +31,7 @@ def statistics(draft: Draft) -> Html | None:
     """Per-dataset contrasts, sensitivity to leaked images, ranks of arms and of networks."""
     if not draft.cells:
         return None
-    parts = [_by_dataset(draft), _without_leaks(draft), *_ranks(draft)]
+    parts = [_by_dataset(draft), _without_guessing(draft), _without_leaks(draft), *_ranks(draft)]
     return page.section("statistics", "How far it can be believed", *parts)
 
 
@@ -84,6 +92,42 @@ def _both(found: ImageContrast | None) -> list[Cell]:
     if found is None:
         return [Cell(DASH), Cell(DASH)]
     return [number(found.difference, sign=True), interval(found.low, found.high)]
+
+
+def _without_guessing(draft: Draft) -> Html | None:
+    """The contrasts again where networks have learnt something."""
+    if not draft.guessing:
+        return None
+    by_network: dict[str, list[str]] = {}
+    for dataset, network in draft.guessing:
+        by_network.setdefault(network, []).append(dataset)
+    names = "; ".join(f"{network} ({', '.join(where)})" for network, where in by_network.items())
+    intro = page.paragraph(
+        f"Guess in every arm, within {NEAR_CHANCE:g} of chance: {names}. They need more steps "
+        "(downstream.steps), or should be left out: an arm can make no difference to them, and "
+        "they pull mean differences towards zero. They stay in all other numbers; here are the "
+        "contrasts without them, for orientation: over cells only, and not adjusted.",
+        "note",
+    )
+    tested = _tested(draft)
+    pairs = [(t.contrast.arm_a, t.contrast.arm_b) for t in tested]
+    rows: list[list[str | Cell]] = [
+        [f"{a} {MINUS} {b}", *_numbers(t.contrast), *_numbers(learners.contrast)]
+        for (a, b), t, learners in zip(
+            pairs, tested, draft.contrasts_of_learners(pairs), strict=True
+        )
+    ]
+    header = ["contrast", "all networks", "95 % interval", "pairs of cells", "without guessing",
+              "95 % interval without", "pairs without"]  # fmt: skip
+    table = draft.table("without_guessing", header, rows) if rows else None
+    title = page.tag("h3", text("Without networks that guess"))
+    return page.join([title, intro, table or Html("")])
+
+
+def _numbers(c: Contrast) -> list[str | Cell]:
+    if not c.n:
+        return [DASH, DASH, "0"]
+    return [number(c.difference, sign=True), interval(c.low, c.high), str(c.n)]
 
 
 def _without_leaks(draft: Draft) -> Html | None:

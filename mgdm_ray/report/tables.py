@@ -39,6 +39,7 @@ ARM_MEANING = {
 }
 """What each arm adds to the real training set; the order is that of all tables."""
 SYNTHETIC = ("generate", "roundtrip", "perturb", "disturb")
+NEAR_CHANCE = 0.02
 SECONDARY = (
     ("disturb", "perturb"),
     ("disturb", "real"),
@@ -110,6 +111,24 @@ def scores(records: Iterable[Record], metric: str = METRIC) -> dict[CellId, floa
         for record in records
         if record.is_cell and record.status == "done" and metric in record.metrics
     }
+
+
+def guessing(cells: Mapping[CellId, float], chance: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Which (dataset, network) learnt nothing in any arm, so that arms cannot differ there.
+
+    ``cells`` are balanced accuracies; ``chance`` is that of guessing, by dataset. The mean over
+    seeds of every arm must lie within 0.02 of it. All arms alike decide: by one arm alone, or by
+    the best, a contrast with that arm would be selected for.
+    """
+    by_arm: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for (dataset, network, arm, _), value in cells.items():
+        by_arm.setdefault((dataset, network), {}).setdefault(arm, []).append(value)
+    return [
+        (dataset, network)
+        for (dataset, network), arms in by_arm.items()
+        if dataset in chance
+        and all(sum(v) / len(v) <= chance[dataset] + NEAR_CHANCE for v in arms.values())
+    ]
 
 
 def reasons(records: Iterable[Record]) -> dict[CellId, str]:
