@@ -44,8 +44,8 @@ SMALL: dict[str, Any] = {
 }
 SMALL_SEARCH = {"trials": 2, "images": 8, "steps": 2}
 SMALL_PHANTOM = {"train": 40, "val": 20, "test": 20}
-SHOWN = ("quickstart",)
-"""Studies that keep their datasets, seeds and judge, for a page shows what they print."""
+WHOLE = ("quickstart",)
+"""Studies that keep their networks and seeds, for a page shows what they print."""
 IMAGES = {"train": 40, "val": 16, "test": 16}
 PATIENCE_S = 60
 
@@ -144,19 +144,18 @@ def _write_small(path: Path, study: dict[str, Any]) -> None:
 
 
 def small(study: dict[str, Any]) -> dict[str, Any]:
-    """The same study, of seconds: other sizes and fewer of everything."""
+    """The same study, of seconds: other sizes, nothing else."""
     found = {**study, **{key: {**study.get(key, {}), **value} for key, value in SMALL.items()}}
     found |= {"limits": {}, "resources": {}}  # so small a model may well copy; and it is quick
     found["datasets"] = [_small_set(one) for one in study["datasets"]]
     size = study.get("image_size", 28)
     found["image_size"] = size if size <= 28 else 28
-    found["networks"] = study["networks"][:1]
-    if study["name"] not in SHOWN:
-        found |= {"datasets": found["datasets"][:1], "seeds": 1, "judge": None}
+    if study["name"] not in WHOLE:
+        found |= {"networks": study["networks"][:1], "seeds": 1, "judge": None}
     if study.get("search"):
         found["search"] = {**study["search"], **SMALL_SEARCH}
         found["search"]["networks"] = found["search"]["networks"][:1]
-        if study["name"] in SHOWN and found["search"].get("confirm"):
+        if study["name"] in WHOLE and found["search"].get("confirm"):
             found["search"]["confirm"] = {"settings": 2, "seeds": 1}
         else:
             found["search"].pop("confirm", None)
