@@ -45,13 +45,15 @@ class Pace:
             self.took.setdefault(kind, []).append(seconds)
 
     def rest(self, elapsed: float) -> str:
-        """``about 4 min left``, or ``at least`` so much where a kind has not ended once; empty
-        where nothing has."""
+        """``about 4 min left``, or ``at least`` so much where a kind has not ended once.
+
+        Empty where nothing is known of what is left.
+        """
         busy = sum(map(sum, self.took.values()))
-        if not busy or elapsed <= 0:
-            return ""
         known = {kind: n for kind, n in self.left.items() if n > 0 and kind in self.took}
         ahead = sum(n * sum(self.took[k]) / len(self.took[k]) for k, n in known.items())
+        if not ahead or elapsed <= 0:
+            return ""
         strange = any(n > 0 and kind not in self.took for kind, n in self.left.items())
         return f"{'at least' if strange else 'about'} {_span(ahead * elapsed / busy)} left"
 

@@ -36,8 +36,8 @@ def test_a_kind_that_never_ended_makes_it_a_least() -> None:
     pace = Pace(["search", "cell", "cell"])
     pace.ended("cell", "done", 60)
     assert pace.rest(60) == "at least 1 min left"
-    pace.ended("search", "done", 600)
-    assert pace.rest(660) == "about 1 min left"
+    pace.ended("cell", "done", 60)
+    assert pace.rest(120) == "", "of the search nothing is known: at least 0 is no news"
 
 
 def test_long_waits_are_told_in_hours() -> None:
