@@ -210,9 +210,11 @@ def test_only_guessing_in_every_arm_counts() -> None:
     images made it learn, that is the answer."""
     cells = {("d", "dead", arm, seed): 0.5 + 0.01 * seed for arm in ARMS for seed in (0, 1)}
     cells |= {("d", "saved", arm, 0): 0.9 if arm == "disturb" else 0.5 for arm in ARMS}
-    assert guessing(cells, {"d": 0.5}) == [("d", "dead")]
-    assert guessing(cells, {"d": 0.2}) == []
-    assert guessing(cells, {}) == []
+    assert guessing(cells, {"d": 0.5}, ARMS) == [("d", "dead")]
+    assert guessing(cells, {"d": 0.2}, ARMS) == []
+    assert guessing(cells, {}, ARMS) == []
+    # While a study runs, an arm may not have been tried yet.
+    assert guessing(cells, {"d": 0.5}, [*ARMS, "generate"]) == []
 
 
 def test_a_study_in_which_all_guess_has_a_report(tmp_path: Path) -> None:

@@ -87,8 +87,8 @@ class Draft:
         self.answered = answers.read_answers(self.records, context.artefact)
         self.primary = self.contrasts(PRIMARY)
         self.secondary = self.contrasts(tables.SECONDARY)
-        chance = {d: 1 / len(info["classes"]) for d, info in self.info.items() if "classes" in info}
-        self.guessing = tables.guessing(self.cells, chance)
+        chance = {d: 1 / len(i["classes"]) for d, i in self.info.items() if i.get("classes")}
+        self.guessing = tables.guessing(self.cells, chance, self.arms)
         """Of the pairs of dataset and network those that guess in every arm."""
         self.trials = tables.trials(self.records, context.artefact)
         self.judges = self._in_order(judges(self.records, context.artefact))

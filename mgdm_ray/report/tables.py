@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,21 +113,24 @@ def scores(records: Iterable[Record], metric: str = METRIC) -> dict[CellId, floa
     }
 
 
-def guessing(cells: Mapping[CellId, float], chance: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Which (dataset, network) learnt nothing in any arm, so that arms cannot differ there.
+def guessing(
+    cells: Mapping[CellId, float], chance: Mapping[str, float], arms: Collection[str]
+) -> list[tuple[str, str]]:
+    """Which (dataset, network) learnt nothing in any of ``arms``, so that they cannot differ there.
 
     ``cells`` are balanced accuracies; ``chance`` is that of guessing, by dataset. The mean over
-    seeds of every arm must lie within 0.02 of it. All arms alike decide: by one arm alone, or by
-    the best, a contrast with that arm would be selected for.
+    seeds of every arm must be there and lie within 0.02 of it. All arms alike decide: by one arm
+    alone, or by the best, a contrast with that arm would be selected for.
     """
     by_arm: dict[tuple[str, str], dict[str, list[float]]] = {}
     for (dataset, network, arm, _), value in cells.items():
         by_arm.setdefault((dataset, network), {}).setdefault(arm, []).append(value)
     return [
         (dataset, network)
-        for (dataset, network), arms in by_arm.items()
+        for (dataset, network), found in by_arm.items()
         if dataset in chance
-        and all(sum(v) / len(v) <= chance[dataset] + NEAR_CHANCE for v in arms.values())
+        and set(arms) <= set(found)
+        and all(sum(v) / len(v) <= chance[dataset] + NEAR_CHANCE for v in found.values())
     ]
 
 
