@@ -24,9 +24,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.measure import CLASSES, SHAPE, UNET, networks, parameters
 from mgdm_ray.config import DenoiserConfig
+from mgdm_ray.diffusion.parallel import Workers
 from mgdm_ray.diffusion.schedule import make_schedule
 from mgdm_ray.diffusion.train import train
-from mgdm_ray.diffusion.workers import Workers
 from tests.chaos.storm import free_port
 
 STEPS, WARM_UP = 6, 2

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from benchmarks.measure import arguments, describe, seconds, synchronise
+from mgdm_ray.classifiers.fit import fit, predict
+from mgdm_ray.classifiers.networks import build_network
 from mgdm_ray.config import NETWORKS, DownstreamConfig
-from mgdm_ray.downstream.fit import fit, predict
-from mgdm_ray.downstream.zoo import build_network
 from mgdm_ray.precision import precision_of
 
 SIZE, BATCH, STEPS, IMAGES = 28, 32, 4, 256

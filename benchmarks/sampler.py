@@ -29,9 +29,13 @@ from benchmarks.measure import (
     seconds,
 )
 from mgdm_ray.config import GuidanceSetting, SamplingConfig
-from mgdm_ray.diffusion.execution import Execution, Prepared
+from mgdm_ray.diffusion.inference import Execution, Prepared
+from mgdm_ray.diffusion.pipeline import (
+    decode,
+    encode,
+    generate,
+)
 from mgdm_ray.diffusion.schedule import make_schedule, timestep_pairs
-from mgdm_ray.diffusion.two_stage import decode, encode, generate
 from mgdm_ray.seeding import per_image_noise
 
 SCHEDULE = make_schedule("cosine")

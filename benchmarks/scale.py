@@ -28,14 +28,19 @@ import ray  # noqa: E402 - reads its environment when it is imported
 from ray import cloudpickle  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from mgdm_ray import engine  # noqa: E402
-from mgdm_ray.claims import Claims  # noqa: E402
 from mgdm_ray.config import StudyConfig  # noqa: E402
 from mgdm_ray.data.load import fingerprint  # noqa: E402
-from mgdm_ray.jobs import base  # noqa: E402
-from mgdm_ray.jobs.base import Context, Outcome  # noqa: E402
-from mgdm_ray.plan import KINDS, Job, Plan, make_plan  # noqa: E402
-from mgdm_ray.records import Record  # noqa: E402
+from mgdm_ray.pipeline.plan import (  # noqa: E402
+    KINDS,
+    Job,
+    Plan,
+    make_plan,
+)
+from mgdm_ray.pipeline.tasks import base  # noqa: E402
+from mgdm_ray.pipeline.tasks.base import Context, Outcome  # noqa: E402
+from mgdm_ray.runtime import engine  # noqa: E402
+from mgdm_ray.storage.locks import Locks  # noqa: E402
+from mgdm_ray.storage.records import Record  # noqa: E402
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -122,7 +127,7 @@ def _run(plan: Plan, config: StudyConfig, storage: Path) -> tuple[float, float]:
         {},
         context,
         engine.Limits(config.resources, 1),
-        Claims(storage),
+        Locks(storage),
         lambda _, record: came.append(record),
         on_live,
         functions=dict.fromkeys(KINDS, sleep),

@@ -19,9 +19,14 @@ import optuna
 
 from mgdm_ray import environment
 from mgdm_ray.config import ResourcesConfig, StudyConfig
-from mgdm_ray.jobs.base import Context
-from mgdm_ray.plan import Job, make_plan
-from mgdm_ray.proposals import SAMPLERS, draw, setting_of, space
+from mgdm_ray.pipeline.plan import Job, make_plan
+from mgdm_ray.pipeline.tasks.base import Context
+from mgdm_ray.runtime.proposals import (
+    SAMPLERS,
+    draw,
+    setting_of,
+    space,
+)
 
 TARGET = 0.3
 """Seconds a trial at most."""
@@ -96,7 +101,7 @@ def main() -> None:
     environment.prepare(local=True)
     # As in Ray's workers; GPSampler imports torch, which reads it then.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from mgdm_ray import engine, search
+    from mgdm_ray.runtime import engine, search
 
     job, config = job_of(options.trials, options.sampler)
     optuna.logging.set_verbosity(optuna.logging.WARNING)

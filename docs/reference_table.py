@@ -17,6 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mgdm_ray.classifiers.fit import fit, predict
+from mgdm_ray.classifiers.metrics import score
+from mgdm_ray.classifiers.networks import build_network
 from mgdm_ray.config import (
     PHANTOMS,
     REFERENCE_FAULTS,
@@ -30,16 +33,25 @@ from mgdm_ray.config import (
     UNetConfig,
 )
 from mgdm_ray.data.info import dataset_info
-from mgdm_ray.data.load import load_split, npz_path, to_tensor
+from mgdm_ray.data.load import (
+    load_split,
+    npz_path,
+    to_tensor,
+)
 from mgdm_ray.data.mix import synthetic_labels
-from mgdm_ray.diffusion.reference import Faults, rank_duplicates, respaced
+from mgdm_ray.diffusion.pipeline import (
+    decode,
+    encode,
+    generate,
+)
+from mgdm_ray.diffusion.published_faults import (
+    Faults,
+    rank_duplicates,
+    respaced,
+)
 from mgdm_ray.diffusion.schedule import make_schedule
 from mgdm_ray.diffusion.train import guide_probabilities, train
-from mgdm_ray.diffusion.two_stage import decode, encode, generate
-from mgdm_ray.downstream.fit import fit, predict
-from mgdm_ray.downstream.metrics import score
-from mgdm_ray.downstream.zoo import build_network
-from mgdm_ray.jobs.fit import ACCURACY_TIMESTEPS
+from mgdm_ray.pipeline.tasks.fit import ACCURACY_TIMESTEPS
 
 PAGE = Path(__file__).with_name("reference.md")
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"

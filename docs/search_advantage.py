@@ -21,12 +21,16 @@ from matplotlib.figure import Figure
 from mgdm_ray import environment
 from mgdm_ray.config import ResourcesConfig, StudyConfig
 from mgdm_ray.data.load import fingerprint
-from mgdm_ray.jobs import base
-from mgdm_ray.jobs.base import Context, Outcome
-from mgdm_ray.jobs.confirm import CONFIRM_FILE
-from mgdm_ray.plan import Job, make_plan
-from mgdm_ray.selection import Confirmed
-from mgdm_ray.stats import Contrast, paired_contrast, summarise
+from mgdm_ray.evaluation.selection_bias import Confirmed
+from mgdm_ray.evaluation.stats import (
+    Contrast,
+    paired_contrast,
+    summarise,
+)
+from mgdm_ray.pipeline.plan import Job, make_plan
+from mgdm_ray.pipeline.tasks import base
+from mgdm_ray.pipeline.tasks.base import Context, Outcome
+from mgdm_ray.pipeline.tasks.confirm import CONFIRM_FILE
 
 SAMPLERS = ("tpe", "random")
 STUDY = Path("studies/medmnist-cpu.yaml")
@@ -56,7 +60,7 @@ def config_of(options: argparse.Namespace, sampler: str, seed: int) -> StudyConf
 
 
 def run_search(job: Job, context: Context, folder: Path) -> Outcome:
-    from mgdm_ray import search
+    from mgdm_ray.runtime import search
 
     return search.search(job, context, folder, resources=ResourcesConfig(), max_concurrent=1)
 
@@ -88,7 +92,7 @@ def measured(options: argparse.Namespace, sampler: str, seed: int) -> tuple[list
 def main(arguments: list[str]) -> None:
     options = parsed(arguments)
     environment.prepare(local=True)
-    from mgdm_ray import engine
+    from mgdm_ray.runtime import engine
 
     started = time.monotonic()
     scores: dict[str, list[list[float]]] = {name: [] for name in SAMPLERS}

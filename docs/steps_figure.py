@@ -16,16 +16,20 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from mgdm_ray.config import DatasetConfig, DownstreamConfig, SamplingConfig
+from mgdm_ray.classifiers.fit import fit
+from mgdm_ray.classifiers.metrics import score
+from mgdm_ray.classifiers.networks import build_network
+from mgdm_ray.config import (
+    DatasetConfig,
+    DownstreamConfig,
+    SamplingConfig,
+)
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.data.load import load_split, to_tensor
-from mgdm_ray.diffusion.two_stage import generate
-from mgdm_ray.downstream.fit import fit
-from mgdm_ray.downstream.metrics import score
-from mgdm_ray.downstream.zoo import build_network
-from mgdm_ray.jobs.base import Context
-from mgdm_ray.jobs.models import load_denoiser
-from mgdm_ray.store import Store
+from mgdm_ray.diffusion.pipeline import generate
+from mgdm_ray.pipeline.tasks.base import Context
+from mgdm_ray.pipeline.tasks.models import load_denoiser
+from mgdm_ray.storage.store import Store
 
 STEPS = (3, 5, 8, 15, 25, 50)
 SOLVERS = ("ddim", "second_order")

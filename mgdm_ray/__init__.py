@@ -7,7 +7,7 @@ are first asked for: planning a study imports this package, and must not pay for
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mgdm_ray.take_away.api import (
+    from mgdm_ray.results.export.api import (
         Denoiser,
         Guide,
         load_denoiser,
@@ -32,7 +32,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from mgdm_ray.take_away import api
+        from mgdm_ray.results.export import api
 
         return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,7 +23,11 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from mgdm_ray.config import InputError, StudyConfig, load_study
+from mgdm_ray.config import (
+    InputError,
+    StudyConfig,
+    load_study,
+)
 
 GB = 1e9
 LITTLE_DISK, SOME_DISK = 1 * GB, 10 * GB
@@ -35,7 +39,7 @@ PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
 RAY_TASK = """
 from mgdm_ray import environment
 environment.prepare(local=True)
-from mgdm_ray import engine
+from mgdm_ray.runtime import engine
 import ray
 with engine.cluster(None):
     print("computed", ray.get(ray.remote(lambda: 6 * 7).remote()))
@@ -225,7 +229,7 @@ def shared_memory(_: Place, folder: Path = SHARED_MEMORY) -> Iterator[str]:
 
 def data_folder(place: Place) -> Iterator[str]:
     from mgdm_ray.data.load import resolve_data_dir
-    from mgdm_ray.remote.objects import Objects, is_url
+    from mgdm_ray.storage.remote.objects import Objects, is_url
 
     location = resolve_data_dir(place.config.data_dir if place.config else None)
     advice = "name the folder of your .npz files in MGDM_DATA_DIR (or data_dir of the study)"
@@ -243,7 +247,7 @@ def data_folder(place: Place) -> Iterator[str]:
 
 def datasets(place: Place) -> Iterator[str]:
     from mgdm_ray.data.load import check_source, fingerprint
-    from mgdm_ray.data.own.source import own_listing
+    from mgdm_ray.data.sources.source import own_listing
 
     config = place.config
     absent, wrong = [], []
@@ -268,13 +272,13 @@ def datasets(place: Place) -> Iterator[str]:
 
 
 def storage(place: Place) -> Iterator[str]:
-    from mgdm_ray.places import reach
+    from mgdm_ray.pipeline.staging import open_storage
 
     advice = "give a folder that can be written with --storage"
     folder = _nearest(place.storage)
     if folder is None:
         try:
-            reach(place.storage, write=True)
+            open_storage(place.storage, write=True)
         except InputError as error:
             raise Trouble(str(error), "see docs/cluster.md") from None
     else:
@@ -290,7 +294,7 @@ def storage(place: Place) -> Iterator[str]:
 
 def _nearest(location: str) -> Path | None:
     """What there is of the storage's path; None for a URL."""
-    from mgdm_ray.remote.objects import is_url
+    from mgdm_ray.storage.remote.objects import is_url
 
     if is_url(location):
         return None
@@ -304,7 +308,7 @@ def mlflow(place: Place) -> Iterator[str]:
         _server_answers(uri)
         yield f"MLflow: {uri} answers"
         return
-    from mgdm_ray.tracking import Tracker
+    from mgdm_ray.results.mlflow import Tracker
 
     with tempfile.TemporaryDirectory(prefix="mgdm-doctor-") as folder:
         database = f"sqlite:///{folder}/mlflow.db"

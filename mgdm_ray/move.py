@@ -13,10 +13,10 @@ import sys
 from collections.abc import Callable, Sequence
 
 from mgdm_ray.config import InputError
-from mgdm_ray.files import within
-from mgdm_ray.places import reach
-from mgdm_ray.price import PROBES_FILE
-from mgdm_ray.store import Store
+from mgdm_ray.pipeline.cost_model import PROBES_FILE
+from mgdm_ray.pipeline.staging import open_storage
+from mgdm_ray.storage.files import within
+from mgdm_ray.storage.store import Store
 
 FACTS = ("kind", "key", "record", "files")
 """Of a manifest; the rest is what the artefact was computed from."""
@@ -66,7 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("target", metavar="TO", help="where to: folder or URL; made if needed")
     arguments = parser.parse_args(argv)
     try:
-        source, target = reach(arguments.source, write=False), reach(arguments.target, write=True)
+        source, target = (
+            open_storage(arguments.source, write=False),
+            open_storage(arguments.target, write=True),
+        )
         if not any(source.done()):
             raise InputError(f"{arguments.source} holds no finished artefacts")
         count = copy(source, target, lambda text: print(text, flush=True))

@@ -16,13 +16,26 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mgdm_ray.config import SAMPLED_ARMS, DatasetConfig, InputError, SampledArm
+from mgdm_ray.config import (
+    SAMPLED_ARMS,
+    DatasetConfig,
+    InputError,
+    SampledArm,
+)
 from mgdm_ray.data.info import dataset_info
-from mgdm_ray.plugins import import_plugins
-from mgdm_ray.remote.objects import ObjectsError
-from mgdm_ray.take_away.finished import FinishedStudy
-from mgdm_ray.take_away.labelled_folder import LabelledFolder, new_folder, require_free
-from mgdm_ray.take_away.made_images import MadeImages, make_images, mixed_labels
+from mgdm_ray.diffusion.plugins import import_plugins
+from mgdm_ray.results.export.finished import FinishedStudy
+from mgdm_ray.results.export.labelled_folder import (
+    LabelledFolder,
+    new_folder,
+    require_free,
+)
+from mgdm_ray.results.export.made_images import (
+    MadeImages,
+    make_images,
+    mixed_labels,
+)
+from mgdm_ray.storage.remote.objects import ObjectsError
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 CLASSES = ("study", "training", "balanced")
@@ -126,7 +139,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _export(study: FinishedStudy, dataset: DatasetConfig, arguments: argparse.Namespace) -> None:
-    from mgdm_ray.take_away.export import export
+    from mgdm_ray.results.export.export import export
 
     with new_folder(Path(arguments.export), "--export") as folder:
         export(study, dataset, folder, arguments.network)
@@ -149,7 +162,7 @@ def _device(given: str | None) -> str:
 
 
 def _sample(study: FinishedStudy, dataset: DatasetConfig, arguments: argparse.Namespace) -> None:
-    from mgdm_ray.diffusion.two_stage import NonFiniteSample
+    from mgdm_ray.diffusion.pipeline import NonFiniteSample
 
     arm: SampledArm = arguments.arm or "disturb"
     chosen = study.choose(dataset.name, arm, arguments.network, arguments.changes)
@@ -181,7 +194,7 @@ def _labels(
     study: FinishedStudy, dataset: DatasetConfig, arguments: argparse.Namespace
 ) -> NDArray[np.int64]:
     """By index, those before ``--first`` too."""
-    from mgdm_ray.take_away.api import label_of
+    from mgdm_ray.results.export.api import label_of
 
     info, stop = dataset_info(dataset, study.config.data_dir), arguments.first + arguments.number
     if arguments.label is not None:

@@ -14,26 +14,45 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from mgdm_ray import networks, plan_view
-from mgdm_ray.closing import RECORDS_FILE, REPORT_FILE, Closing
+from mgdm_ray.classifiers import weights
+from mgdm_ray.cli import plan_view
+from mgdm_ray.cli.plan_view import PlanEstimate
 from mgdm_ray.config import InputError
 from mgdm_ray.config.file import read_study
 from mgdm_ray.config.resolved import changes, resolved_text
-from mgdm_ray.environment import StartError, StudyStopped, cores, gpus
-from mgdm_ray.places import bring_notes, inputs_for_all, reach, share_notes
-from mgdm_ray.plan import Job, Plan, make_plan
-from mgdm_ray.plan_view import Outlook
-from mgdm_ray.plugins import import_plugins
-from mgdm_ray.price import manifests_in, read_probes
-from mgdm_ray.records import Record, append_record
-from mgdm_ray.remote.leases import open_claims
-from mgdm_ray.remote.objects import ObjectsError
-from mgdm_ray.standing import Standing
-from mgdm_ray.store import no_space
-from mgdm_ray.warm_start import warm_points
+from mgdm_ray.diffusion.plugins import import_plugins
+from mgdm_ray.environment import (
+    StartError,
+    StudyStopped,
+    cores,
+    gpus,
+)
+from mgdm_ray.pipeline.cost_model import manifests_in, read_probes
+from mgdm_ray.pipeline.plan import (
+    Job,
+    Plan,
+    make_plan,
+)
+from mgdm_ray.pipeline.staging import (
+    bring_notes,
+    inputs_for_all,
+    open_storage,
+    share_notes,
+)
+from mgdm_ray.pipeline.status import StudyStatus
+from mgdm_ray.pipeline.warm_start import warm_points
+from mgdm_ray.results.finalize import (
+    RECORDS_FILE,
+    REPORT_FILE,
+    Finalizer,
+)
+from mgdm_ray.storage.records import Record, append_record
+from mgdm_ray.storage.remote.leases import open_locks
+from mgdm_ray.storage.remote.objects import ObjectsError
+from mgdm_ray.storage.store import no_space
 
 if TYPE_CHECKING:
-    from mgdm_ray.jobs.base import Context
+    from mgdm_ray.pipeline.tasks.base import Context
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 SHARE_EVERY_S = 30.0
@@ -139,8 +158,10 @@ class Study:
         self.arguments = arguments
         self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self.config, self.source = read_study(arguments.study, arguments.overrides)
-        self.store = reach(arguments.storage or self.config.storage, write=not arguments.plan)
-        self.claims = open_claims(self.store.location)
+        self.store = open_storage(
+            arguments.storage or self.config.storage, write=not arguments.plan
+        )
+        self.locks = open_locks(self.store.location)
         self.folder = self.store.root / "studies" / self.config.name
         bring_notes(self.store, self.config)
         self.fingerprints = {
@@ -148,11 +169,11 @@ class Study:
         }
         self.read = self.config
         """The study with the files that jobs read; own images are prepared before a run."""
-        self.contents = {**self.fingerprints, **networks.weights_fingerprints(self.config)}
+        self.contents = {**self.fingerprints, **weights.weights_fingerprints(self.config)}
         self.plan: Plan = make_plan(
             self.config, self.contents, warm_points(self.config, self.store.root)
         )
-        self.standing = Standing(self.plan, self.store, self.folder / RECORDS_FILE)
+        self.study_status = StudyStatus(self.plan, self.store, self.folder / RECORDS_FILE)
 
     def start(self) -> int:
         try:
@@ -162,7 +183,7 @@ class Study:
             return self.report_only() if self.arguments.report_only else self.run()
         except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
             path = Path(str(error.filename))
-            if path in (self.store.root, self.claims.folder):
+            if path in (self.store.root, self.locks.folder):
                 raise InputError(
                     f"storage {self.store.root}: {error.strerror}; give a folder that can be "
                     "written"
@@ -185,7 +206,7 @@ class Study:
                 "command goes on"
             ) from error
         finally:
-            self.claims.release_all()
+            self.locks.release_all()
 
     def report_only(self) -> int:
         absent = [name for name, value in self.fingerprints.items() if value == "absent"]
@@ -194,34 +215,36 @@ class Study:
                 f"--report-only: the data of {', '.join(absent)} is not here, and without it "
                 "finished jobs cannot be told; give data_dir or MGDM_DATA_DIR"
             )
-        known = {**self.standing.failures(), **self.standing.finished()}
+        known = {**self.study_status.failures(), **self.study_status.finished()}
         if not known:
             raise InputError(f"--report-only: {self.store.location} holds nothing of this study")
-        known = self.standing.gated(known, self.config.limits)
+        known = self.study_status.gated(known, self.config.limits)
         if not self.leads():
             raise StartError(f"{self.folder} is in use by {self.leader()}: wait for it")
         self.prepare_own()
-        closing = self.closing()
-        closing.close(known, 0.0, anew=True)
+        from mgdm_ray.cli.summary import summary
+
+        finalizer = self.finalizer()
+        finalizer.close(known, 0.0, anew=True)
         share_notes(self.store, self.folder)
         # Jobs that have not run yet are no failure here.
         failed = any(record.status == "failed" for record in known.values())
-        closing.summary(known)
+        summary(finalizer, known)
         return FAILED if failed else DONE
 
-    def outlook(self) -> Outlook:
+    def plan_estimate(self) -> PlanEstimate:
         """The plan, what the storage holds, and this machine."""
         from mgdm_ray.data.load import count_test_images, train_images
 
         tests = {d.name: count_test_images(d, self.config.data_dir) for d in self.config.datasets}
         counts = {d.name: train_images(d, self.config.data_dir) for d in self.config.datasets}
         manifests = manifests_in(self.store)
-        return Outlook(
+        return PlanEstimate(
             self.config,
             self.plan,
             self.store,
             manifests,
-            {k: r for k, r in self.standing.lasting_failures().items() if k not in manifests},
+            {k: r for k, r in self.study_status.lasting_failures().items() if k not in manifests},
             read_probes(self.store.root),
             {name: count for name, count in counts.items() if count is not None},
             {"CPU": float(cores()), "GPU": float(gpus())},
@@ -230,17 +253,21 @@ class Study:
         )
 
     def show_plan(self) -> None:
-        networks.require_timm(self.config)
-        outlook = self.outlook()
+        weights.require_timm(self.config)
+        plan_estimate = self.plan_estimate()
         if self.arguments.probe:
             self.prepare_own()
-            if plan_view.measure(outlook, self.context()):
-                outlook = self.outlook()
-        plan_view.show(outlook)
+            if plan_view.measure(plan_estimate, self.context()):
+                plan_estimate = self.plan_estimate()
+        plan_view.show(plan_estimate)
 
     def check_data(self) -> None:
         """Fetch what can be fetched, refuse what is missing or damaged, before anything starts."""
-        from mgdm_ray.data.load import check_source, check_top_up, download
+        from mgdm_ray.data.load import (
+            check_source,
+            check_top_up,
+            download,
+        )
 
         self.prepare_own()
         for index, dataset in enumerate(self.read.datasets):
@@ -258,7 +285,7 @@ class Study:
 
     def prepare_own(self) -> None:
         """Have own images as the files that jobs read, in the storage."""
-        from mgdm_ray.data.own.prepare import prepare
+        from mgdm_ray.data.sources.prepare import prepare
 
         folder = self.store.root / "data"
         ready = []
@@ -270,7 +297,7 @@ class Study:
         self.read = self.config.model_copy(update={"datasets": tuple(ready)})
 
     def run(self) -> int:
-        networks.require_timm(self.config)
+        weights.require_timm(self.config)
         if "absent" in self.fingerprints.values():
             self.check_data()
             return Study(self.arguments).run()  # keys depend on what has just arrived
@@ -281,10 +308,10 @@ class Study:
             self.write_inputs()
         else:
             print(f"{self.leader()} works on this study too, and writes its report", flush=True)
-        known = self.standing.finished()
+        known = self.study_status.finished()
         if not self.arguments.retry_failed:
-            known = {**self.standing.lasting_failures(), **known}
-        known = self.standing.gated(known, self.config.limits)
+            known = {**self.study_status.lasting_failures(), **known}
+        known = self.study_status.gated(known, self.config.limits)
         todo = {key: job for key, job in self.plan.jobs.items() if key not in known}
         say = f"study {self.config.name}: {len(self.plan.jobs)} jobs, {len(known)} known, "
         print(f"{say}{len(todo)} to do; storage {self.store.location}", flush=True)
@@ -295,15 +322,17 @@ class Study:
             print(f"nothing left to do here; {self.leader()} writes the report", flush=True)
             while not self.leads():
                 time.sleep(1)
-        closing = self.closing()
-        closing.close(known, time.monotonic() - started)
-        share_notes(self.store, self.folder)
-        return DONE if closing.summary(known) else FAILED
+        from mgdm_ray.cli.summary import summary
 
-    def closing(self) -> Closing:
+        finalizer = self.finalizer()
+        finalizer.close(known, time.monotonic() - started)
+        share_notes(self.store, self.folder)
+        return DONE if summary(finalizer, known) else FAILED
+
+    def finalizer(self) -> Finalizer:
         command = _command_line(None)
         read = self.read.datasets
-        return Closing(
+        return Finalizer(
             self.config, read, self.plan, self.store, self.fingerprints, command, self.started
         )
 
@@ -312,14 +341,14 @@ class Study:
 
         Of several drivers of one study the first does; the others only compute.
         """
-        return self.claims.take("study", self.config.name)
+        return self.locks.take("study", self.config.name)
 
     def leader(self) -> str:
-        return self.claims.holder("study", self.config.name)
+        return self.locks.holder("study", self.config.name)
 
     def write_inputs(self) -> None:
-        from mgdm_ray.data.own.source import own_listing
-        from mgdm_ray.data.own.splits import splits_csv
+        from mgdm_ray.data.sources.source import own_listing
+        from mgdm_ray.data.sources.splits import splits_csv
 
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "study.resolved.yaml"
@@ -356,17 +385,17 @@ class Study:
 
         environment.prepare(local=self.arguments.address is None)
 
-        from mgdm_ray import engine
-        from mgdm_ray.progress import Display
-        from mgdm_ray.tracking import Mirror
+        from mgdm_ray.cli.progress import Display
+        from mgdm_ray.results.mlflow import Mirror
+        from mgdm_ray.runtime import engine
 
         busy = environment.Busy()
-        closing, path = self.closing(), self.folder / RECORDS_FILE
+        finalizer, path = self.finalizer(), self.folder / RECORDS_FILE
         resources, leads = self.config.resources, self.leads()
         shared = time.monotonic()
         with (
             engine.cluster(self.arguments.address),
-            Mirror(closing.connect_mlflow if leads else None) as mirror,
+            Mirror(finalizer.connect_mlflow if leads else None) as mirror,
             Display(
                 len(self.plan.jobs) - len(todo), [job.kind for job in todo.values()], Console()
             ) as display,
@@ -382,9 +411,9 @@ class Study:
                 known[job.key] = record
                 note = record.reason if record.status != "done" else _headline(record)
                 display.job_ended(job.kind, job.label, record.status, record.seconds, note)
-                for row in closing.with_trials(record) if leads else ():
+                for row in finalizer.with_trials(record) if leads else ():
                     append_record(path, row)
-                    mirror.log(row, closing.artefact(row))
+                    mirror.log(row, finalizer.artefact(row))
                 nonlocal shared
                 if leads and time.monotonic() - shared > SHARE_EVERY_S:
                     self.store.share(path)
@@ -394,8 +423,8 @@ class Study:
                 todo,
                 known,
                 self.context(),
-                engine.Limits(resources, self.trials_at_once(), self.config.limits),
-                self.claims,
+                engine.Limits(resources, engine.trials_at_once(self.config), self.config.limits),
+                self.locks,
                 on_record,
                 on_live,
                 fail_fast=self.arguments.fail_fast,
@@ -403,22 +432,8 @@ class Study:
             if self.arguments.address is None:
                 display.say(f"computed in {busy}")
 
-    def trials_at_once(self) -> int:
-        if self.config.deterministic:
-            return 1  # what a sampler knows when it is asked depends on which trials have ended
-        wanted = self.config.search.max_concurrent if self.config.search else None
-        if wanted:
-            return wanted
-        import ray
-
-        have, resources = ray.cluster_resources(), self.config.resources
-        fit = have.get("CPU", 1) / resources.cpus_per_task
-        if resources.gpus_per_task:
-            fit = min(fit, have.get("GPU", 0) / resources.gpus_per_task)
-        return max(1, int(fit))
-
     def context(self) -> Context:
-        from mgdm_ray.jobs.base import Context
+        from mgdm_ray.pipeline.tasks.base import Context
 
         deterministic, batch = self.config.deterministic, self.config.sampling.batch_size
         if deterministic and batch == "auto":

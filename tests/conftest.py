@@ -79,7 +79,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """The URL of an empty bucket of a real server with S3's interface; processes see it, too."""
-    from tests.remote.server import s3_server
+    from tests.storage.remote.server import s3_server
 
     with s3_server() as url:
         yield url

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
-from mgdm_ray.records import Record
+from mgdm_ray.storage.records import Record
 from tests.study_example import Example
 
 WIDTH = 16

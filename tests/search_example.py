@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mgdm_ray import search
 from mgdm_ray.config import ResourcesConfig, StudyConfig
-from mgdm_ray.jobs.base import Context, Outcome
-from mgdm_ray.plan import Job, make_plan
+from mgdm_ray.pipeline.plan import Job, make_plan
+from mgdm_ray.pipeline.tasks.base import Context, Outcome
+from mgdm_ray.runtime import search
 from tests.conftest import TINY
 
 OPTIONS: dict[str, Any] = {
@@ -125,7 +125,7 @@ def without_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    from mgdm_ray import engine
+    from mgdm_ray.runtime import engine
 
     with engine.cluster(None):
         run(search_job(**json.loads(sys.argv[2])), Path(sys.argv[1]), Slow)

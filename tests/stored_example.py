@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mgdm_ray.store import Store
+from mgdm_ray.storage.store import Store
 
 KIND, KEY = "encode", "0" * 32
 PAYLOAD = {"a.bin": b"a" * 3000, "empty": b"", "sub/deep/b.bin": b"b" * 2000}

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mgdm_ray.records import Record
-from mgdm_ray.report import ReportContext
+from mgdm_ray.results.report import ReportContext
+from mgdm_ray.storage.records import Record
 
 DATASETS = {
     "phantom-ultrasound": {"task": "binary", "classes": ["benign", "malignant"], "level": 0.78},

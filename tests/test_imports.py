@@ -1,8 +1,12 @@
-"""Who may import whom (the parts of the architecture), read from the source."""
+"""Who may import whom: the rooms of the package, read from the source and from a running plan."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,216 +14,116 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "mgdm_ray"
-FILES = sorted(PACKAGE.rglob("*.py"))
-
-# part -> the parts of ours it may import (itself always)
-LEAVES = (
+COMMANDS = {"__init__", "__main__", "study", "sample", "doctor", "move", "data/__main__"}
+LEAVES = {"seeding", "precision", "provenance", "environment"}
+ORDER = [
+    "commands",
+    "cli",
+    "results",
+    "runtime",
+    "pipeline",
+    "diffusion",
+    "classifiers",
+    "evaluation",
+    "data",
+    "storage",
     "config",
-    "environment",
-    "fidelity",
-    "files",
-    "precision",
-    "progress",
-    "provenance",
-    "seeding",
-    "stats",
-    "timeline",
-)
-ALLOWED: dict[str, set[str]] = {
-    **{leaf: set() for leaf in LEAVES},
-    "claims": {"files"},
-    "records": {"files"},
-    "store": {"files"},
-    "remote": {"claims", "files", "store"},
-    "move": {"config", "files", "places", "price", "store"},
-    "places": {"config", "data", "networks", "price", "remote", "seeding", "store"},
-    "journal": {"remote"},
-    "data": {"config", "files", "remote", "seeding"},
-    "inspection": {"config", "data", "environment", "files", "plan"},
-    "diffusion": {"config", "precision", "seeding"},
-    "downstream": {"config", "precision", "seeding"},
-    "plan": {"config", "seeding"},
-    "price": {"config", "plan", "records", "store"},
-    "plan_view": {
-        "config",
-        "gates",
-        "jobs",
-        "plan",
-        "price",
-        "records",
-        "remote",
-        "resolution",
-        "store",
-        "timeline",
-    },
-    "resolution": {"config", "stats"},
-    "networks": {"config", "data", "remote"},
-    "plugins": {"config", "diffusion"},
-    "take_away": {
-        "config",
-        "data",
-        "diffusion",
-        "gates",
-        "jobs",
-        "networks",
-        "places",
-        "plan",
-        "provenance",
-        "records",
-        "store",
-        "warm_start",
-    },
-    "sample": {"config", "data", "diffusion", "plugins", "remote", "take_away"},
-    "proposals": {"config", "plan", "seeding"},
-    "importance": {"plan", "proposals"},
-    "selection": {"stats"},
-    "standing": {"config", "gates", "jobs", "plan", "records", "store"},
-    "jobs": {
-        "config",
-        "data",
-        "diffusion",
-        "downstream",
-        "fidelity",
-        "files",
-        "networks",
-        "plan",
-        "provenance",
-        "records",
-        "remote",
-        "seeding",
-        "selection",
-        "store",
-    },
-    "gates": {"config", "records"},
-    "agenda": {"config", "gates", "jobs", "plan", "records"},
-    "warm_start": {"config", "records"},
-    "doctor": {"config", "data", "environment", "places", "precision", "remote", "tracking"},
-    "next_steps": {"config", "records", "stats"},
-    "closing": {
-        "config",
-        "data",
-        "jobs",
-        "next_steps",
-        "plan",
-        "provenance",
-        "records",
-        "report",
-        "resolution",
-        "seeding",
-        "store",
-        "tracking",
-    },
-    "engine": {
-        "agenda",
-        "claims",
-        "config",
-        "environment",
-        "jobs",
-        "plan",
-        "price",
-        "records",
-        "search",
-        "store",
-        "training",
-    },
-    "training": {"config", "diffusion", "jobs", "plan", "records", "store"},
-    "search": {
-        "config",
-        "data",
-        "importance",
-        "jobs",
-        "journal",
-        "plan",
-        "proposals",
-        "records",
-        "remote",
-        "store",
-    },
-    "tracking": {"records"},
-    "tables": {"records", "stats"},
-    "figures": {"records", "stats", "tables"},
-    "report": {"records", "selection", "stats", "tables", "figures"},
+    "leaves",
+]
+"""A room imports itself and those after it."""
+ONLY = {"ray": {"runtime"}, "mlflow": {"results/mlflow"}, "optuna": {"runtime"}}
+"""Library -> the only places that may import it, anywhere in a file."""
+WITHOUT_TORCH = ("cli", "results/report", "results/mlflow", "storage", "config")
+
+MODULES = {
+    path.relative_to(PACKAGE).with_suffix("").as_posix(): path
+    for path in sorted(PACKAGE.rglob("*.py"))
 }
-# library -> the only parts that may import it, anywhere in a file
-ONLY = {
-    "ray": {"engine", "training", "search"},
-    "mlflow": {"tracking"},
-    "optuna": {"importance", "journal", "proposals", "search"},
-}
-WITHOUT_TORCH = {
-    *LEAVES,
-    "agenda",
-    "claims",
-    "closing",
-    "gates",
-    "inspection",
-    "networks",
-    "next_steps",
-    "places",
-    "plan",
-    "plan_view",
-    "plugins",
-    "price",
-    "records",
-    "remote",
-    "store",
-    "report",
-    "resolution",
-    "standing",
-    "tables",
-    "figures",
-    "tracking",
-    "study",
-    "take_away/finished",
-    "take_away/labelled_folder",
-    "take_away/model_card",
-    "take_away/models_file",
-    "warm_start",
-} - {"precision", "seeding"}
-"""Parts, or modules of parts, that must be quick to import."""
 
 
-def part(path: Path) -> str:
-    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+def room(module: str) -> str:
+    if module in COMMANDS:
+        return "commands"
+    first = module.split("/")[0]
+    return "leaves" if first in LEAVES else first
 
 
-def imported(path: Path) -> set[str]:
-    """Every dotted module name that the file imports, at its top or inside a function."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def imported(path: Path, *, top_level: bool = False) -> Iterator[str]:
+    """Dotted names that a file imports: everywhere, or only while it is being imported itself."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body if top_level else ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
+            yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{name.name}" for name in node.names}
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def ours(names: Iterator[str]) -> set[str]:
+    """Those of ``names`` that are modules of the package, as keys of MODULES."""
+    found = set()
+    for name in names:
+        parts = name.split(".")
+        if parts[0] != "mgdm_ray":
+            continue
+        for end in (len(parts), len(parts) - 1):
+            path = "/".join(parts[1:end])
+            hit = next((m for m in (path, f"{path}/__init__".lstrip("/")) if m in MODULES), None)
+            if hit:
+                found.add(hit)
+                break
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_parts_import_only_what_they_may(path: Path) -> None:
-    """Would catch data and diffusion growing together, or a leaf that is none any more."""
-    here, names = part(path), imported(path)
-    ours = {name.split(".")[1] for name in names if name.startswith("mgdm_ray.")}
-    if path == PACKAGE / "data" / "__main__.py":  # starts the commands that look at data
-        assert ours == {"inspection"}
-    elif here not in ("study", "__init__"):
-        assert here in ALLOWED, f"{path} is a new part: say here what it may import"
-        assert ours - {here, "__version__"} <= ALLOWED[here]
-    assert "study" not in ours
+@pytest.mark.parametrize("module", MODULES)
+def test_no_import_runs_upward(module: str) -> None:
+    """Would catch the data room learning of jobs, or a leaf that is none any more."""
+    here = room(module)
+    assert here in ORDER, f"{module} is in a new room: give it a place in ORDER"
+    above = {m for m in ours(imported(MODULES[module])) if ORDER.index(room(m)) < ORDER.index(here)}
+    # The version stands in the package itself.
+    assert not above - {"__init__"}, f"{module} imports upward: {sorted(above)}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_libraries_stay_in_their_rooms(module: str) -> None:
+    """Would catch Ray outside of runtime, or torch in what writes reports."""
+    libraries = {name.split(".")[0] for name in imported(MODULES[module])}
     for library, homes in ONLY.items():
-        users = {name.split(".")[0] for name in names}
-        allowed = here in homes or (library == "ray" and path.name == "study.py")
-        assert library not in users or allowed, f"{library} belongs into {homes}"
-    module = str(path.relative_to(PACKAGE).with_suffix(""))
-    if {here, module} & WITHOUT_TORCH:
-        assert not {"torch", "torchvision", "monai"} & {name.split(".")[0] for name in names}
+        assert library not in libraries or module.startswith(tuple(homes))
+    if module.startswith(WITHOUT_TORCH):
+        assert not {"torch", "torchvision", "monai"} & libraries
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    """Would catch two modules that can only be understood together."""
+    graph = {m: ours(imported(p, top_level=True)) - {m, "__init__"} for m, p in MODULES.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_planning_imports_no_heavy_library(tmp_path: Path) -> None:
+    """Would catch a plan that takes seconds because something on its way imports torch."""
+    code = (
+        "import sys\n"
+        "from mgdm_ray import study\n"
+        f"code = study.main(['studies/quickstart.yaml', '--plan', '--storage', r'{tmp_path}'])\n"
+        "assert code == 0, code\n"
+        "print(sorted({'torch', 'ray', 'mlflow', 'monai', 'optuna'} & set(sys.modules)))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == "[]"
 
 
 def test_nothing_loads_code_from_files() -> None:
     """Would catch pickle, torch.load, eval and unsafe YAML slipping in."""
     forbidden = {"pickle", "torch.load", "marshal", "shelve", "dill", "joblib"}
-    for path in FILES:
-        names = imported(path)
-        assert not {n for n in names if n.split(".")[0] in forbidden}, path
+    for path in MODULES.values():
+        assert not {n for n in imported(path) if n.split(".")[0] in forbidden}, path
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
                 call = ast.unparse(node.func)

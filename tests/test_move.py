@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mgdm_ray import move
-from mgdm_ray.places import reach
-from mgdm_ray.store import Store
+from mgdm_ray.pipeline.staging import open_storage
+from mgdm_ray.storage.store import Store
 from tests.stored_example import KEY, KIND, PAYLOAD, content, put
 
 
@@ -49,7 +49,7 @@ def test_damage_is_not_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (Store(tmp_path / "first").folder(KIND, KEY) / "a.bin").write_bytes(b"b" * 3000)
     assert move.main([str(tmp_path / "first"), str(tmp_path / "last")]) == 1
     assert "a.bin has another checksum" in capsys.readouterr().err
-    assert not list(reach(str(tmp_path / "last"), write=False).done())
+    assert not list(open_storage(str(tmp_path / "last"), write=False).done())
 
 
 def test_a_wrong_place_is_the_users_error(

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from mgdm_ray import precision
+from mgdm_ray.classifiers.fit import fit
+from mgdm_ray.classifiers.networks import build_network
 from mgdm_ray.config import NETWORKS, DownstreamConfig
-from mgdm_ray.downstream.fit import fit
-from mgdm_ray.downstream.zoo import build_network
 
 CPU = torch.device("cpu")
 

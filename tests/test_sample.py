@@ -22,11 +22,11 @@ from mgdm_ray.config import MEASUREMENTS as NAMES
 from mgdm_ray.config import DatasetConfig
 from mgdm_ray.config.data import ColumnsConfig
 from mgdm_ray.data.load import to_uint8
-from mgdm_ray.data.own.source import list_source
+from mgdm_ray.data.sources.source import list_source
 from mgdm_ray.diffusion.guidance import MEASUREMENTS, register_measurement
-from mgdm_ray.jobs.images import read_rows
+from mgdm_ray.pipeline.tasks.images import read_rows
 from tests.conftest import ROOT
-from tests.take_away.example import ARMS, DATASET, IMAGES, Finished, finished_study
+from tests.results.export.example import ARMS, DATASET, IMAGES, Finished, finished_study
 
 PAGE = ROOT / "docs" / "take-away.md"
 

@@ -18,12 +18,12 @@ import psutil
 import pytest
 import yaml
 
-from mgdm_ray.claims import Claims
 from mgdm_ray.config import StudyConfig
-from mgdm_ray.jobs.base import base_record
-from mgdm_ray.plan import Plan, make_plan
-from mgdm_ray.records import Record, read_records
-from mgdm_ray.store import Store
+from mgdm_ray.pipeline.plan import Plan, make_plan
+from mgdm_ray.pipeline.tasks.base import base_record
+from mgdm_ray.storage.locks import Locks
+from mgdm_ray.storage.records import Record, read_records
+from mgdm_ray.storage.store import Store
 from tests.conftest import ROOT, TINY
 
 
@@ -264,7 +264,7 @@ def test_a_job_called_directly_gives_what_it_gave_through_ray(
     sampling (two workers there, one here) and a network of each kind."""
     import numpy as np
 
-    from mgdm_ray.jobs.base import Context, run
+    from mgdm_ray.pipeline.tasks.base import Context, run
 
     config = StudyConfig.model_validate(TINY)
     context = Context(
@@ -389,8 +389,8 @@ def test_a_study_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
     with done.writing(cell.kind, cell.key) as folder:
         provenance = {"inputs": cell.inputs, "needs": cell.needs}
         done.commit(cell.kind, cell.key, folder, asdict(base_record(cell)), provenance)
-    claims = Claims(storage)
-    assert claims.take("study", "tiny")
+    locks = Locks(storage)
+    assert locks.take("study", "tiny")
     refused = run(study, storage, "--report-only")
     assert refused.returncode == 1
     assert f"is in use by process {os.getpid()}" in refused.stderr
@@ -563,7 +563,7 @@ def test_a_search_killed_midway_tries_the_rest_and_nothing_twice(tmp_path: Path)
     import optuna
     from optuna.trial import TrialState
 
-    from mgdm_ray.search import optuna_storage
+    from mgdm_ray.runtime.search import optuna_storage
 
     study, storage = tmp_path / "tiny.yaml", tmp_path / "runs"
     small = {**TINY, "arms": ["disturb"], "networks": ["squeezenet1_1"]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from mgdm_ray.inspection.commands import main
+from mgdm_ray.cli.data import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mgdm_ray.config import PHANTOMS, DatasetConfig, InputError, Task
+from mgdm_ray.config import (
+    PHANTOMS,
+    DatasetConfig,
+    InputError,
+    Task,
+)
 from mgdm_ray.data.npz import (
     IMAGE_SUFFIX,
     LABEL_SUFFIX,
@@ -294,7 +299,7 @@ def dataset_info(config: DatasetConfig, data_dir: str | Path | None) -> DatasetI
             classes=classes,
             channels=channels,
             licence="Apache-2.0",
-            citation="Drawn by code: mgdm_ray.data.phantom. Not images of patients.",
+            citation="Drawn by code: mgdm_ray.data.phantoms. Not images of patients.",
             url=None,
             md5=None,
         )

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mgdm_ray.config import DatasetConfig, InputError
-from mgdm_ray.remote.cache import at_hand
-from mgdm_ray.remote.objects import is_url
+from mgdm_ray.storage.remote.cache import at_hand
+from mgdm_ray.storage.remote.objects import is_url
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)

@@ -15,10 +15,10 @@ from PIL import Image
 
 from mgdm_ray.config import StudyConfig
 from mgdm_ray.data.load import fingerprint
-from mgdm_ray.jobs.base import base_record
-from mgdm_ray.plan import Job, make_plan
-from mgdm_ray.records import Record
-from mgdm_ray.store import Store
+from mgdm_ray.pipeline.plan import Job, make_plan
+from mgdm_ray.pipeline.tasks.base import base_record
+from mgdm_ray.storage.records import Record
+from mgdm_ray.storage.store import Store
 from tests.conftest import ROOT
 from tests.study_example import SETTING, loss_history
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mgdm_ray.inspection.commands import main
+from mgdm_ray.cli.data import main
 from tests.browser.conftest import watched
-from tests.data.own.files import tree
+from tests.data.sources.files import tree
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING
 import psutil
 import yaml
 
-from mgdm_ray.records import Record, read_records
-from mgdm_ray.store import Store
+from mgdm_ray.storage.records import Record, read_records
+from mgdm_ray.storage.store import Store
 from tests.conftest import TINY
 
 if TYPE_CHECKING:

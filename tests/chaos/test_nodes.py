@@ -17,8 +17,8 @@ import yaml
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
-from mgdm_ray.records import read_records
-from mgdm_ray.remote.store import RemoteStore
+from mgdm_ray.storage.records import read_records
+from mgdm_ray.storage.remote.store import RemoteStore
 from tests.chaos.storm import PATIENCE_S, PHASES, Storm, check_results, processes, quick_head
 from tests.conftest import TINY
 

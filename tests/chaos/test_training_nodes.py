@@ -17,12 +17,16 @@ from ray import cloudpickle
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
-from mgdm_ray import training
 from mgdm_ray.config import ResourcesConfig
-from mgdm_ray.jobs import fit
-from mgdm_ray.jobs.base import STATE_FILE, TrainingTask, silent
+from mgdm_ray.pipeline.tasks import fit
+from mgdm_ray.pipeline.tasks.base import (
+    STATE_FILE,
+    TrainingTask,
+    silent,
+)
+from mgdm_ray.runtime import training
 from tests.chaos.storm import quick_head
-from tests.test_training import task, weights
+from tests.runtime.test_training import task, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

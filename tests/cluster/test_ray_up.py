@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 from cluster.rules import common
-from mgdm_ray.records import read_records
+from mgdm_ray.storage.records import read_records
 from tests.cluster.lab import Lab, missing
 
 pytestmark = [

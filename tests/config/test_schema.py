@@ -15,7 +15,13 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from mgdm_ray.config import ARMS, RECIPES, REFERENCE_FAULTS, TORCHVISION, StudyConfig
+from mgdm_ray.config import (
+    ARMS,
+    RECIPES,
+    REFERENCE_FAULTS,
+    TORCHVISION,
+    StudyConfig,
+)
 from mgdm_ray.config.file import _models
 from mgdm_ray.config.schema import as_text, study_schema
 from tests.conftest import ROOT, TINY

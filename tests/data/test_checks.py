@@ -6,8 +6,19 @@ import numpy as np
 import pytest
 
 from mgdm_ray.config import DatasetConfig, PhantomConfig
-from mgdm_ray.data.checks import Finding, check_splits, leaked, nearest
-from mgdm_ray.data.load import SPLITS, Split, load_split, npz_path, resolve_data_dir
+from mgdm_ray.data.checks import (
+    Finding,
+    check_splits,
+    leaked,
+    nearest,
+)
+from mgdm_ray.data.load import (
+    SPLITS,
+    Split,
+    load_split,
+    npz_path,
+    resolve_data_dir,
+)
 
 
 def noise(number: int, seed: int) -> Split:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mgdm_ray.diffusion.ddim import EpsFn, sample_second_order
+from mgdm_ray.diffusion.samplers import EpsFn, sample_second_order
 from mgdm_ray.diffusion.schedule import make_schedule, timestep_pairs
 
 SCHEDULE = make_schedule("cosine")

@@ -14,7 +14,6 @@ from torch import nn
 from mgdm_ray import config
 from mgdm_ray.config import GuidanceSetting, UNetConfig
 from mgdm_ray.diffusion import guidance
-from mgdm_ray.diffusion.ddim import sample
 from mgdm_ray.diffusion.guidance import (
     MEASUREMENTS,
     classifier_guided,
@@ -24,6 +23,7 @@ from mgdm_ray.diffusion.guidance import (
     measurement_guided,
     register_measurement,
 )
+from mgdm_ray.diffusion.samplers import sample
 from mgdm_ray.diffusion.schedule import make_schedule, timestep_pairs
 from mgdm_ray.diffusion.unet import build_guide
 

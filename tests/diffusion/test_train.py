@@ -9,10 +9,22 @@ import pytest
 import torch
 from torch import nn
 
-from mgdm_ray.config import DenoiserConfig, GuidanceSetting, GuideConfig, SamplingConfig, UNetConfig
+from mgdm_ray.config import (
+    DenoiserConfig,
+    GuidanceSetting,
+    GuideConfig,
+    SamplingConfig,
+    UNetConfig,
+)
 from mgdm_ray.diffusion.batches import BatchSource
 from mgdm_ray.diffusion.guidance import MEASUREMENTS
 from mgdm_ray.diffusion.losses import denoiser_loss
+from mgdm_ray.diffusion.parallel import Workers
+from mgdm_ray.diffusion.pipeline import (
+    decode,
+    encode,
+    generate,
+)
 from mgdm_ray.diffusion.schedule import make_schedule
 from mgdm_ray.diffusion.train import (
     NonFiniteLoss,
@@ -22,8 +34,6 @@ from mgdm_ray.diffusion.train import (
     train,
     update_ema,
 )
-from mgdm_ray.diffusion.two_stage import decode, encode, generate
-from mgdm_ray.diffusion.workers import Workers
 from mgdm_ray.precision import has_bfloat16
 
 SCHEDULE = make_schedule("cosine")

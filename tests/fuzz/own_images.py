@@ -14,9 +14,13 @@ import numpy as np
 from PIL import Image
 
 from mgdm_ray.config import DatasetConfig
-from mgdm_ray.data.load import SPLITS, check_source, load_split
-from mgdm_ray.data.own.prepare import prepare
-from mgdm_ray.data.own.source import own_listing
+from mgdm_ray.data.load import (
+    SPLITS,
+    check_source,
+    load_split,
+)
+from mgdm_ray.data.sources.prepare import prepare
+from mgdm_ray.data.sources.source import own_listing
 
 SIDES = (1, 2, 7, 8, 33)
 MODES = ("L", "RGB", "RGBA", "P", "1", "I;16", "F", "LA", "CMYK", "I")

@@ -17,12 +17,16 @@ from typing import Any
 import yaml
 
 from mgdm_ray import study
-from mgdm_ray.closing import Closing
 from mgdm_ray.config import InputError
-from mgdm_ray.jobs.base import base_record
-from mgdm_ray.plan import Plan
-from mgdm_ray.records import Record, append_record, read_records
-from mgdm_ray.store import Store
+from mgdm_ray.pipeline.plan import Plan
+from mgdm_ray.pipeline.tasks.base import base_record
+from mgdm_ray.results.finalize import Finalizer
+from mgdm_ray.storage.records import (
+    Record,
+    append_record,
+    read_records,
+)
+from mgdm_ray.storage.store import Store
 from mgdm_ray.study import Study, parser
 from tests.conftest import TINY
 from tests.fuzz.study_files import STRANGE
@@ -56,7 +60,7 @@ class _ReportIsNext(Exception):
 class Until(Study):
     """Reads a storage as ``--report-only`` does, up to the report."""
 
-    def closing(self) -> Closing:
+    def finalizer(self) -> Finalizer:
         raise _ReportIsNext
 
 

@@ -14,14 +14,23 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mgdm_ray.config import DatasetConfig, InputError, load_study
-from mgdm_ray.data.load import SPLITS, check_source, fingerprint, load_split
-from mgdm_ray.data.own.prepare import prepare
-from mgdm_ray.data.own.source import own_listing
-from mgdm_ray.downstream.pretrained import read_weights
-from mgdm_ray.records import read_records
-from mgdm_ray.store import Store
-from tests.data.own import files as own_files
+from mgdm_ray.classifiers.pretrained import read_weights
+from mgdm_ray.config import (
+    DatasetConfig,
+    InputError,
+    load_study,
+)
+from mgdm_ray.data.load import (
+    SPLITS,
+    check_source,
+    fingerprint,
+    load_split,
+)
+from mgdm_ray.data.sources.prepare import prepare
+from mgdm_ray.data.sources.source import own_listing
+from mgdm_ray.storage.records import read_records
+from mgdm_ray.storage.store import Store
+from tests.data.sources import files as own_files
 from tests.fuzz import npz_files, own_images
 from tests.fuzz.npz_files import MEMBERS, Touch, header, npy
 

@@ -18,7 +18,7 @@ import psutil
 import pytest
 import ray
 
-from mgdm_ray import engine
+from mgdm_ray.runtime import engine
 
 JOIN = """
 import sys, ray

@@ -10,7 +10,10 @@ import pytest
 
 from tests.conftest import ROOT
 
-MODULES = "mgdm_ray.study, mgdm_ray.plan, mgdm_ray.data.load, mgdm_ray.tracking, mgdm_ray.report"
+MODULES = (
+    "mgdm_ray.study, mgdm_ray.pipeline.plan, mgdm_ray.data.load, mgdm_ray.results.mlflow, "
+    "mgdm_ray.results.report"
+)
 
 
 def test_a_plan_needs_no_network(tiny: dict[str, Any], write_study: Any, tmp_path: Any) -> None:

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from mgdm_ray import study
-from mgdm_ray.price import manifests_in
-from mgdm_ray.store import Store
+from mgdm_ray.pipeline.cost_model import manifests_in
+from mgdm_ray.storage.store import Store
 from tests.conftest import TINY
 from tests.fuzz import storages
 

@@ -1,0 +1,178 @@
+"""DICOM and NIfTI through MONAI's readers; of DICOM the pixels only, but for the patient's id."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from mgdm_ray.data.sources.image_files import (
+    ENDS,
+    Raw,
+    Unreadable,
+    check_size,
+    finite,
+    frame_of,
+)
+
+T = TypeVar("T")
+MAX_VOXELS = 300_000_000
+IDENTITY = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientAddress",
+    "OtherPatientIDs",
+    "ReferringPhysicianName",
+    "InstitutionName",
+    "AccessionNumber",
+)
+"""Tags that name a person or lead to one. That they are filled in is said, never what they hold."""
+
+
+def read_dicom(path: Path, slice_index: int | Literal["middle"] = "middle") -> Raw:
+    """One frame, with its rescaling, its window and its photometric interpretation.
+
+    Raises Unreadable; for DICOMDIR as well, which names other files.
+    """
+    from monai.data.image_reader import PydicomReader
+    from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+    from pydicom.pixels.utils import pixel_array
+
+    data = _guarded(lambda: PydicomReader().read(str(path)))
+    frames = _check_dicom(data)
+    index = frame_of(slice_index, frames)
+    kind = str(data.get("PhotometricInterpretation", ""))
+    pixels = _guarded(lambda: pixel_array(data, index=index))
+    if kind == "PALETTE COLOR":
+        pixels = _guarded(lambda: apply_color_lut(pixels, data))
+        return Raw((pixels >> 8).astype(np.uint8) if pixels.itemsize > 1 else pixels, kind)
+    if pixels.ndim == 3:
+        if pixels.dtype != np.uint8:
+            raise Unreadable(f"colour of {pixels.dtype}; 8 bits are known")
+        return Raw(pixels, kind)
+    rescaled = "RescaleSlope" in data or "ModalityLUTSequence" in data
+    inverted = kind == "MONOCHROME1"
+    values = finite(_guarded(lambda: apply_modality_lut(pixels, data)).astype(np.float32))
+    window = _window(data)
+    if window is None and pixels.dtype == np.uint8 and not rescaled:
+        return Raw(pixels, kind, inverted=inverted)
+    return Raw(values, kind, window, inverted)
+
+
+def _check_dicom(data: Any) -> int:
+    """Number of frames; refuses what is no image or too large before its pixels are unpacked."""
+    if "DirectoryRecordSequence" in data:
+        raise Unreadable("a DICOMDIR: it only names other files")
+    rows = _guarded(lambda: int(data.get("Rows", 0) or 0))
+    columns = _guarded(lambda: int(data.get("Columns", 0) or 0))
+    frames = _frames(data)
+    if not rows or not columns or "PixelData" not in data:
+        raise Unreadable("a DICOM file without pixels")
+    check_size(columns, rows)
+    if rows * columns * frames > MAX_VOXELS:
+        raise Unreadable(f"{frames} frames of {columns} x {rows} pixels are too much")
+    return frames
+
+
+def _window(data: Any) -> tuple[float, float] | None:
+    """The file's first window, of DICOM PS3.3 C.11.2.1.2: linear from low to high."""
+    centre, width = data.get("WindowCenter"), data.get("WindowWidth")
+    if centre is None or width is None:
+        return None
+
+    def first(value: Any) -> float:
+        return float(
+            value[0] if hasattr(value, "__len__") and not isinstance(value, str) else value
+        )
+
+    middle, wide = _guarded(lambda: first(centre)), _guarded(lambda: first(width))
+    if not np.isfinite([middle, wide]).all() or wide < 1:
+        return None
+    return middle - 0.5 - (wide - 1) / 2, middle - 0.5 + (wide - 1) / 2
+
+
+def frames_of_dicom(path: Path) -> int:
+    """Frames of a DICOM file. Raises Unreadable."""
+    return _frames(_header(path))
+
+
+def _frames(data: Any) -> int:
+    return _guarded(lambda: int(data.get("NumberOfFrames", 1) or 1))
+
+
+def patient_of(path: Path) -> str:
+    """PatientID, to keep a patient in one split; "" where there is none. Raises Unreadable."""
+    return str(_header(path).get("PatientID", "") or "")
+
+
+def identity_in(path: Path) -> list[str]:
+    """Names of the filled tags that tell who the patient is."""
+    header = _header(path)
+    return [name for name in IDENTITY if str(header.get(name, "") or "").strip()]
+
+
+def _header(path: Path) -> Any:
+    from pydicom import dcmread
+
+    return _guarded(lambda: dcmread(path, stop_before_pixels=True))
+
+
+def read_nifti(data: bytes, slice_index: int | Literal["middle"] = "middle") -> Raw:
+    """One axial slice, up is anterior, in the units of the file. Raises Unreadable.
+
+    Without a window of the study, black and white are percentiles of the whole volume, so that
+    slices of one volume are shown alike.
+    """
+    volume = _volume(data)
+    index = frame_of(slice_index, volume.shape[2])
+    slice_ = finite(np.rot90(volume[:, :, index]).astype(np.float32))
+    check_size(slice_.shape[1], slice_.shape[0])
+    low, high = np.percentile(volume, ENDS)
+    return Raw(np.ascontiguousarray(slice_), "NIfTI", (float(low), float(high)))
+
+
+def slices_of_nifti(data: bytes) -> int:
+    return int(_volume(data).shape[2])
+
+
+@lru_cache(maxsize=1)
+def _volume(data: bytes) -> Any:
+    """`[X, Y, Z]` in the nearest axial orientation. The last one is kept for its other slices."""
+    from monai.data.image_reader import NibabelReader
+
+    packed = data[:2] == b"\x1f\x8b"
+    handle, name = tempfile.mkstemp(suffix=".nii.gz" if packed else ".nii")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        reader = NibabelReader(as_closest_canonical=True)
+        image = _guarded(lambda: reader.read(name))
+        shape = tuple(int(n) for n in image.shape)
+        if len(shape) not in (2, 3) and not (len(shape) == 4 and shape[3] == 1):
+            raise Unreadable(f"NIfTI of shape {shape}; 2 or 3 dimensions are known")
+        if int(np.prod(shape, dtype=object)) > MAX_VOXELS:
+            raise Unreadable(f"NIfTI of shape {shape} is too large")
+        values = np.asarray(_guarded(lambda: reader.get_data(image))[0])
+    finally:
+        os.unlink(name)
+    if values.dtype.kind not in "iuf":
+        raise Unreadable(f"NIfTI of {values.dtype}; numbers are needed")
+    return values.reshape((*values.shape, 1, 1)[:3])
+
+
+def _guarded(call: Callable[[], T]) -> T:
+    """What the readers raise depends on the bytes; any of it means that the file is no image."""
+    try:
+        return call()
+    except Unreadable:
+        raise
+    except MemoryError:
+        raise Unreadable("does not fit into memory") from None
+    except Exception as error:  # noqa: BLE001
+        raise Unreadable(f"{type(error).__name__}: {error}"[:300]) from None

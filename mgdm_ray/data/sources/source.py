@@ -1,0 +1,241 @@
+"""From the study file's words to images: which source it is, its files read, its splits chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from mgdm_ray.config import (
+    DatasetConfig,
+    InputError,
+    ReadingConfig,
+)
+from mgdm_ray.data.npz import resolve_data_dir
+from mgdm_ray.data.sources import medical
+from mgdm_ray.data.sources.folders import (
+    DICOM,
+    NIFTI,
+    PICTURES,
+    list_folders,
+)
+from mgdm_ray.data.sources.huggingface import is_huggingface, list_huggingface
+from mgdm_ray.data.sources.image_files import (
+    Raw,
+    Unreadable,
+    count_frames,
+    read_picture,
+)
+from mgdm_ray.data.sources.listing import (
+    Item,
+    Listing,
+    contained,
+    digest,
+    shown,
+)
+from mgdm_ray.data.sources.manifest import list_manifest
+from mgdm_ray.data.sources.splits import divide
+from mgdm_ray.storage.remote.objects import is_url
+
+TABLES = (".csv", ".parquet")
+SAY_AFTER_S = 3.0
+
+
+def source_path(config: DatasetConfig, data_dir: str | Path | None) -> Path | None:
+    """Folder or manifest of one's own images; None where ``config`` names something else.
+
+    Raises InputError where it is not there, or lies in a bucket.
+    """
+    if config.path is None or config.path.lower().endswith(".npz"):
+        return None
+    folder, given = resolve_data_dir(data_dir), Path(config.path).expanduser()
+    if not given.is_absolute() and is_url(folder):
+        raise InputError(
+            f"dataset {config.name!r}: own images are read from a folder of this machine, not from "
+            f"{folder}; give 'path' as an absolute path"
+        )
+    path = given if given.is_absolute() else Path(folder) / given
+    try:
+        there = path.is_dir() or (path.is_file() and path.suffix.lower() in TABLES)
+    except (OSError, ValueError) as error:
+        raise InputError(f"dataset {config.name!r}: {shown(str(path))}: {error}") from None
+    if not there:
+        what = "is no folder and no .csv, .parquet or .npz" if path.exists() else "is not there"
+        raise InputError(
+            f"dataset {config.name!r}: {path} {what}; 'path' is relative to {folder} "
+            "(data_dir or MGDM_DATA_DIR), or absolute"
+        )
+    return path
+
+
+def list_source(config: DatasetConfig, path: Path) -> Listing:
+    """All images at ``path``, not yet divided; nothing is decoded."""
+    if path.is_file():
+        return list_manifest(path, config)
+    if is_huggingface(path):
+        return list_huggingface(path, config)
+    return list_folders(path, config)
+
+
+def own_listing(config: DatasetConfig, data_dir: str | Path | None) -> Listing | None:
+    """All images with their hashes and splits; None where ``config`` is not of one's own images.
+
+    The same files and the same words give the same listing, on any machine. Raises InputError for
+    what would spoil a study: see ``list_source`` and ``splits.divide``.
+    """
+    path = source_path(config, data_dir)
+    if path is None:
+        return None
+    folder = resolve_data_dir(data_dir)
+    unnamed = config.model_copy(update={"name": config.origin, "train_size": None, "source": None})
+    return _listing(unnamed, path, folder)
+
+
+@lru_cache(maxsize=64)
+def _listing(config: DatasetConfig, path: Path, data_dir: str) -> Listing:
+    listing = list_source(config, path)
+    listing = with_groups(hashed(listing, config.reading), config)
+    return divide(expanded(listing, config.reading), config, data_dir)
+
+
+def hashed(listing: Listing, reading: ReadingConfig) -> Listing:
+    """With the SHA-256 of every file; files that cannot be opened are refused or left out."""
+    known: dict[str, str] = {}
+    missing: dict[str, str] = {}
+    for item in with_progress(listing.items, "reading"):
+        if item.path not in known and item.path not in missing:
+            try:
+                known[item.path] = digest(listing.bytes_of(item))
+            except OSError as error:
+                missing[item.path] = error.strerror or str(error)
+    if missing and reading.damaged == "refuse":
+        raise unreadable(list(missing.items()))
+    items = (i for i in listing.items if i.path in known)
+    found = listing.with_items(dataclasses.replace(i, sha=known[i.path]) for i in items)
+    return dataclasses.replace(found, missing=tuple(missing.items()))
+
+
+def expanded(listing: Listing, reading: ReadingConfig) -> Listing:
+    """With an item per slice where the study asks for all of them; slices of a file are images of
+    one patient."""
+    items: list[Item] = []
+    for item in (
+        with_progress(listing.items, "counting slices of") if reading.slices == "all" else ()
+    ):
+        if item.slice is None:
+            slices = range(_slices(listing, item, reading))
+            items += [dataclasses.replace(item, slice=index) for index in slices]
+        else:
+            items.append(item)
+    if isinstance(reading.slices, int):
+        given = reading.slices
+        items = [
+            i if i.slice is not None else dataclasses.replace(i, slice=given) for i in listing.items
+        ]
+    return listing.with_items(
+        item if item.slice is None else dataclasses.replace(item, group=item.group or item.path)
+        for item in items or listing.items
+    )
+
+
+def _slices(listing: Listing, item: Item, reading: ReadingConfig) -> int:
+    try:
+        kind = kind_of(item, listing)
+        if kind == "dicom":
+            return medical.frames_of_dicom(contained(listing.root, item.path))
+        data = listing.bytes_of(item)
+        return medical.slices_of_nifti(data) if kind == "nifti" else count_frames(data)
+    except Unreadable as error:
+        if reading.damaged == "refuse":
+            raise unreadable([(item.path, str(error))]) from None
+        return 1  # left out when it is read
+
+
+def kind_of(item: Item, listing: Listing) -> str:
+    """``picture``, ``dicom`` or ``nifti``, by the name of the file."""
+    name = item.path.lower()
+    if listing.rows is not None or name.endswith(PICTURES):
+        return "picture"
+    if name.endswith(NIFTI):
+        return "nifti"
+    if name.endswith(DICOM) or "." not in name.rsplit("/", 1)[-1] or name.split(".")[-1].isdigit():
+        return "dicom"
+    return "picture"
+
+
+def read_item(listing: Listing, item: Item) -> Raw:
+    """The pixels of one image. Raises Unreadable."""
+    which: int | Literal["middle"] = "middle" if item.slice is None else item.slice
+    try:
+        kind = kind_of(item, listing)
+        if kind == "dicom":
+            return medical.read_dicom(contained(listing.root, item.path), which)
+        data = listing.bytes_of(item)
+    except OSError as error:
+        raise Unreadable(error.strerror or str(error)) from None
+    return medical.read_nifti(data, which) if kind == "nifti" else read_picture(data, which)
+
+
+def with_groups(listing: Listing, config: DatasetConfig) -> Listing:
+    """With a patient for every image, where the study file or the files tell: ``split.group``,
+    else the manifest's column, else the patient's number in DICOM (never shown or stored)."""
+    if config.split.group is not None:
+        return listing.with_items(_matched(listing, re.compile(config.split.group)))
+    if any(item.group for item in listing.items):
+        return listing
+    return listing.with_items(_dicom_patients(listing))
+
+
+def _matched(listing: Listing, pattern: re.Pattern[str]) -> Iterable[Item]:
+    for item in listing.items:
+        found = pattern.search(item.path)
+        if found is None:
+            raise InputError(
+                f"split.group {pattern.pattern!r} matches nothing in {shown(item.path)}; it must "
+                "name the patient of every image"
+            )
+        value = found.group(1) if pattern.groups else found.group(0)
+        yield dataclasses.replace(item, group=value or item.group)
+
+
+def _dicom_patients(listing: Listing) -> Iterable[Item]:
+    numbers: dict[str, str] = {}
+    for item in listing.items:
+        if kind_of(item, listing) != "dicom":
+            yield item
+            continue
+        try:
+            patient = medical.patient_of(contained(listing.root, item.path))
+        except Unreadable:
+            patient = ""
+        name = numbers.setdefault(patient, f"dicom-{len(numbers) + 1}")
+        yield dataclasses.replace(item, group=name if patient else item.group)
+
+
+def unreadable(found: list[tuple[str, str]]) -> InputError:
+    """The error for files that are no images."""
+    lines = "; ".join(f"{shown(path)}: {reason}" for path, reason in found[:5])
+    more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
+    return InputError(
+        f"{len(found)} image(s) cannot be read: {lines}{more}. Mend them or take them away, or set "
+        "reading.damaged: leave_out"
+    )
+
+
+def with_progress(
+    items: Iterable[Item], what: str, say: Callable[[str], None] | None = None
+) -> Iterable[Item]:
+    """``items``, with a line now and then where it takes more than a few seconds."""
+    items = list(items)
+    say = say or (lambda text: print(text, file=sys.stderr, flush=True))
+    last = time.monotonic()
+    for index, item in enumerate(items):
+        if time.monotonic() - last > SAY_AFTER_S:
+            last = time.monotonic()
+            say(f"  {what} own images: {index} of {len(items)}")
+        yield item

@@ -1,0 +1,192 @@
+"""Who is trained on, who chooses, who is tested: by patient, stratified, seeded, on paper."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mgdm_ray.config import (
+    DatasetConfig,
+    InputError,
+    SplitConfig,
+)
+from mgdm_ray.data.apportion import apportion
+from mgdm_ray.data.npz import SPLITS, SplitName
+from mgdm_ray.data.sources.listing import (
+    SPLIT_NAMES,
+    Item,
+    Listing,
+    shown,
+)
+from mgdm_ray.seeding import derive_seed
+
+HEADER = ("path", "slice", "label", "group", "stratum", "split")
+Unit = tuple[Item, ...]
+"""Images that stay together: of one patient, or of the same bytes."""
+
+
+def divide(listing: Listing, config: DatasetConfig, data_dir: str) -> Listing:
+    """``listing`` with a split for every image.
+
+    What came with a split keeps it; with ``split.file`` that file decides; the rest is divided, and
+    where the source has splits of its own, validation or test only where it has none. Raises
+    InputError where a patient stands in two splits.
+    """
+    items = listing.items
+    if config.split.file is not None:
+        items = tuple(_as_filed(listing, config.split.file, data_dir))
+    there = Counter(item.split for item in items)
+    wanted = [s for s in SPLITS if s == "train" or not there[s]]
+    if len(wanted) > 1:
+        # Images without a split, or, where there are none, those of train.
+        pool = [item for item in items if item.split is None or not there[None]]
+        pool = [item for item in pool if item.split in (None, "train")]
+        chosen = choose(pool, wanted, config.split)
+        items = tuple(
+            dataclasses.replace(item, split=chosen.get((item.path, item.slice), item.split))
+            for item in items
+        )
+    elif there[None]:
+        raise InputError(
+            f"{there[None]} image(s) have no split, while others fill train, val and test; fill "
+            f"the column {config.columns.split!r} for all of them, or for none"
+        )
+    done = listing.with_items(items)
+    require_apart(done)
+    return done
+
+
+def choose(
+    items: Sequence[Item], wanted: Sequence[SplitName], config: SplitConfig
+) -> dict[tuple[str, int | None], SplitName]:
+    """A split of ``wanted`` for every image, by (path, slice).
+
+    Units (patients, identical files) stay whole. Each class (and stratum) is divided in the given
+    shares: every unit, the largest first, goes where its classes are owed most. A class of three
+    images or more is in every split, of two in train and test, of one in train.
+    """
+    units = sorted(_units(items), key=lambda unit: _order(unit, config.seed))
+    strata = sorted({_stratum(item) for item in items})
+    place = {stratum: index for index, stratum in enumerate(strata)}
+    share = {"train": 1.0, "val": config.val, "test": config.test}
+    share["train"] -= sum(share[s] for s in wanted if s != "train")
+    totals = Counter(_stratum(item) for item in items)
+    targets = np.array([_targets(totals[s], wanted, share) for s in strata], dtype=float).T
+    have = np.zeros_like(targets)
+    chosen: dict[tuple[str, int | None], SplitName] = {}
+    for unit in units:
+        weight = np.zeros(len(strata))
+        for item in unit:
+            weight[place[_stratum(item)]] += 1
+        # What is owed to each split in shares of the class, so that rare classes count as much.
+        scale = np.array([1 / totals[s] for s in strata])
+        owed = ((targets - have - weight / 2) * weight * scale).sum(axis=1)
+        split = int(owed.argmax())
+        have[split] += weight
+        chosen |= {(item.path, item.slice): wanted[split] for item in unit}
+    return chosen
+
+
+def _targets(
+    number: int, wanted: Sequence[SplitName], share: Mapping[str, float]
+) -> NDArray[np.int64]:
+    if number >= len(wanted):
+        return apportion([share[s] for s in wanted], number, minimum=1)
+    order = [s for s in ("train", "test", "val") if s in wanted][:number]
+    return np.array([int(s in order) for s in wanted], dtype=np.int64)
+
+
+def _stratum(item: Item) -> tuple[int, str]:
+    return item.label, item.stratum or ""
+
+
+def _order(unit: Unit, seed: int) -> tuple[int, int]:
+    name = unit[0].group or unit[0].sha or unit[0].path
+    return -len(unit), derive_seed("split", seed, name, unit[0].path)
+
+
+def _units(items: Iterable[Item]) -> list[Unit]:
+    """Images joined by a common patient or common bytes, through others as well."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    names = []
+    for item in items:
+        own = f"group {item.group}" if item.group else f"file {item.sha or item.path}"
+        if item.sha:
+            parent[root(own)] = root(f"file {item.sha}")
+        names.append(own)
+    units: dict[str, list[Item]] = defaultdict(list)
+    for item, name in zip(items, names, strict=True):
+        units[root(name)].append(item)
+    return [tuple(unit) for unit in units.values()]
+
+
+def require_apart(listing: Listing) -> None:
+    """InputError where one patient stands in two splits."""
+    splits: dict[str, set[SplitName]] = defaultdict(set)
+    for item in listing.items:
+        if item.group and item.split:
+            splits[item.group].add(item.split)
+    both = sorted(name for name, found in splits.items() if len(found) > 1)
+    if both:
+        shown_ = ", ".join(f"{shown(n)} ({' and '.join(sorted(splits[n]))})" for n in both[:5])
+        raise InputError(
+            f"{len(both)} patient(s) stand in more than one split, so that the test would know "
+            f"them: {shown_}{', ...' if len(both) > 5 else ''}. Put each into one, or leave the "
+            "splits out: then they are made by patient"
+        )
+
+
+def splits_csv(listing: Listing) -> str:
+    """The splits as a table that is a manifest itself, and can be given as ``split.file``."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HEADER)
+    for item in listing.items:
+        label, number = listing.classes[item.label], "" if item.slice is None else item.slice
+        writer.writerow([item.path, number, label, item.group, item.stratum, item.split])
+    return text.getvalue()
+
+
+def _as_filed(listing: Listing, name: str, data_dir: str) -> Iterable[Item]:
+    given = Path(name).expanduser()
+    path = given if given.is_absolute() else Path(data_dir) / given
+    filed = _read(path)
+    for item in listing.items:
+        split = filed.get((item.path, "" if item.slice is None else str(item.slice)))
+        if split is None:
+            raise InputError(
+                f"split.file {path}: has no row for {shown(item.path)}; it was written for other "
+                "images: leave split.file out, or add the row"
+            )
+        yield dataclasses.replace(item, split=split)
+
+
+def _read(path: Path) -> dict[tuple[str, str], SplitName]:
+    found: dict[tuple[str, str], SplitName] = {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for row in csv.DictReader(file, strict=True):
+                split = SPLIT_NAMES.get((row.get("split") or "").lower())
+                if row.get("path") is None or split is None:
+                    raise InputError(
+                        f"split.file {path}: needs the columns path and split (train, val, test) "
+                        f"in every row; got {shown(str(row))}"
+                    )
+                found[str(row["path"]), row.get("slice") or ""] = split
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"split.file {path}: cannot be read: {error}") from None
+    return found

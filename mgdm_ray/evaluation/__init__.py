@@ -1,0 +1,1 @@
+"""Statistics of cells and measures of images: numbers from numbers, no models."""

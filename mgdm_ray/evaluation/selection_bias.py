@@ -1,0 +1,222 @@
+"""Is a selected setting worth what its score says, and do proxy networks rank for others?
+
+The score of a search is a maximum over trials, and all trials share the seeds of their networks.
+Scored with fresh seeds, the chosen setting loses what it was chosen for by chance and what those
+seeds gave to all settings alike. Settings of all ranks, scored again too, lose the latter only (on
+average: high ranks fall, low ones rise), which tells the two apart. The images of a setting and
+the validation images stay the same: what was selected for *their* chance shows on the test split
+only.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats as scipy_stats
+
+from mgdm_ray.evaluation.stats import (
+    ALPHA,
+    LEVEL,
+    RANDOM_FLIPS,
+    TIE,
+    Floats,
+)
+
+FEWEST = 5
+"""Settings below which no ranking can be told from chance: 4 have 24 orders, and a perfect
+agreement (or its reverse) p = 2/24."""
+EXACT_SETTINGS = 7
+"""Up to so many settings all orders are enumerated."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Spearman's rank correlation of two scores over ``n`` settings.
+
+    ``low`` and ``high``: 95 % percentile bootstrap over settings, nan below FEWEST; rough below
+    about 20. ``p``: two-sided, by permutation. ``rho`` is nan below two settings, or where one of
+    the scores is the same for all.
+    """
+
+    rho: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the sign is known: the interval excludes 0 and the permutation test agrees."""
+        return (self.low > 0 or self.high < 0) and self.p <= ALPHA
+
+
+def spearman(
+    one: Sequence[float], other: Sequence[float], n_boot: int = 10_000, seed: int = 0
+) -> Agreement:
+    """How well two scores of the same settings agree in their ranks; ties have their mean rank.
+
+    Draws of the bootstrap in which a score is constant say nothing of ranks and are left out.
+    Raises ValueError for unequal lengths and values that are not finite.
+    """
+    x, y = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
+    if x.ndim != 1 or x.shape != y.shape or not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError(f"two equally long lists of finite scores are needed; got {one}, {other}")
+    nan, n = math.nan, len(x)
+    rho = float(_spearman(x[None], y[None])[0]) if n > 1 else nan
+    if n < FEWEST or math.isnan(rho):
+        return Agreement(rho, nan, nan, nan if math.isnan(rho) else _p(x, y, rho, seed), n)
+    picks = np.random.default_rng(seed).integers(n, size=(n_boot, n))
+    drawn = _spearman(x[picks], y[picks])
+    tail = (1 - LEVEL) / 2
+    low, high = np.nanquantile(drawn, [tail, 1 - tail])
+    return Agreement(rho, float(low), float(high), _p(x, y, rho, seed), n)
+
+
+def _spearman(x: Floats, y: Floats) -> Floats:
+    """Row by row; nan where a row of ``x`` or ``y`` is constant."""
+    a, b = (scipy_stats.rankdata(values, axis=1) for values in (x, y))
+    a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
+    below = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
+    with np.errstate(invalid="ignore"):
+        rho: Floats = np.clip((a * b).sum(axis=1) / below, -1, 1)
+    return rho
+
+
+def _p(x: Floats, y: Floats, rho: float, seed: int) -> float:
+    """Two-sided p of ``rho`` over the orders of ``y``: all of them, or random ones."""
+    exact = len(x) <= EXACT_SETTINGS
+    if exact:
+        orders = np.array(list(itertools.permutations(range(len(x)))))
+    else:
+        rng = np.random.default_rng(seed)
+        orders = rng.permuted(np.tile(np.arange(len(x)), (RANDOM_FLIPS, 1)), axis=1)
+    drawn = _spearman(np.broadcast_to(x, orders.shape), y[orders])
+    hits = int((np.abs(drawn) >= abs(rho) - TIE).sum())
+    return hits / len(orders) if exact else (1 + hits) / (1 + len(orders))
+
+
+@dataclass(frozen=True)
+class Optimism:
+    """By how much a score was too high: ``claimed`` minus ``fresh``.
+
+    ``low`` and ``high``: 95 % t-interval, the claimed score taken as the number that it is; nan
+    with one seed, or where seeds make no difference at all. ``n`` fresh scores.
+    """
+
+    claimed: float
+    fresh: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def value(self) -> float:
+        return self.claimed - self.fresh
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether its sign is known."""
+        return self.low > 0 or self.high < 0
+
+
+def optimism(
+    claimed: float,
+    fresh: Mapping[str, Sequence[float]],
+    alike: Iterable[Mapping[str, Sequence[float]]] = (),
+) -> Optimism:
+    """``fresh`` holds scores per network, over whose mean ``claimed`` was taken too.
+
+    Seeds are drawn within each network, and the networks are the same in both scores: the spread
+    is that of seeds around their network's mean, pooled over networks and over those of other
+    settings (``alike``), for two or three seeds of one setting often tie. Settings share their
+    seeds, so that more of them give no more degrees of freedom. A t-interval and no bootstrap,
+    which is far too narrow with two or three seeds. Raises ValueError where a network has no
+    scores.
+    """
+    groups = [np.asarray(values, dtype=np.float64) for values in fresh.values()]
+    if not groups or any(len(group) == 0 for group in groups):
+        raise ValueError(f"every network needs a fresh score; got {dict(fresh)}")
+    mean = float(np.mean([group.mean() for group in groups]))
+    total = sum(map(len, groups))
+    pooled = _pooled([*groups, *(np.asarray(v) for other in alike for v in other.values())])
+    half = math.nan
+    if total > len(groups) and pooled > TIE**2:
+        error = math.sqrt(pooled * sum(1 / len(group) for group in groups)) / len(groups)
+        half = float(scipy_stats.t.ppf((1 + LEVEL) / 2, total - len(groups))) * error
+    value = claimed - mean
+    return Optimism(claimed, mean, value - half, value + half, total)
+
+
+def _pooled(groups: Sequence[Floats]) -> float:
+    """Variance within groups; 0 where no group has two values."""
+    freedom = sum(len(group) - 1 for group in groups)
+    squares = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
+    return squares / freedom if freedom else 0.0
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """What the content of a ``confirm.json`` says."""
+
+    trials: int
+    """Finished trials among which the search chose."""
+    numbers: tuple[int, ...]
+    """Trials that were scored again; the chosen one first."""
+    chosen: Optimism
+    shared: float
+    """Mean optimism of all settings: what the search's seeds gave to all; nan with one setting."""
+    transfer: Agreement | None
+    """Scores of the search against those of the other networks; None without other networks."""
+    repeat: Agreement
+    """Scores of the search against fresh ones of the same networks: no other network can be
+    expected to agree better."""
+    means: tuple[tuple[float, float, float], ...]
+    """Per setting: the search's score, and the means of fresh scores of the proxy networks and of
+    the others (nan without any)."""
+
+    @staticmethod
+    def of(found: Mapping[str, Any]) -> Confirmed:
+        """Raises KeyError and ValueError for what is no such content."""
+        claimed = {row["number"]: float(row["score"]) for row in found["settings"]}
+        proxies: dict[int, dict[str, list[float]]] = {number: {} for number in claimed}
+        rest: dict[int, dict[str, list[float]]] = {number: {} for number in claimed}
+        for row in found["rows"]:
+            scores = (proxies if row["is_proxy"] else rest)[row["number"]]
+            scores.setdefault(row["network"], []).append(float(row["score"]))
+        each = [
+            optimism(claimed[n], proxies[n], [proxies[other] for other in claimed if other != n])
+            for n in claimed
+        ]
+        second = [_mean(rest[number]) for number in claimed]
+        first = list(claimed.values())
+        has_others = all(map(math.isfinite, second))
+        return Confirmed(
+            trials=int(found["trials"]),
+            numbers=tuple(claimed),
+            chosen=each[0],
+            shared=float(np.mean([o.value for o in each])) if len(each) > 1 else math.nan,
+            transfer=spearman(first, second) if has_others else None,
+            repeat=spearman(first, [o.fresh for o in each]),
+            means=tuple((o.claimed, o.fresh, y) for o, y in zip(each, second, strict=True)),
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """For the record; what is not defined is left out."""
+        values = {
+            "fresh_score": self.chosen.fresh,
+            "selection_optimism": self.chosen.value,
+            "shared_optimism": self.shared,
+            "repeat_spearman": self.repeat.rho,
+            "proxy_spearman": self.transfer.rho if self.transfer else math.nan,
+        }
+        return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def _mean(scores: Mapping[str, Sequence[float]]) -> float:
+    """Over networks, each the mean over its seeds; nan without any."""
+    return float(np.mean([np.mean(values) for values in scores.values()])) if scores else math.nan

@@ -1,0 +1,65 @@
+"""Spread, paired contrasts, ranks, what can be resolved, and what may be concluded from it.
+
+docs/statistics.md says of each number its formula, its premises and its source.
+"""
+
+from mgdm_ray.evaluation.stats.images import (
+    LEVEL,
+    Answers,
+    Components,
+    ImageContrast,
+    components,
+    image_contrast,
+)
+from mgdm_ray.evaluation.stats.paired import (
+    ALPHA,
+    RANDOM_FLIPS,
+    TIE,
+    Contrast,
+    Floats,
+    Summary,
+    holm,
+    paired_contrast,
+    rank_biserial,
+    summarise,
+)
+from mgdm_ray.evaluation.stats.power import Design, detectable
+from mgdm_ray.evaluation.stats.ranks import (
+    Ranking,
+    critical_difference,
+    rank,
+)
+from mgdm_ray.evaluation.stats.table import (
+    PRIMARY,
+    IncompleteGrid,
+    contrast_table,
+    sentence,
+)
+
+__all__ = [
+    "ALPHA",
+    "LEVEL",
+    "PRIMARY",
+    "RANDOM_FLIPS",
+    "TIE",
+    "Answers",
+    "Components",
+    "Contrast",
+    "Design",
+    "Floats",
+    "ImageContrast",
+    "IncompleteGrid",
+    "Ranking",
+    "Summary",
+    "components",
+    "contrast_table",
+    "critical_difference",
+    "detectable",
+    "holm",
+    "image_contrast",
+    "paired_contrast",
+    "rank",
+    "rank_biserial",
+    "sentence",
+    "summarise",
+]

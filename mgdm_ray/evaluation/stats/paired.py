@@ -1,0 +1,261 @@
+"""Spread and paired contrasts over cells; numpy only.
+
+The unit is a cell's score on the test split. Two arms are compared on the same cells (dataset x
+network x seed), so the differences are paired. Cells of one dataset share its images, diffusion
+models and synthetic images, and are not independent: the interval therefore resamples datasets
+(and cells within them). A contrast is called resolved only if that interval, the permutation over
+cells and, where predictions are at hand, the interval over cells and test images (``images``) all
+say so. That is a statement about these datasets and these synthetic images; about others only
+where the permutation over whole datasets agrees, which needs six, or seven for three contrasts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mgdm_ray.evaluation.stats.images import LEVEL, ImageContrast
+
+Floats = NDArray[np.float64]
+
+
+ALPHA = 0.05
+EXACT_PAIRS = 14
+"""Up to so many pairs all 2**n sign patterns are enumerated."""
+RANDOM_FLIPS = 20_000
+FEW_CLUSTERS = 5
+"""Below so many datasets a bootstrap over datasets is known to be too narrow; the note says so."""
+TIE = 1e-12
+"""Differences at most so large are ties: scores are ratios of small integers."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean and spread of ``n`` values; ``sd`` has n-1 below the line and is nan for one value."""
+
+    mean: float
+    sd: float
+    n: int
+
+    def text(self, digits: int = 3) -> str:
+        """``0.812 ± 0.014``; without the spread where there is one value only."""
+        if math.isnan(self.sd):
+            return f"{self.mean:.{digits}f}"
+        return f"{self.mean:.{digits}f} ± {self.sd:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """``arm_a`` minus ``arm_b`` over ``n`` paired cells.
+
+    ``low`` and ``high`` bound the mean ``difference`` (95 %, nan below two pairs); ``p`` (cells)
+    and ``p_datasets`` (whole datasets, adjusted in a table) are two-sided; ``wins`` counts cells
+    in which ``arm_a`` is better; ``dz`` is the mean difference over the standard deviation of the
+    differences (nan where that is 0 or unknown), ``rank_biserial`` the same by ranks, in [-1, 1].
+    ``datasets`` counts those that share no images. ``note`` holds every reservation, in plain
+    words. With ``n == 0`` all numbers are nan.
+
+    ``missing`` names planned cells that are not there, as (arm, dataset, network, seed), out of
+    ``planned`` pairs: with any, the numbers are of what is left, and answer nothing.
+    ``here`` is the contrast over cells and test images of these datasets as they are; None where
+    predictions are not at hand.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    wins: int
+    ties: int
+    losses: int
+    dz: float
+    n: int
+    note: str = ""
+    arm_a: str = "a"
+    arm_b: str = "b"
+    datasets: int = 1
+    p_datasets: float = 1.0
+    rank_biserial: float = math.nan
+    missing: tuple[tuple[str, str, str, int], ...] = ()
+    planned: int = 0
+    here: ImageContrast | None = None
+
+    @property
+    def scope(self) -> str:
+        """Of what the contrast speaks; empty where it speaks of datasets in general."""
+        if self.p_datasets <= ALPHA:
+            return ""
+        which = "this dataset" if self.datasets == 1 else f"these {self.datasets} datasets"
+        images = "images drawn here" if self.here else "images drawn and tested here"
+        return f"on {which}, with the {images}"
+
+    @property
+    def spans_zero(self) -> bool:
+        """Whether some interval does; True as well where there is none."""
+        if self.here is not None and self.here.spans_zero:
+            return True
+        return not (self.low > 0 or self.high < 0)
+
+    @property
+    def p_tested(self) -> float:
+        """The larger p of those tests that must both pass: over cells, and over test images."""
+        if self.here is None or math.isnan(self.p):
+            return self.p
+        return max(self.p, 1.0 if math.isnan(self.here.p) else self.here.p)
+
+
+def summarise(values: Iterable[float]) -> Summary:
+    """Mean and sample standard deviation; ValueError for no values or values not finite."""
+    data = np.asarray(list(values), dtype=np.float64)
+    if data.size == 0 or not np.isfinite(data).all():
+        raise ValueError(f"summarise needs at least one value, all finite; got {data.tolist()}")
+    sd = float(data.std(ddof=1)) if data.size > 1 else math.nan
+    return Summary(float(data.mean()), sd, int(data.size))
+
+
+def paired_contrast(
+    cells_a: Sequence[float] | Floats,
+    cells_b: Sequence[float] | Floats,
+    clusters: Sequence[str],
+    n_boot: int = 10_000,
+    seed: int = 0,
+    family: int = 1,
+) -> Contrast:
+    """The contrast of two equally long lists of scores; ``clusters`` names each pair's dataset.
+
+    Variants of a dataset share its test images and must have one name.
+
+    ``family`` is how many contrasts will be adjusted together; only ``note`` depends on it.
+
+    Interval: percentiles of a two-stage bootstrap (datasets with replacement, then cells within
+    each drawn dataset). With fewer than two datasets it resamples the cells, and ``note`` says so.
+    p: sign-flip permutation of the differences, whose null is that no cell differs systematically;
+    all patterns up to 14 pairs, else 20,000 random ones counted as (1 + hits) / (1 + draws).
+    Swapping the arms flips every sign and nothing else. Raises ValueError for unequal lengths, no
+    pairs, or scores that are not finite.
+    """
+    a, b = np.asarray(cells_a, dtype=np.float64), np.asarray(cells_b, dtype=np.float64)
+    if not (a.ndim == b.ndim == 1 and len(a) == len(b) == len(clusters) > 0):
+        raise ValueError(
+            "cells_a, cells_b and clusters must be equally long and not empty; got "
+            f"{len(a)}, {len(b)} and {len(clusters)}"
+        )
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("scores must be finite")
+    d = a - b
+    d[np.abs(d) <= TIE] = 0.0
+    rng = np.random.default_rng(seed)
+    names = sorted(set(clusters))
+    groups = [d[np.array([c == name for c in clusters])] for name in names]
+    low, high = _interval(groups, n_boot, rng)
+    sd = float(d.std(ddof=1)) if len(d) > 1 else math.nan
+    return Contrast(
+        difference=float(d.mean()),
+        low=low,
+        high=high,
+        p=_sign_flip(d, rng),
+        wins=int((d > 0).sum()),
+        ties=int((d == 0).sum()),
+        losses=int((d < 0).sum()),
+        dz=float(d.mean()) / sd if sd > TIE else math.nan,
+        n=len(d),
+        note=_reservations(d, names, family),
+        datasets=len(names),
+        rank_biserial=rank_biserial(d),
+        # Under the null a whole dataset's differences may change sign together.
+        p_datasets=_sign_flip(np.array([group.sum() for group in groups]), rng),
+    )
+
+
+def rank_biserial(differences: Sequence[float] | Floats) -> float:
+    """Matched-pairs rank-biserial correlation: (sum of the ranks of positive differences - of
+    negative ones) / (sum of all), ranks of |d| with ties averaged and zeros left out.
+
+    1 where every pair that differs is positive, nan where none differs. Source: Kerby (2014),
+    Comprehensive Psychology 3, 11.IT.3.1, on Wilcoxon's signed ranks.
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    d = d[np.abs(d) > TIE]
+    if len(d) == 0:
+        return math.nan
+    size = np.abs(d)
+    below = (size[None, :] < size[:, None] - TIE).sum(axis=1)
+    equal = (np.abs(size[None, :] - size[:, None]) <= TIE).sum(axis=1)
+    ranks = below + (equal + 1) / 2
+    return float((ranks * np.sign(d)).sum() / ranks.sum())
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p-values, in the order given.
+
+    nan (a planned test that could not be made) stays nan but counts: what failed must not make
+    the others easier to pass. Source: Holm (1979), adjusted p_(i) = max over j <= i of
+    min(1, (m - j + 1) p_(j)).
+    """
+    tested = [i for i, p in enumerate(p_values) if not math.isnan(p)]
+    if any(not 0 <= p_values[i] <= 1 for i in tested):
+        raise ValueError(f"p-values must lie in [0, 1]; got {list(p_values)}")
+    adjusted = [math.nan] * len(p_values)
+    running = 0.0
+    for rank, i in enumerate(sorted(tested, key=lambda i: p_values[i])):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = running
+    return adjusted
+
+
+def _interval(
+    groups: Sequence[Floats], n_boot: int, rng: np.random.Generator
+) -> tuple[float, float]:
+    """Percentile interval of the mean over cells; each group is one dataset's differences."""
+    if sum(len(group) for group in groups) < 2:
+        return math.nan, math.nan
+    picks = rng.integers(len(groups), size=(n_boot, len(groups)))
+    sums = np.zeros(picks.shape)
+    sizes = np.zeros(picks.shape)
+    for index, group in enumerate(groups):
+        drawn = picks == index
+        cells = rng.integers(len(group), size=(int(drawn.sum()), len(group)))
+        sums[drawn] = group[cells].sum(axis=1)
+        sizes[drawn] = len(group)
+    means = sums.sum(axis=1) / sizes.sum(axis=1)
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _sign_flip(d: Floats, rng: np.random.Generator) -> float:
+    """Two-sided p of the mean difference; pairs that tie carry no sign and drop out."""
+    moved = np.abs(d[d != 0])
+    if len(moved) == 0:
+        return 1.0
+    exact = len(moved) <= EXACT_PAIRS
+    if exact:
+        signs = np.array(list(itertools.product((-1.0, 1.0), repeat=len(moved))))
+    else:
+        signs = rng.choice((-1.0, 1.0), size=(RANDOM_FLIPS, len(moved)))
+    observed = abs(float(d.sum()))
+    # The tolerance counts patterns that equal the observed one but for the order of summation.
+    hits = int((np.abs(signs @ moved) >= observed - TIE * len(moved)).sum())
+    return hits / len(signs) if exact else (1 + hits) / (1 + len(signs))
+
+
+def _reservations(d: Floats, names: Sequence[str], family: int) -> str:
+    notes = []
+    if len(d) < 2:
+        notes.append("one pair only: no interval")
+    elif len(names) < 2:
+        notes.append(f"one dataset only: the interval holds for {names[0]}, over its cells")
+    elif len(names) < FEW_CLUSTERS:
+        notes.append(f"{len(names)} datasets only: the interval over datasets is rough")
+    moved = int((d != 0).sum())
+    least = min(1.0, family * 2 / 2**moved)
+    if moved and least > ALPHA:
+        pairs = "pair that differs" if moved == 1 else "pairs that differ"
+        name = "p (Holm)" if family > 1 else "p"
+        notes.append(f"{moved} {pairs}: {name} cannot be below {least:.3g}")
+    return "; ".join(notes)

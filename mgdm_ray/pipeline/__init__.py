@@ -1,0 +1,1 @@
+"""The plan of jobs and what one job computes; no Ray."""

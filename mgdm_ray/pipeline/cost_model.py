@@ -1,0 +1,438 @@
+"""What a job costs and asks for: from what earlier jobs took, and whether it fits at all.
+
+Reads manifests of the store, and computes; starts nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, Literal
+
+from mgdm_ray.config import InputError, ResourcesConfig
+from mgdm_ray.pipeline.plan import (
+    CELLS,
+    FITS,
+    KINDS,
+    SAMPLINGS,
+    SCORINGS,
+    Job,
+    fits_per_setting,
+)
+from mgdm_ray.storage.records import Record
+
+if TYPE_CHECKING:
+    from mgdm_ray.storage.store import Store
+
+PROBES_FILE = "probes.json"
+PROBE_FIELDS = {"kind", "family", "seconds_per_work", "bytes_per_item"}
+ASSUMED_FIXED = {"fit_denoiser": 30.0, "fit_guide": 30.0, "search": 10.0}
+"""Seconds around the work itself where no finished job tells: workers start and import."""
+ASSUMED_FIXED_ELSE = 1.0
+
+
+# --- what a job asks for ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ask:
+    """``lanes`` parts that may run one after another, each with ``cpus`` and ``gpus`` at once."""
+
+    lanes: int
+    cpus: float
+    gpus: float
+
+
+def ask_of(job: Job, resources: ResourcesConfig, trials_at_once: int) -> Ask:
+    """What ``job`` holds while it runs; a search as many lanes as it has trials at once."""
+    if job.kind in FITS:
+        workers = resources.least_train_workers
+        return Ask(1, workers * resources.cpus_per_worker, workers * resources.gpus_per_worker)
+    lanes = 1
+    if job.kind == "search":
+        lanes = min(trials_at_once, job.inputs["trials"])
+    elif job.kind in SAMPLINGS:
+        lanes = resources.sampling_workers
+    return Ask(lanes, resources.cpus_per_task, resources.gpus_per_task)
+
+
+def shortages(
+    jobs: Iterable[Job], resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]
+) -> list[str]:
+    """Why ``jobs`` can never run on ``nodes`` (``{"CPU": ..., "GPU": ...}`` each): empty if they
+    can.
+
+    A task or worker must fit on one node, all workers of a training on the whole cluster. Each
+    message names the first job concerned, how many there are, the resource, and the key to change.
+    """
+    fits: list[Job] = []
+    tasks: list[Job] = []
+    for job in jobs:
+        (fits if job.kind in FITS else tasks).append(job)
+    found = []
+    for name in ("CPU", "GPU"):
+        field = name.lower() + "s_per"
+        most = max((node.get(name, 0.0) for node in nodes), default=0.0)
+        together = sum(node.get(name, 0.0) for node in nodes)
+        worker = getattr(resources, f"{field}_worker")
+        group = resources.least_train_workers * worker
+        for concerned, place, amount, have, where in (
+            (fits, f"{field}_worker", worker, most, "largest node"),
+            # Where one worker has no place, that its group has none says nothing more.
+            (fits if worker <= most else [], "train_workers", group, together, "cluster"),
+            (tasks, f"{field}_task", getattr(resources, f"{field}_task"), most, "largest node"),
+        ):
+            if concerned and amount > have:
+                more = f" (and {len(concerned) - 1} more)" if len(concerned) > 1 else ""
+                found.append(
+                    f"resources.{place}: a job asks for {amount:g} {name}, but the {where} has "
+                    f"{have:g}: {concerned[0].label}{more}; lower it (e.g. --set "
+                    f"resources.{place}=...) or use a larger cluster"
+                )
+    return found
+
+
+# --- what its time is proportional to ---------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Node:
+    """A job of the plan or of the store."""
+
+    kind: str
+    inputs: Mapping[str, Any]
+    needs: Mapping[str, str]
+    images: float | None = None
+    """How many it made, where that is known."""
+
+    @staticmethod
+    def of(job: Job) -> Node:
+        return Node(job.kind, job.inputs, job.needs)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """``seconds = fixed + work * something`` holds within a ``family``, and not between two."""
+
+    kind: str
+    family: str
+    dataset: str
+    work: float
+    """Optimiser steps x batch; images x steps (x forwards); trials; settings."""
+    items: float
+    """What the bytes are proportional to: images, trials, settings, 1."""
+
+
+def effort(node: Node, nodes: Mapping[str, Node], train_images: Mapping[str, int]) -> Effort | None:
+    """None where something it depends on is not among ``nodes``, or its images are not known.
+
+    ``train_images`` by dataset: how many training images there are.
+    """
+    try:
+        dataset = {k: v for k, v in node.inputs["dataset"].items() if k != "content"}
+        family, work, items = _measure(node, nodes, train_images)
+        text = json.dumps([dataset["size"], family], sort_keys=True)
+        return Effort(
+            node.kind, text, json.dumps(dataset, sort_keys=True), float(work), float(items)
+        )
+    except STRANGE:
+        return None
+
+
+def _measure(
+    node: Node, nodes: Mapping[str, Node], train_images: Mapping[str, int]
+) -> tuple[list[Any], float, float]:
+    inputs = node.inputs
+    if node.kind in FITS:
+        train = inputs["train"]
+        family = [train["unet"], train["precision"], train.get("dropout", 0.0)]
+        return family, train["steps"] * train["batch_size"], 1.0
+    if node.kind in CELLS:
+        config = inputs["downstream"]
+        family = [inputs["network"], inputs["arm"] == "augment"]
+        return family, config["steps"] * config["batch_size"], 1.0
+    if node.kind == "fit_judge":
+        judge = inputs["judge"]
+        return [judge["network"]], judge["steps"] * judge["batch_size"], 1.0
+    images = images_of(node, nodes, train_images)
+    if node.kind == "assess":  # the judge, and neighbours among the training images
+        network = nodes[node.needs["judge"]].inputs["judge"]["network"]
+        return [network, train_images[inputs["dataset"]["name"]]], images, images
+    steps = max(1.0, inputs["num_inference_steps"] * inputs.get("strength", 1.0))
+    unets = [
+        nodes[node.needs[role]].inputs["train"]["unet"] if role in node.needs else None
+        for role in ("denoiser", "guide")
+    ]
+    family = [*unets, inputs["precision"]]
+    if node.kind == "generate":
+        return [*family, inputs["guidance_scale"] != 1], images * steps, images
+    if node.kind == "encode":
+        return family, images * steps * (1 + inputs["inversion_iterations"]), images
+    if node.kind == "decode":
+        return [*family, inputs["arm"], _two_forwards(node, nodes)], images * steps, images
+    settings = inputs["settings" if node.kind == "confirm" else "trials"]
+    fits = [*fits_per_setting(inputs), inputs["downstream"]]
+    family = [*family, *fits, images * steps, _two_forwards(node, nodes)]
+    return family, settings, settings
+
+
+def _two_forwards(node: Node, nodes: Mapping[str, Node]) -> bool:
+    """Whether stage 2 has classifier-free guidance."""
+    if node.kind == "search":
+        return bool(node.inputs["space"]["decode_guidance_scale"] != 1)
+    if node.inputs.get("arm") == "roundtrip":
+        return False
+    if "search" in node.needs:
+        return _two_forwards(nodes[node.needs["search"]], nodes)
+    return bool(node.inputs["setting"]["decode_guidance_scale"] != 1)
+
+
+def images_of(node: Node, nodes: Mapping[str, Node], train_images: Mapping[str, int]) -> float:
+    """How many images a sampling job makes, or the score of a setting takes; KeyError where that
+    cannot be known."""
+    if node.images is not None:
+        return node.images
+    if node.kind in ("generate", "assess"):
+        real = train_images[node.inputs["dataset"]["name"]]
+        if "synthetic" in node.inputs:
+            drawn: float = max(1, round(node.inputs["synthetic"]["ratio"] * real))
+        else:
+            need = node.needs.get("images") or node.needs["images/0"]
+            drawn = images_of(nodes[need], nodes, train_images)
+        most: float = node.inputs.get("ratio", math.inf) * real
+        return min(drawn, most)
+    source = "images" if node.kind == "encode" else "latents/0"
+    images = images_of(nodes[node.needs[source]], nodes, train_images)
+    wanted: float | None = node.inputs["images"] if node.kind in SCORINGS else None
+    return images if wanted is None else min(images, wanted)
+
+
+# --- what earlier jobs took -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a finished job or a probe took for ``effort``."""
+
+    effort: Effort
+    seconds: float
+    """That grow with the work: of a search those of all trials together, of a fit those of all
+    workers where ``fixed`` is known."""
+    fixed: float | None = None
+    """Seconds around them, where they are known apart."""
+    bytes: float | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one job to come."""
+
+    seconds: float
+    """How long each of its lanes runs."""
+    bytes: float | None
+    basis: Literal["equal jobs", "scaled", "probe"]
+    jobs: int
+    """On how many finished jobs it rests."""
+
+
+class Figures:
+    """All that is known about seconds and bytes, to be asked job by job."""
+
+    def __init__(self, finished: Iterable[Figure], probes: Iterable[Figure] = ()) -> None:
+        self.finished, self.probes = _by_family(finished), _by_family(probes)
+        self.fixed: dict[str, float] = {}
+        for (kind, _), rows in self.finished.items():
+            # The wait for workers is in it, and no part of what a job costs: hence the least.
+            known = [row.fixed for row in rows if row.fixed is not None]
+            if known:
+                self.fixed[kind] = min([*known, self.fixed.get(kind, math.inf)])
+        self.estimate = cache(self._estimate)
+
+    def _estimate(self, asked: Effort, share: int) -> Estimate | None:
+        """The median of equal jobs; else of the nearest in size, scaled; else a probe's; else None.
+
+        ``share`` is how many lanes or workers of a training do the work together.
+        """
+        family = (asked.kind, asked.family)
+        rows, probe = self.finished.get(family, []), False
+        if not rows:
+            rows, probe = self.probes.get(family, []), True
+        rows = _nearest(rows, asked)
+        if not rows:
+            return None
+        apart = [row for row in rows if row.fixed is not None]
+        rows = apart or rows
+        seconds = median(row.seconds * asked.work / row.effort.work for row in rows)
+        if asked.kind == "search":  # whole trials: 3 on 2 lanes take as long as 4
+            seconds *= math.ceil(asked.work / share) * share / asked.work
+        if probe or apart:  # else all its workers are in the seconds already
+            seconds = seconds / share + self._around(asked.kind)
+        sizes = [
+            row.bytes * asked.items / row.effort.items for row in rows if row.bytes is not None
+        ]
+        return Estimate(
+            seconds,
+            median(sizes) if sizes else None,
+            "probe" if probe else "equal jobs" if rows[0].effort.work == asked.work else "scaled",
+            0 if probe else len(rows),
+        )
+
+    def _around(self, kind: str) -> float:
+        return self.fixed.get(kind, ASSUMED_FIXED.get(kind, ASSUMED_FIXED_ELSE))
+
+
+def _by_family(figures: Iterable[Figure]) -> dict[tuple[str, str], list[Figure]]:
+    found: dict[tuple[str, str], list[Figure]] = defaultdict(list)
+    for figure in figures:
+        found[figure.effort.kind, figure.effort.family].append(figure)
+    return dict(found)
+
+
+def _nearest(rows: Sequence[Figure], asked: Effort) -> list[Figure]:
+    """Those whose work is nearest to what is asked, of the same dataset if there are any."""
+
+    def distance(row: Figure) -> tuple[float, bool]:
+        ratio = abs(math.log(row.effort.work / asked.work))
+        return round(ratio, 6), row.effort.dataset != asked.dataset
+
+    least = min((distance(row) for row in rows), default=None)
+    return [row for row in rows if distance(row) == least]
+
+
+STRANGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+"""Of a need that was removed from the store, of a dataset that is not here, and of a manifest that
+others wrote: it prices nothing."""
+
+
+def figures_in(
+    store: Store, manifests: Mapping[str, Mapping[str, Any]], train_images: Mapping[str, int]
+) -> list[Figure]:
+    """Of all finished artefacts; ``manifests`` by key (see ``manifests_in``)."""
+    nodes = {}
+    for key, m in manifests.items():
+        with contextlib.suppress(*STRANGE):
+            nodes[key] = Node(
+                m["kind"], m["inputs"], m["needs"], m["record"]["metrics"].get("images")
+            )
+    found = []
+    for key, node in nodes.items():
+        its = effort(node, nodes, train_images)
+        with contextlib.suppress(*STRANGE):
+            if its is not None and (figure := _figure(store, manifests[key], its)):
+                found.append(figure)
+    return found
+
+
+def _figure(store: Store, manifest: Mapping[str, Any], its: Effort) -> Figure | None:
+    seconds = float(manifest["record"]["seconds"])
+    if not 0 < seconds < math.inf or not 0 < its.work < math.inf:
+        return None
+    size = sum(int(file["bytes"]) for file in manifest["files"].values())
+    inner = _work_seconds(store, manifest, its.work)
+    fixed = None if inner is None else max(0.0, seconds - inner[1])
+    return Figure(its, seconds if inner is None else inner[0], fixed, size)
+
+
+def manifests_in(store: Store) -> dict[str, dict[str, Any]]:
+    """Of every finished artefact of a kind there is, by key; not of damaged ones, nor of those
+    that somebody else wrote in another form."""
+    found = {}
+    for kind, key in store.done():
+        if kind in KINDS and not store.verify(kind, key, "sizes"):
+            manifest = store.manifest(kind, key)
+            if _is_ours(manifest):
+                found[key] = manifest
+    return found
+
+
+def _is_ours(manifest: Mapping[str, Any]) -> bool:
+    inputs, needs = manifest.get("inputs"), manifest.get("needs")
+    if not isinstance(inputs, dict) or not isinstance(inputs.get("dataset"), dict):
+        return False
+    if not isinstance(needs, dict) or not all(isinstance(n, str) for n in needs.values()):
+        return False
+    try:  # the manifest itself has its key and kind
+        Record.from_dict({"key": "", "kind": "", "status": "done", **manifest["record"]})
+    except (ValueError, TypeError, KeyError):
+        return False
+    return True
+
+
+def _work_seconds(
+    store: Store, manifest: Mapping[str, Any], work: float
+) -> tuple[float, float] | None:
+    """(seconds of all the work, seconds of it within the record's) of a fit or a search.
+
+    Their records' seconds hold the wait for workers, but the artefact says more: a fit how fast
+    its steps were (of those after the last resumption, if it was killed), a search how long each
+    trial took. None where the artefact does not tell.
+    """
+    kind, seconds = manifest["kind"], float(manifest["record"]["seconds"])
+    if kind in FITS:
+        speed = _read(store, manifest, "speed.json")
+        if not speed:
+            return None
+        share = work / manifest["inputs"]["train"]["batch_size"] / speed["steps"]
+        return speed["seconds"] * share * speed["workers"], speed["seconds"]
+    if kind == "search":
+        trials = _read(store, manifest, "trials.json")
+        total = sum(float(row["seconds"]) for row in trials or ())
+        if not total:
+            return None
+        at_once = math.ceil(total / seconds)  # they cannot have taken longer than the search
+        return total, total / at_once
+    return None
+
+
+def _read(store: Store, manifest: Mapping[str, Any], name: str) -> Any:
+    if name not in manifest["files"]:
+        return None
+    path = store.here(manifest["kind"], manifest["key"]) / name
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_probes(root: Path) -> list[dict[str, Any]]:
+    """Rows of PROBE_FIELDS, ``bytes_per_item`` perhaps null; none where there is no such file.
+
+    Raises InputError where it holds something else.
+    """
+    path = root / PROBES_FILE
+    if not path.is_file():
+        return []
+    try:
+        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        sound = all(set(row) == PROBE_FIELDS for row in rows)
+    except (ValueError, TypeError, RecursionError):
+        sound = False
+    if not sound:
+        raise InputError(f"{path} holds no probes; remove it, and --plan --probe writes it anew")
+    return rows
+
+
+def add_probe(root: Path, row: Mapping[str, Any]) -> None:
+    """Write one row more, in place of an earlier one of its family, in one atomic step."""
+    same = (row["kind"], row["family"])
+    rows = [old for old in read_probes(root) if (old["kind"], old["family"]) != same]
+    temporary = root / f"{PROBES_FILE}.{os.getpid()}.tmp"
+    temporary.write_text(json.dumps([*rows, row], indent=1), encoding="utf-8")
+    temporary.replace(root / PROBES_FILE)
+
+
+def probe_figures(rows: Iterable[Mapping[str, Any]]) -> list[Figure]:
+    """Of the rows that ``read_probes`` gives."""
+    return [
+        Figure(
+            Effort(row["kind"], row["family"], "", 1.0, 1.0),
+            row["seconds_per_work"],
+            bytes=row["bytes_per_item"],
+        )
+        for row in rows
+    ]

@@ -1,0 +1,103 @@
+"""Where a study's files are for every machine that works on it, and for the next one that will."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mgdm_ray.classifiers import weights
+from mgdm_ray.config import (
+    DatasetConfig,
+    InputError,
+    StudyConfig,
+)
+from mgdm_ray.data.load import npz_path, resolve_data_dir
+from mgdm_ray.pipeline.cost_model import PROBES_FILE
+from mgdm_ray.seeding import content_key
+from mgdm_ray.storage.remote.cache import limit_bytes
+from mgdm_ray.storage.remote.objects import (
+    Objects,
+    ObjectsError,
+    is_url,
+)
+from mgdm_ray.storage.remote.store import RemoteStore, open_store
+from mgdm_ray.storage.store import Store
+
+
+def open_storage(location: str, *, write: bool) -> Store:
+    """The store at ``location``; InputError where it cannot be used."""
+    if "@" in location.partition("://")[2].partition("/")[0]:
+        raise InputError(
+            "--storage: the address holds credentials, which would be printed; give them as the "
+            "protocol's library takes them (AWS_ACCESS_KEY_ID, a profile, a role)"
+        )
+    try:
+        store = open_store(location)
+        if isinstance(store, RemoteStore) and write:
+            limit_bytes()
+            store.objects.require()
+    except (ObjectsError, ValueError) as error:
+        raise InputError(f"--storage: {error}") from error
+    return store
+
+
+def bring_notes(store: Store, config: StudyConfig) -> None:
+    """Have here what other machines wrote of the studies that count for this one."""
+    names = {config.name}
+    if config.search and config.search.warm_start:
+        names.add(config.search.warm_start)
+    for place in (PROBES_FILE, *(f"studies/{name}" for name in sorted(names))):
+        store.bring(store.root / place, anew=True, deep=False)  # figures are drawn anew
+
+
+def share_notes(store: Store, folder: Path) -> None:
+    """Have the records and the report of a study where the store is."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            store.share(path)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a study reads."""
+
+    datasets: dict[str, DatasetConfig]
+    data_dir: str
+    weights_folder: str | None
+
+
+def inputs_for_all(config: StudyConfig, location: str, contents: Mapping[str, str]) -> Inputs:
+    """Where the machines read what this one has.
+
+    With the storage in a folder they share folders, and find all at its own place. With a URL they
+    may share nothing: all files go to ``URL/data/HASH/``, unless they are there. ``contents`` are
+    the fingerprints of all of them, and make the HASH.
+    """
+    data_dir, folder = resolve_data_dir(config.data_dir), weights.weights_folder(config)
+    datasets = {d.name: d for d in config.datasets}
+    if not is_url(location):
+        return Inputs(datasets, data_dir, folder)
+    objects = Objects(f"{location}/data/{content_key(sorted(contents.items()))}")
+    there = objects.sizes("")
+    for name, dataset in datasets.items():
+        if dataset.phantom is None:
+            path = npz_path(dataset, data_dir)
+            # Files of two datasets of one's own may have one name.
+            place = path.name if dataset.path is None else f"{name}/{path.name}"
+            _upload(objects, path, place, there)
+            if dataset.path is not None:
+                datasets[name] = dataset.model_copy(update={"path": place})
+    if folder is not None:
+        for network in weights.trained_networks(config):
+            path = weights.weights_file(folder, network)
+            _upload(objects, path, f"weights/{path.name}", there)
+        folder = f"{objects.url}/weights"
+    return Inputs(datasets, objects.url, folder)
+
+
+def _upload(objects: Objects, path: Path, name: str, there: Mapping[str, int]) -> None:
+    size = path.stat().st_size
+    if there.get(name) != size:
+        print(f"uploading {path.name} ({size / 1e6:.1f} MB) to {objects.url}", flush=True)
+        objects.upload(path, name)

@@ -1,0 +1,281 @@
+"""What every job is: its context, and how one is run, recorded and looked up. No torch, no Ray."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mgdm_ray.config import (
+    DatasetConfig,
+    DenoiserConfig,
+    GuideConfig,
+    ReferenceFault,
+)
+from mgdm_ray.data.info import DatasetInfo, dataset_info
+from mgdm_ray.data.load import (
+    Split,
+    SplitName,
+    load_split,
+)
+from mgdm_ray.provenance import git_commit, versions
+from mgdm_ray.storage.records import (
+    NO_SPACE,
+    OUT_OF_MEMORY,
+    STORE_SILENT,
+    WORKER_DIED,
+    Record,
+)
+from mgdm_ray.storage.remote.objects import ObjectsError
+from mgdm_ray.storage.remote.store import open_store
+from mgdm_ray.storage.store import Store, no_space
+
+if TYPE_CHECKING:
+    from mgdm_ray.pipeline.plan import Job
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, str], None]
+Outcome = dict[str, Any]  # fields of the Record: metrics, setting, split
+
+
+def silent(done: int, total: int, note: str) -> None:
+    """A Progress that shows nothing."""
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """What a launcher needs to train a denoiser or a guide, on this or on many machines."""
+
+    model: Literal["denoiser", "guide"]
+    key: str
+    config: dict[str, Any]
+    dataset: dict[str, Any]
+    data_dir: str | None
+    seed: int
+    schedule: Literal["linear", "cosine"]
+    """The guide must know the noise of the denoiser it will guide."""
+    storage: str
+    """Of the store, in whose scratch folder of this job checkpoints survive a crash."""
+    reference: tuple[ReferenceFault, ...] = ()
+    """Faults of the published code to reproduce."""
+    num_inference_steps: int | None = None
+    """The sampling grid: only the fault ``guide_timesteps`` trains on it."""
+
+    @property
+    def store(self) -> Store:
+        return open_store(self.storage)
+
+    @property
+    def kind(self) -> str:
+        return f"fit_{self.model}"
+
+    @property
+    def work(self) -> Path:
+        """Scratch folder on the machine that asks."""
+        return self.store.work(self.kind, self.key)
+
+
+# Names of files that travel between jobs.
+WEIGHTS = "weights.safetensors"
+TENSORS_FILE, STATE_FILE = "state.safetensors", "state.json"
+
+Launcher = Callable[[TrainingTask, Progress], Path]
+Spread = Callable[["Job", "Context", Sequence[Sequence[range]]], None]
+"""Computes the parts of a sampling job, each a list of shards, side by side."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a job must know that does not change its result."""
+
+    storage: str
+    """Of the store: a folder, or a URL."""
+    study_folder: str
+    """Where this study's own files go: the searches' databases."""
+    datasets: dict[str, DatasetConfig]
+    data_dir: str | None = None
+    sampling_batch: int | Literal["auto"] = "auto"
+    sampling_workers: int = 1
+    compile: Literal["auto", "never", "always"] = "auto"
+    memory_share: float = 1.0
+    """Share of this machine's free memory that one job may count on."""
+    checkpoint_every: dict[str, int] = field(default_factory=dict)
+    smaller: bool = False
+    """Memory ran out with the usual number of images at a time: take half."""
+    deterministic: bool = False
+    """As in the study: nothing may depend on timing, on free memory or on what ended first."""
+    weights_folder: str | None = None
+    """Where the files of pretrained weights are, if the study names a folder."""
+    device: str = "cpu"
+    launch: Launcher | None = None
+    spread: Spread | None = None
+    progress: Progress = silent
+
+    @property
+    def store(self) -> Store:
+        return open_store(self.storage)
+
+
+JobFunction = Callable[["Job", Context, Path], Outcome]
+
+
+FUNCTIONS = {
+    "fit_denoiser": "mgdm_ray.pipeline.tasks.fit",
+    "fit_guide": "mgdm_ray.pipeline.tasks.fit",
+    "generate": "mgdm_ray.pipeline.tasks.sampling",
+    "encode": "mgdm_ray.pipeline.tasks.sampling",
+    "confirm": "mgdm_ray.pipeline.tasks.confirm",
+    "decode": "mgdm_ray.pipeline.tasks.sampling",
+    "fit_judge": "mgdm_ray.pipeline.tasks.judge",
+    "assess": "mgdm_ray.pipeline.tasks.assess",
+    "fit_downstream": "mgdm_ray.pipeline.tasks.downstream",
+    "fit_at_ratio": "mgdm_ray.pipeline.tasks.downstream",
+}
+"""The module that holds the function of a kind.
+
+Imported when such a job runs: a worker process pays only for what it uses (MONAI takes seconds).
+"""
+
+
+def function_of(kind: str) -> JobFunction:
+    """Raises JobError for a kind that needs a launcher of its own, as ``search`` does."""
+    if kind not in FUNCTIONS:
+        raise JobError(f"a {kind} job cannot run without the engine")
+    function: JobFunction = getattr(importlib.import_module(FUNCTIONS[kind]), kind)
+    return function
+
+
+class JobError(RuntimeError):
+    """A job cannot give a result; the message is the record's reason."""
+
+
+def run(job: Job, context: Context, functions: Mapping[str, JobFunction] | None = None) -> Record:
+    """Compute ``job``, whose needs are done, unless the store has it.
+
+    A failure is a record too, never an exception.
+    """
+    store = context.store
+    if store.is_done(job.kind, job.key):
+        return stored_record(store, job.kind, job.key)
+    started = time.monotonic()
+    try:
+        function = (functions or {}).get(job.kind) or function_of(job.kind)
+        with store.writing(job.kind, job.key) as folder:
+            outcome = function(job, context, folder)
+            record = replace(
+                base_record(job), seconds=round(time.monotonic() - started, 3), **outcome
+            )
+            provenance = {"inputs": job.inputs, "needs": job.needs}
+            store.commit(job.kind, job.key, folder, asdict(record), provenance)
+    except Exception as error:  # noqa: BLE001 - whatever a job dies of becomes its record
+        if store.is_done(job.kind, job.key):  # another process was faster
+            return stored_record(store, job.kind, job.key)
+        write_log(store, job, traceback.format_exc())
+        return failed(job, reason_of(error), seconds=time.monotonic() - started)
+    finally:
+        store.release()
+    return record
+
+
+def base_record(job: Job) -> Record:
+    return Record(
+        key=job.key,
+        kind=job.kind,
+        status="done",
+        dataset=job.dataset,
+        network=job.network,
+        arm=job.arm,
+        seed=job.seed,
+        versions=versions(),
+        git_commit=git_commit(),
+    )
+
+
+def failed(job: Job, reason: str, seconds: float = 0.0) -> Record:
+    return replace(base_record(job), status="failed", reason=reason, seconds=round(seconds, 3))
+
+
+def held_up(job: Job, bad: Record) -> Record:
+    """The record of a job that cannot start because of ``bad``, one of its needs."""
+    return failed(job, f"needs {bad.kind} {bad.key[:8]}, which {bad.status}: {bad.reason}")
+
+
+def refused(job: Job, reason: str) -> Record:
+    """The record of a job whose gate did not let it pass: it was asked for, and is no failure."""
+    return replace(base_record(job), status="refused", reason=reason)
+
+
+def stored_record(store: Store, kind: str, key: str) -> Record:
+    return Record.from_dict(store.manifest(kind, key)["record"])
+
+
+def log_path(store: Store, job: Job) -> Path:
+    return store.root / "logs" / f"{job.kind}-{job.key}.log"
+
+
+def write_log(store: Store, job: Job, text: str) -> None:
+    """Keep the whole error beside the record's one line, if there is room for it."""
+    path = log_path(store, job)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{job.label}\n{text}", encoding="utf-8")
+        store.share(path)
+        log.warning("%s failed, see %s", job.label, path)
+    except OSError as error:
+        log.warning("%s failed, and %s cannot be written: %s", job.label, path, error)
+
+
+def reason_of(error: BaseException) -> str:
+    """One line for the record; what is not the job's own fault begins as ``records`` says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = f"{type(error).__name__}: {' '.join(lines)}"
+    # By its name: torch has one of its own, and is not imported where it is not needed.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        reason = f"{OUT_OF_MEMORY}: {reason}"
+    elif isinstance(error, ObjectsError):
+        reason = f"{STORE_SILENT}: {reason}"
+    elif no_space(error):
+        reason = f"{NO_SPACE}: {reason}"
+    elif isinstance(error, JobError) and str(error).startswith(WORKER_DIED):
+        reason = str(error)
+    return reason[:500]
+
+
+def open_split(job: Job, context: Context, split: SplitName) -> Split:
+    return load_split(context.datasets[job.dataset], split, context.data_dir)
+
+
+def info_of(job: Job, context: Context) -> DatasetInfo:
+    return dataset_info(context.datasets[job.dataset], context.data_dir)
+
+
+def artefact(context: Context, kind: str, key: str) -> Path:
+    """The folder of a finished artefact. JobError where it is absent or files were cut short."""
+    store = context.store
+    try:
+        folder = store.here(kind, key)
+    except FileNotFoundError as error:
+        raise JobError(f"{kind} {key} is not in the store {store.location}") from error
+    wrong = store.verify(kind, key, "sizes")
+    if wrong:
+        raise JobError(
+            f"{kind} {key} is damaged: {wrong}; the same command with --retry-failed computes it "
+            "and this job anew"
+        )
+    return folder
+
+
+def save_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, allow_nan=False), encoding="utf-8")
+
+
+def training_config(task: TrainingTask) -> DenoiserConfig | GuideConfig:
+    kind = DenoiserConfig if task.model == "denoiser" else GuideConfig
+    return kind.model_validate(task.config)

@@ -1,0 +1,168 @@
+"""Job ``confirm``: what a search found, scored once more with fresh seeds and other networks.
+
+On validation data only, and for the report only: no cell depends on it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mgdm_ray.evaluation.selection_bias import Confirmed
+from mgdm_ray.pipeline.plan import fits_per_setting
+from mgdm_ray.pipeline.tasks.base import (
+    Context,
+    JobError,
+    Outcome,
+    artefact,
+    save_json,
+    stored_record,
+)
+from mgdm_ray.seeding import content_key
+from mgdm_ray.storage.files import replacing
+
+if TYPE_CHECKING:
+    from mgdm_ray.pipeline.plan import Job
+
+CONFIRM_FILE = "confirm.json"
+
+
+class Scorer(Protocol):
+    """What scores a setting: jobs.trial.TrialScorer."""
+
+    def decode(self, setting: Mapping[str, Any]) -> Any:
+        """The images of this setting, as ``score`` wants them."""
+
+    def score(self, network: str, added: Any, repeat: int) -> float:
+        """Validation score of ``network``, whose fresh seed is number ``repeat``."""
+
+
+def trial_scorer(job: Job, context: Context) -> Scorer:
+    from mgdm_ray.pipeline.tasks.trial import (
+        TrialScorer,  # torch, which tests of the rest do not need
+    )
+
+    return TrialScorer(job, context)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One that is to be had: a setting, a network, a fresh seed."""
+
+    setting: Mapping[str, Any]
+    network: str
+    seed: int
+
+    def path(self, work: Path) -> Path:
+        """By what it depends on, not by the trial's number: a search that is lost and made anew
+        may give the number to another setting."""
+        return work / f"{content_key([dict(self.setting), self.network, self.seed])}.json"
+
+
+def confirm(
+    job: Job,
+    context: Context,
+    folder: Path,
+    make_scorer: Callable[[Job, Context], Scorer] = trial_scorer,
+) -> Outcome:
+    """Score the chosen setting and others of all ranks; write ``confirm.json``.
+
+    Every score is kept in the scratch folder as soon as it is there, so that a kill costs one.
+    Raises JobError where a score is not finite.
+    """
+    artefact(context, "search", job.needs["search"])  # whole, or JobError
+    chosen = stored_record(context.store, "search", job.needs["search"]).setting
+    trials = ranked(_trials(job, context), chosen)
+    settings = spread(trials, job.inputs["settings"])
+    networks, seeds = fits_per_setting(job.inputs)
+    scores = _scores(job, context, [row["setting"] for row in settings], make_scorer)
+    rows = [
+        {
+            "number": row["number"],
+            "network": network,
+            "is_proxy": network in job.inputs["proxies"],
+            "seed": seed,
+            "score": scores[index, network, seed],
+        }
+        for index, row in enumerate(settings)
+        for network in networks
+        for seed in range(seeds)
+    ]
+    found = {
+        "trials": len(trials),
+        "settings": [{k: row[k] for k in ("number", "setting", "score")} for row in settings],
+        "rows": rows,
+    }
+    save_json(folder / CONFIRM_FILE, found)
+    return {"setting": chosen, "split": "val", "metrics": Confirmed.of(found).metrics()}
+
+
+def _trials(job: Job, context: Context) -> list[dict[str, Any]]:
+    path = artefact(context, "search", job.needs["search"]) / "trials.json"
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return rows
+
+
+def ranked(trials: Sequence[dict[str, Any]], chosen: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The finished trials of a search, each setting once: the chosen one, then by falling score."""
+    done = [row for row in trials if row["status"] == "done"]
+    done.sort(key=lambda row: (row["setting"] != chosen, -row["score"], row["number"]))
+    by_setting: dict[str, dict[str, Any]] = {}
+    for row in done:
+        by_setting.setdefault(json.dumps(row["setting"], sort_keys=True), row)
+    return list(by_setting.values())
+
+
+def spread(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """At most ``count`` of them, evenly: the first one, and the last one where there are two."""
+    count = min(count, len(rows))
+    last = max(1, count - 1)
+    return [rows[round(index * (len(rows) - 1) / last)] for index in range(count)]
+
+
+def _scores(
+    job: Job,
+    context: Context,
+    settings: Sequence[Mapping[str, Any]],
+    make_scorer: Callable[[Job, Context], Scorer],
+) -> dict[tuple[int, str, int], float]:
+    """By setting, network and seed; those that the scratch folder holds are not computed again."""
+    store = context.store
+    work = store.work(job.kind, job.key)
+    work.mkdir(parents=True, exist_ok=True)
+    store.bring(work)
+    networks, seeds = fits_per_setting(job.inputs)
+    wanted = {
+        (index, network, seed): Score(setting, network, seed)
+        for index, setting in enumerate(settings)
+        for network in networks
+        for seed in range(seeds)
+    }
+    found: dict[tuple[int, str, int], float] = {}
+    scorer: Scorer | None = None
+    decoded: tuple[int, Any] = (-1, None)
+    for done, (place, score) in enumerate(wanted.items()):
+        path = score.path(work)
+        if not path.exists():
+            context.progress(done, len(wanted), f"setting {place[0] + 1}, {score.network}")
+            scorer = scorer or make_scorer(job, context)
+            if decoded[0] != place[0]:
+                decoded = place[0], scorer.decode(score.setting)
+            _keep(path, scorer.score(score.network, decoded[1], score.seed), score)
+            store.share(path)
+        found[place] = float(json.loads(path.read_text(encoding="utf-8")))
+    return found
+
+
+def _keep(path: Path, value: float, score: Score) -> None:
+    if not math.isfinite(value):
+        raise JobError(
+            f"the score of {score.network} with seed {score.seed} is not finite under the setting "
+            f"{json.dumps(dict(score.setting), sort_keys=True)}"
+        )
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value), encoding="utf-8")

@@ -1,0 +1,126 @@
+"""Job ``fit_downstream``: one cell of the study. The only place that opens the test split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+from mgdm_ray.classifiers.fit import fit
+from mgdm_ray.classifiers.metrics import score
+from mgdm_ray.config import DownstreamConfig, SyntheticConfig
+from mgdm_ray.data.load import Split, to_tensor
+from mgdm_ray.data.mix import (
+    duplicate_indices,
+    synthetic_labels,
+    training_set,
+)
+from mgdm_ray.pipeline.tasks.base import (
+    Context,
+    Outcome,
+    info_of,
+    open_split,
+    save_json,
+    stored_record,
+)
+from mgdm_ray.pipeline.tasks.choice import best_setting, chosen_stage_one
+from mgdm_ray.pipeline.tasks.images import count_images, load_images
+from mgdm_ray.pipeline.tasks.networks import network_for
+
+if TYPE_CHECKING:
+    from mgdm_ray.pipeline.plan import Job
+
+
+def added_images(
+    job: Job, context: Context, real: Split, num_classes: int
+) -> tuple[tuple[torch.Tensor, torch.Tensor] | None, dict[str, Any]]:
+    """What the arm adds to the real training set, and the guidance setting behind it."""
+    if job.arm in ("real", "augment"):
+        return None, {}
+    if job.arm == "duplicate":
+        wanted = SyntheticConfig.model_validate(job.inputs["synthetic"])
+        labels = synthetic_labels(
+            real.labels, num_classes, wanted.ratio, wanted.balance, per_class=wanted.per_class
+        )
+        labels = labels[: _used(job, real, len(labels))]
+        seed = job.inputs.get("copies_seed", job.inputs["seed"])
+        index = duplicate_indices(real.labels, labels, "duplicate", seed)
+        return (to_tensor(real.images[index]), torch.from_numpy(labels)), {}
+    if job.arm == "generate":
+        key, kind = chosen_stage_one(job, context, "images", best_setting(job, context)), "generate"
+    else:
+        key, kind = job.needs["images"], "decode"
+    rows = range(_used(job, real, count_images(context, kind, key)))
+    images, image_labels = load_images(context, kind, key, rows)
+    setting = stored_record(context.store, kind, key).setting
+    return (images, torch.from_numpy(image_labels)), setting
+
+
+def _used(job: Job, real: Split, drawn: int) -> int:
+    """How many of the drawn images count: the first ones, in which classes are evenly mixed."""
+    if "ratio" not in job.inputs:
+        return drawn
+    return min(drawn, max(1, round(float(job.inputs["ratio"]) * len(real))))
+
+
+def fit_downstream(job: Job, context: Context, folder: Path) -> Outcome:
+    """One cell: train on real plus the arm's images, then open the test split, once."""
+    assert job.network is not None
+    info = info_of(job, context)
+    real, val = open_split(job, context, "train"), open_split(job, context, "val")
+    added, setting = added_images(job, context, real, info.num_classes)
+    images, labels = training_set(real, added)
+    config = DownstreamConfig.model_validate(job.inputs["downstream"])
+    # The arm is not part of the seed: all arms of a cell start from the same weights.
+    seed = ("cell", job.dataset, job.network, job.inputs["seed"])
+    model = network_for(job.network, config, info, images.shape[-1], context, *seed)
+    test = open_split(job, context, "test")
+    result = fit(
+        model,
+        images,
+        labels,
+        {
+            "val": (to_tensor(val.images), torch.from_numpy(val.labels)),
+            "test": (to_tensor(test.images), torch.from_numpy(test.labels)),
+        },
+        config,
+        info.num_classes,
+        seed,
+        augment=job.arm == "augment",
+        class_weights=class_weights(config, real.labels, info.num_classes),
+        device=context.device,
+        on_step=lambda step, loss: context.progress(step, config.steps, f"loss {loss:.3f}"),
+        micro_batches=2 if context.smaller else 1,
+    )
+    save_json(folder / "history.json", result.history)
+    metrics: dict[str, float] = {"train_images": float(len(labels))}
+    if context.smaller:
+        metrics["micro_batches"] = 2.0  # batch norm saw halves of batches: say so
+    for name, split in (("val", val), ("test", test)):
+        save_file(
+            {"probabilities": result.probabilities[name], "labels": split.labels},
+            folder / f"{name}_predictions.safetensors",
+        )
+        scores = score(result.probabilities[name], split.labels, info.task)
+        metrics |= {name + "_" + k if name == "val" else k: v for k, v in scores.items()}
+    return {"metrics": metrics, "setting": setting, "split": "test"}
+
+
+def fit_at_ratio(job: Job, context: Context, folder: Path) -> Outcome:
+    """A cell with another number of added images than the study's: a point of a curve."""
+    outcome = fit_downstream(job, context, folder)
+    outcome["metrics"]["ratio"] = job.inputs["curve_ratio"]
+    return outcome
+
+
+def class_weights(
+    config: DownstreamConfig, labels: np.ndarray, num_classes: int
+) -> torch.Tensor | None:
+    """Inverse class frequencies of the real training set with mean 1 over its images, or None."""
+    if not config.class_weighted:
+        return None
+    counts = np.bincount(labels, minlength=num_classes).clip(1)
+    return torch.from_numpy(len(labels) / (num_classes * counts)).float()

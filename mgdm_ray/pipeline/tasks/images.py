@@ -1,0 +1,102 @@
+"""Images as artefacts: shards of safetensors, and a grid to look at."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from mgdm_ray.data.load import to_uint8
+from mgdm_ray.pipeline.tasks.base import (
+    Context,
+    JobError,
+    artefact,
+)
+from mgdm_ray.storage.files import replacing
+
+SHARD_IMAGES = 512
+"""Images per file: what is in memory at a time, and what a kill can cost at most."""
+_SHARD = re.compile(r"^images-(\d{8})-(\d{8})\.safetensors$")
+
+
+def shard_ranges(total: int, workers: int) -> list[range]:
+    """Rows 0 .. total - 1 cut into files, so that every worker has one if there are enough."""
+    size = max(1, min(SHARD_IMAGES, -(-total // workers)))
+    return [range(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def shard_path(folder: Path, rows: range) -> Path:
+    return folder / f"images-{rows.start:08d}-{rows.stop:08d}.safetensors"
+
+
+def save_shard(folder: Path, rows: range, images: torch.Tensor, labels: np.ndarray) -> None:
+    """Write the file of ``rows``; it appears whole or not at all."""
+    tensors = {"images": np.ascontiguousarray(images.numpy()), "labels": labels.astype(np.int64)}
+    with replacing(shard_path(folder, rows)) as temporary:
+        save_file(tensors, temporary)
+
+
+def load_images(
+    context: Context, kind: str, key: str, rows: range | None = None
+) -> tuple[torch.Tensor, np.ndarray]:
+    """(images or latents `[M, C, H, W]` float32, labels `[M]` int64) of ``rows``, or of all."""
+    return read_rows(artefact(context, kind, key), rows)
+
+
+def read_rows(folder: Path, rows: range | None = None) -> tuple[torch.Tensor, np.ndarray]:
+    """As ``load_images``, of a folder of shards; reads no more than these rows.
+
+    JobError where the folder does not hold them.
+    """
+    images, labels, expected = [], [], 0
+    for start, stop, path in shards_in(folder):
+        if start != expected:
+            raise JobError(f"{folder}: image {expected} is missing")
+        expected = stop
+        first = max(start, rows.start if rows else 0) - start
+        last = min(stop, rows.stop if rows else stop) - start
+        if first < last:
+            with safe_open(path, framework="np") as file:
+                images.append(file.get_slice("images")[first:last])
+                labels.append(file.get_slice("labels")[first:last])
+    if not images or (rows is not None and rows.stop > expected):
+        raise JobError(f"{folder}: has {expected} images, wanted {rows or 'all'}")
+    return torch.from_numpy(np.concatenate(images)), np.concatenate(labels)
+
+
+def count_images(context: Context, kind: str, key: str) -> int:
+    folder = artefact(context, kind, key)
+    shards = shards_in(folder)
+    if not shards:
+        raise JobError(f"{folder} has no images")
+    return shards[-1][1]
+
+
+def shards_in(folder: Path) -> Sequence[tuple[int, int, Path]]:
+    """(first row, row after the last, file) in order."""
+    found = [(match, path) for path in folder.iterdir() if (match := _SHARD.match(path.name))]
+    return sorted((int(match[1]), int(match[2]), path) for match, path in found)
+
+
+def draw_grid(path: Path, images: torch.Tensor, labels: np.ndarray, num_classes: int) -> None:
+    """A PNG with one row per class and up to ten images in it; a missing image is grey."""
+    channels, height, width = images.shape[1:]
+    columns = min(10, int(np.bincount(labels).max()))
+    sheet = np.full((num_classes * (height + 2), columns * (width + 2), channels), 128, np.uint8)
+    for label in range(num_classes):
+        for column, index in enumerate(np.flatnonzero(labels == label)[:columns]):
+            top, left = label * (height + 2) + 1, column * (width + 2) + 1
+            sheet[top : top + height, left : left + width] = to_uint8(images[index : index + 1])[0]
+    picture = Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
+    # Small images are enlarged without smoothing, so that a reader sees the pixels there are.
+    factor = max(1, 64 // height)
+    resized = picture.resize(
+        (picture.width * factor, picture.height * factor), Image.Resampling.NEAREST
+    )
+    resized.save(path)

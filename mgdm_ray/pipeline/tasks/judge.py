@@ -1,0 +1,159 @@
+"""Job ``fit_judge``: a network that learns from real training images only, and then looks.
+
+It neither guides nor is evaluated. Nothing selects by what it says: the test split is opened
+here as a yardstick of real images that no model has seen, for the report and for ``limits``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_weights
+from safetensors.torch import save_file as save_weights
+
+from mgdm_ray.classifiers.features import View, look
+from mgdm_ray.classifiers.fit import fit
+from mgdm_ray.classifiers.metrics import score
+from mgdm_ray.classifiers.networks import build_network
+from mgdm_ray.config import DownstreamConfig, JudgeConfig
+from mgdm_ray.data.load import Split, to_tensor
+from mgdm_ray.evaluation.fidelity.memorisation import nearest
+from mgdm_ray.pipeline.tasks.base import (
+    WEIGHTS,
+    Context,
+    Outcome,
+    artefact,
+    info_of,
+    open_split,
+    save_json,
+)
+from mgdm_ray.pipeline.tasks.downstream import class_weights
+from mgdm_ray.pipeline.tasks.fit import chance_limit
+
+if TYPE_CHECKING:
+    from mgdm_ray.pipeline.plan import Job
+
+FEATURES = "features.safetensors"
+
+
+@dataclass(frozen=True)
+class JudgeView:
+    """N images as the judge sees them."""
+
+    features: NDArray[np.float64]
+    """`[N, D]`, rounded to float16: all are, whether they come from a file or not."""
+    entropy: NDArray[np.float32]
+    """`[N]` of the judge's answer, nats."""
+    labels: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    near_distance: NDArray[np.float32]
+    """`[N]` to the training images, see fidelity.memorisation; empty for these themselves."""
+
+    @staticmethod
+    def of(view: View, labels: NDArray[np.int64], near: NDArray[np.float32]) -> JudgeView:
+        features = view.features.astype(np.float16).astype(np.float64)
+        return JudgeView(features, view.entropy, labels, view.predicted, near)
+
+    @staticmethod
+    def from_tensors(tensors: dict[str, Any]) -> JudgeView:
+        return JudgeView(**{**tensors, "features": tensors["features"].astype(np.float64)})
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """As they are stored."""
+        return {**vars(self), "features": self.features.astype(np.float16)}
+
+    def where(self, chosen: NDArray[Any]) -> JudgeView:
+        """Those at the indices, or those that a mask has, ``chosen``."""
+        near = self.near_distance[chosen] if len(self.near_distance) else self.near_distance
+        return JudgeView(
+            self.features[chosen],
+            self.entropy[chosen],
+            self.labels[chosen],
+            self.predicted[chosen],
+            near,
+        )
+
+    def with_others(self, other: JudgeView) -> JudgeView:
+        return JudgeView(
+            *(np.concatenate([a, vars(other)[name]]) for name, a in vars(self).items())
+        )
+
+
+def fit_judge(job: Job, context: Context, folder: Path) -> Outcome:
+    """Train on the real training split alone; keep weights and the view of all three splits.
+
+    The loss is weighted by inverse class frequency: a judge that sees frequent classes everywhere
+    would call every image of a rare class a label flip. Images are augmented: without it the
+    features tell training images from all others (after 100 steps on phantom-fundus, FD of the
+    test images 105 in place of 4, validation accuracy 0.31 in place of 0.45), and what is
+    compared with training images in them is how well they were learnt by heart.
+    """
+    judge = JudgeConfig.model_validate(job.inputs["judge"])
+    info, size = info_of(job, context), job.inputs["dataset"]["size"]
+    splits: dict[str, Split] = {
+        "train": open_split(job, context, "train"),
+        "val": open_split(job, context, "val"),
+        "test": open_split(job, context, "test"),
+    }
+    config = DownstreamConfig(
+        **judge.model_dump(include={"steps", "batch_size", "learning_rate"}), class_weighted=True
+    )
+    real = splits["train"]
+    images = {name: to_tensor(split.images) for name, split in splits.items()}
+    seed = ("judge", job.dataset, judge.network, job.inputs["seed"])
+    network = build_network(judge.network, info.num_classes, info.channels, size, *seed)
+    result = fit(
+        network,
+        images["train"],
+        torch.from_numpy(real.labels),
+        {},
+        config,
+        info.num_classes,
+        seed,
+        augment=True,
+        class_weights=class_weights(config, real.labels, info.num_classes),
+        device=context.device,
+        on_step=lambda step, loss: context.progress(step, config.steps, f"loss {loss:.3f}"),
+    )
+    weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
+    save_weights(weights, folder / WEIGHTS)
+    facts = {"network": judge.network, "num_classes": info.num_classes, "channels": info.channels}
+    save_json(folder / "model.json", {**facts, "size": size})
+    save_json(folder / "history.json", result.history)
+    tensors: dict[str, NDArray[Any]] = {}
+    metrics = {"val_chance_below": chance_limit(splits["val"].labels)}
+    for name, split in splits.items():
+        view = look(network, images[name], info.num_classes, context.device)
+        near = np.zeros(0, dtype=np.float32)
+        if name != "train":
+            near = nearest(images[name].numpy(), images["train"].numpy()).distance
+            scores = score(view.probabilities, split.labels, info.task)
+            prefix = "" if name == "test" else f"{name}_"
+            metrics |= {prefix + metric: value for metric, value in scores.items()}
+        for field, values in JudgeView.of(view, split.labels, near).tensors().items():
+            tensors[f"{name}/{field}"] = values
+    save_file(tensors, folder / FEATURES)
+    return {"metrics": metrics, "split": "test"}
+
+
+def load_judge(context: Context, key: str) -> tuple[torch.nn.Module, dict[str, JudgeView]]:
+    """The trained judge of the job ``key``, and its view of train, val and test."""
+    folder = artefact(context, "fit_judge", key)
+    facts = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    network = build_network(
+        facts["network"], facts["num_classes"], facts["channels"], facts["size"], 0
+    )
+    network.load_state_dict(load_weights(folder / WEIGHTS))
+    tensors = load_file(folder / FEATURES)
+    seen: dict[str, dict[str, NDArray[Any]]] = {}
+    for name, values in tensors.items():
+        split, field = name.split("/")
+        seen.setdefault(split, {})[field] = values
+    return network.eval(), {split: JudgeView.from_tensors(row) for split, row in seen.items()}

@@ -1,0 +1,239 @@
+"""A few steps of a job that has never run here, so that a plan can be priced.
+
+Networks are untrained and images are noise: neither changes how long a step takes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mgdm_ray.classifiers.features import look
+from mgdm_ray.classifiers.fit import fit
+from mgdm_ray.classifiers.networks import build_network
+from mgdm_ray.config import (
+    DenoiserConfig,
+    DownstreamConfig,
+    GuidanceControls,
+    GuidanceSetting,
+    GuideConfig,
+    JudgeConfig,
+    SamplingConfig,
+)
+from mgdm_ray.diffusion.inference import Execution, Prepared
+from mgdm_ray.diffusion.pipeline import (
+    decode,
+    encode,
+    generate,
+)
+from mgdm_ray.diffusion.schedule import make_schedule
+from mgdm_ray.diffusion.train import train
+from mgdm_ray.diffusion.unet import build_denoiser, build_guide
+from mgdm_ray.evaluation.fidelity.memorisation import nearest
+from mgdm_ray.pipeline.plan import (
+    CELLS,
+    SCORINGS,
+    fits_per_setting,
+)
+from mgdm_ray.pipeline.tasks.base import Context, info_of
+
+if TYPE_CHECKING:
+    from mgdm_ray.pipeline.plan import Job
+
+STEPS = 5
+"""Optimiser or sampling steps of a probe, and how often the latter are repeated; the first time
+does not count, for it prepares what is kept."""
+PIXELS = 64 * 32 * 32
+"""In a batch at most: 64 images of 32 pixels. A batch of large ones would take minutes on a CPU."""
+
+
+def probe(
+    job: Job, jobs: Mapping[str, Job], images: float, context: Context, *, threads: int
+) -> tuple[float, float | None]:
+    """Seconds per unit of ``work`` and bytes per item, as ``price.effort`` counts them.
+
+    Work is an image of a training step, an image of a sampling step (and forward of encode), or a
+    setting, for which ``images`` are decoded and networks are trained. Bytes are those of weights
+    and images; None for kinds that write little. Takes seconds to a minute. ``threads`` are those
+    that a task of the run has.
+    """
+    torch.set_num_threads(threads)
+    if job.kind in ("fit_denoiser", "fit_guide"):
+        return _training(job, context)
+    if job.kind in CELLS:
+        return _network(str(job.network), job, context, augment=job.arm == "augment"), None
+    if job.kind == "fit_judge":
+        judge = JudgeConfig.model_validate(job.inputs["judge"])
+        return _network(
+            judge.network, job, context, augment=True, batch_size=judge.batch_size
+        ), None
+    if job.kind == "assess":
+        return _looking(jobs[job.needs["judge"]], context), None
+    if job.kind in SCORINGS:
+        steps = job.inputs["num_inference_steps"] * job.inputs["strength"]
+        decoding = _sampling(job, jobs, context) * images * steps
+        return decoding + _fits(job, context), None
+    info, size = info_of(job, context), job.inputs["dataset"]["size"]
+    return _sampling(job, jobs, context), 4.0 * info.channels * size**2
+
+
+def _noise(job: Job, context: Context, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(images `[M, C, H, W]`, labels `[M]`) with M at most ``batch``."""
+    info, size = info_of(job, context), job.inputs["dataset"]["size"]
+    number = max(2, min(batch, PIXELS // size**2))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(number, info.channels, size, size, generator=generator).clamp(-1, 1)
+    return images, torch.arange(number) % info.num_classes
+
+
+def _training(job: Job, context: Context) -> tuple[float, float]:
+    denoiser = job.kind == "fit_denoiser"
+    kind = DenoiserConfig if denoiser else GuideConfig
+    wanted = kind.model_validate(job.inputs["train"])
+    images, labels = _noise(job, context, wanted.batch_size)
+    ends: list[float] = []
+    result = train(
+        "denoiser" if denoiser else "guide",
+        wanted.model_copy(update={"steps": STEPS, "warmup": 0, "batch_size": len(labels)}),
+        images,
+        labels,
+        info_of(job, context).num_classes,
+        0,
+        schedule=make_schedule(job.inputs["schedule"]),
+        device=context.device,
+        on_step=lambda *_: ends.append(time.perf_counter()),
+    )
+    weights = sum(4.0 * p.numel() for p in result.state.trained.parameters())
+    return _typical(ends) / len(labels), weights
+
+
+def _network(
+    name: str,
+    job: Job,
+    context: Context,
+    *,
+    augment: bool = False,
+    batch_size: int | None = None,
+) -> float:
+    wanted = DownstreamConfig.model_validate(job.inputs.get("downstream", {}))
+    images, labels = _noise(job, context, batch_size or wanted.batch_size)
+    classes, ends = info_of(job, context).num_classes, list[float]()
+    fit(
+        build_network(name, classes, images.shape[1], images.shape[-1], "probe"),
+        images,
+        labels,
+        {},
+        wanted.model_copy(update={"steps": STEPS, "batch_size": len(labels)}),
+        classes,
+        ("probe",),
+        augment=augment,
+        device=context.device,
+        on_step=lambda *_: ends.append(time.perf_counter()),
+    )
+    return _typical(ends) / len(labels)
+
+
+def _looking(judge: Job, context: Context) -> float:
+    """Seconds per image for the judge's view and the nearest training images, here its mates."""
+    images, labels = _noise(judge, context, 64)
+    classes = info_of(judge, context).num_classes
+    name = judge.inputs["judge"]["network"]
+    network = build_network(name, classes, images.shape[1], images.shape[-1], "probe")
+
+    def once() -> object:
+        nearest(images.numpy(), images.numpy())
+        return look(network, images, classes, context.device)
+
+    return _seconds(once) / len(labels)
+
+
+def _fits(job: Job, context: Context) -> float:
+    """Seconds of all trainings that one setting is scored with."""
+    names, seeds = fits_per_setting(job.inputs)
+    config = job.inputs["downstream"]
+    per_image = seeds * sum(_network(name, job, context) for name in names)
+    return per_image * float(config["steps"] * config["batch_size"])
+
+
+def _typical(ends: list[float]) -> float:
+    """Median seconds from one end to the next."""
+    return median(after - before for before, after in pairwise(ends))
+
+
+def _sampling(job: Job, jobs: Mapping[str, Job], context: Context) -> float:
+    """Seconds per image, step and (encode) forward; of a search, of decoding."""
+    fields = {k: v for k, v in job.inputs.items() if k in SamplingConfig.model_fields}
+    images, labels = _noise(job, context, 64)
+    config = SamplingConfig.model_validate(
+        {**fields, "num_inference_steps": STEPS, "strength": 1.0, "batch_size": len(labels)}
+    )
+    denoiser_job = jobs[job.needs["denoiser"]]
+    facts = DenoiserConfig.model_validate(denoiser_job.inputs["train"])
+    execution = Execution(context.device, config.precision, "never")
+    classes, channels = info_of(job, context).num_classes, images.shape[1]
+    denoiser = Prepared(build_denoiser(facts.unet, channels, classes, 0), execution)
+    guide = _guide(job, jobs, channels, classes, execution)
+    common: dict[str, Any] = {
+        "config": config,
+        "prediction": facts.prediction,
+        "schedule": make_schedule(facts.schedule),
+        "device": context.device,
+    }
+    rows = range(len(labels))
+    if job.kind == "generate":
+
+        def once() -> object:
+            shape = (channels, images.shape[2], images.shape[3])
+            return generate(denoiser, guide, labels, rows, shape=shape, seed_parts=(0,), **common)
+
+    elif job.kind == "encode":
+
+        def once() -> object:
+            return encode(denoiser, images, labels, **common)
+
+    else:
+        setting = _setting(job, jobs)
+
+        def once() -> object:
+            return decode(denoiser, guide, images, labels, rows, setting, **common)
+
+    forwards = 1 + config.inversion_iterations if job.kind == "encode" else 1
+    return _seconds(once) / (len(labels) * STEPS * forwards)
+
+
+def _guide(
+    job: Job, jobs: Mapping[str, Job], channels: int, classes: int, execution: Execution
+) -> Prepared | None:
+    if "guide" not in job.needs:
+        return None
+    config = GuideConfig.model_validate(jobs[job.needs["guide"]].inputs["train"])
+    model = build_guide(config.unet, channels, classes, 0, dropout=config.dropout)
+    return Prepared(model, execution, backward=True)
+
+
+def _setting(job: Job, jobs: Mapping[str, Job]) -> GuidanceSetting | None:
+    """As the job's, or as one that its search may find."""
+    if "guide" not in job.needs:
+        return None
+    if "setting" in job.inputs:
+        return GuidanceSetting.model_validate(job.inputs["setting"])
+    space = (job if job.kind == "search" else jobs[job.needs["search"]]).inputs["space"]
+    controls = {name: space[name] for name in GuidanceControls.model_fields}
+    return GuidanceSetting(
+        measurement=space["measurement"][0],
+        uncertainty_scale=space["uncertainty_scale"]["low"],
+        **controls,
+    )
+
+
+def _seconds(once: Callable[[], object]) -> float:
+    ends: list[float] = []
+    for _ in range(STEPS):
+        once()
+        ends.append(time.perf_counter())
+    return _typical(ends)

@@ -1,0 +1,350 @@
+"""Jobs ``generate``, ``encode`` and ``decode``: the two stages of guided sampling.
+
+Their images are cut into shards. One process after the other, or several side by side, computes
+them; a shard that is there is not computed again, so that a kill costs one at most, and no process
+ever holds more than one in memory.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mgdm_ray.config import (
+    GuidanceSetting,
+    ReferenceFault,
+    SamplingConfig,
+    SyntheticConfig,
+)
+from mgdm_ray.data.mix import synthetic_labels
+from mgdm_ray.diffusion.inference import Execution, Prepared
+from mgdm_ray.diffusion.pipeline import Direction, batch_size_for
+from mgdm_ray.diffusion.pipeline import decode as decode_images
+from mgdm_ray.diffusion.pipeline import encode as encode_images
+from mgdm_ray.diffusion.pipeline import generate as generate_images
+from mgdm_ray.diffusion.published_faults import Faults, rank_duplicates
+from mgdm_ray.pipeline.tasks.base import (
+    Context,
+    Outcome,
+    artefact,
+    info_of,
+    open_split,
+    stored_record,
+)
+from mgdm_ray.pipeline.tasks.choice import best_setting, chosen_stage_one
+from mgdm_ray.pipeline.tasks.images import (
+    count_images,
+    draw_grid,
+    load_images,
+    read_rows,
+    save_shard,
+    shard_path,
+    shard_ranges,
+    shards_in,
+)
+from mgdm_ray.pipeline.tasks.models import load_denoiser, load_guide
+from mgdm_ray.storage.files import replacing
+
+if TYPE_CHECKING:
+    from mgdm_ray.pipeline.plan import Job
+
+STRENGTHS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+"""Times the gamma of the arm: what ``strengths.png`` shows."""
+STRENGTHS_FILE = "strengths.png"
+
+RowSampler = Callable[[range], tuple[torch.Tensor, np.ndarray]]
+"""Rows -> (images `[M, C, H, W]` float32, their labels `[M]`)."""
+
+
+class _Networks:
+    """The networks of a job, ready to make ``images`` images, and the arguments stages share."""
+
+    def __init__(self, job: Job, context: Context, images: int, *, guided: bool) -> None:
+        facts = load_denoiser(context, job.needs["denoiser"])
+        fields = SamplingConfig.model_fields
+        given = {name: value for name, value in job.inputs.items() if name in fields}
+        config = SamplingConfig.model_validate({"batch_size": context.sampling_batch, **given})
+        execution = Execution(
+            context.device, config.precision, context.compile, context.memory_share
+        )
+        self.denoiser = Prepared(facts.model, execution)
+        self.guide: Prepared | None = None
+        if guided:
+            self.guide = Prepared(load_guide(context, job.needs["guide"]), execution, backward=True)
+        size = batch_size_for(config, facts.shape, self.denoiser, self.guide, execution)
+        if context.smaller and isinstance(config.batch_size, int):
+            size = max(1, size // 2)  # "auto" has already counted on half the memory
+        steps = math.ceil(images / size) * config.num_inference_steps
+        self.denoiser.calls = steps * (1 + config.inversion_iterations)
+        if self.guide is not None:
+            self.guide.calls = steps
+        self.shape, self.num_classes = facts.shape, facts.num_classes
+        self.done, self.images, self.progress = 0, images, context.progress
+        self.common: dict[str, Any] = {
+            "config": config.model_copy(update={"batch_size": size}),
+            "prediction": facts.config.prediction,
+            "schedule": facts.schedule,
+            "device": context.device,
+            "on_batch": lambda done, _: self.progress(self.done + done, self.images, "images"),
+            "faults": Faults(_faults(job), facts.config.label_dropout),
+        }
+
+
+def _faults(job: Job) -> frozenset[ReferenceFault]:
+    return frozenset(job.inputs.get("reference", ()))
+
+
+def _generator(job: Job, context: Context, images: int) -> RowSampler:
+    """Stage 1: labelled images from noise."""
+    networks = _Networks(job, context, images, guided="guide" in job.needs)
+    labels = labels_to_make(job, context)
+    indices: Sequence[int] = range(len(labels))
+    if "rank_seeds" in _faults(job):
+        indices = rank_duplicates(torch.from_numpy(labels))
+
+    def sample(rows: range) -> tuple[torch.Tensor, np.ndarray]:
+        made = generate_images(
+            networks.denoiser,
+            networks.guide,
+            torch.from_numpy(labels[rows.start : rows.stop]),
+            indices[rows.start : rows.stop],
+            shape=networks.shape,
+            seed_parts=("generate", job.inputs["seed"]),
+            **networks.common,
+        )
+        networks.done += len(rows)
+        return made, labels[rows.start : rows.stop]
+
+    return sample
+
+
+def labels_to_make(job: Job, context: Context) -> np.ndarray:
+    """Labels `[M]` int64 of a ``generate`` job's images, by index."""
+    wanted = SyntheticConfig.model_validate(job.inputs["synthetic"])
+    train_labels = open_split(job, context, "train").labels
+    classes = info_of(job, context).num_classes
+    return synthetic_labels(
+        train_labels, classes, wanted.ratio, wanted.balance, per_class=wanted.per_class
+    )
+
+
+def _encoder(job: Job, context: Context, images: int) -> RowSampler:
+    """Stage 1 images to latents x_T, unguided."""
+    networks = _Networks(job, context, images, guided=False)
+
+    def sample(rows: range) -> tuple[torch.Tensor, np.ndarray]:
+        sources, labels = load_images(context, "generate", job.needs["images"], rows)
+        made = encode_images(
+            networks.denoiser,
+            sources,
+            torch.from_numpy(labels),
+            indices=rows,
+            seed_parts=("encode", job.inputs.get("seed", 0)),
+            **networks.common,
+        )
+        networks.done += len(rows)
+        return made, labels
+
+    return sample
+
+
+def decoder(
+    job: Job,
+    context: Context,
+    images: int,
+    latents_key: str,
+    setting: GuidanceSetting | None,
+    direction: Direction = "gradient",
+) -> RowSampler:
+    """Stage 2: latents back to images, under measurement guidance or one of its controls."""
+    networks = _Networks(job, context, images, guided=setting is not None)
+
+    def sample(rows: range) -> tuple[torch.Tensor, np.ndarray]:
+        latents, labels = load_images(context, "encode", latents_key, rows)
+        made = decode_images(
+            networks.denoiser,
+            networks.guide,
+            latents,
+            torch.from_numpy(labels),
+            rows,
+            setting,
+            direction=direction,
+            seed_parts=("decode", job.inputs["seed"]),
+            **networks.common,
+        )
+        networks.done += len(rows)
+        return made, labels
+
+    return sample
+
+
+def _chosen(job: Job, context: Context) -> tuple[str, GuidanceSetting | None]:
+    """The latents that a decode job starts from, and how it guides."""
+    best = best_setting(job, context)
+    latents_key = chosen_stage_one(job, context, "latents", best)
+    if job.arm == "roundtrip":
+        return latents_key, None
+    chosen = best or job.inputs["setting"]
+    fields = GuidanceSetting.model_fields
+    return latents_key, GuidanceSetting.model_validate(
+        {k: v for k, v in chosen.items() if k in fields}
+    )
+
+
+def _decoder_of_arm(job: Job, context: Context, images: int) -> RowSampler:
+    direction: Direction = "random" if job.arm == "perturb" else "gradient"
+    return decoder(job, context, images, *_chosen(job, context), direction)
+
+
+SAMPLERS: dict[str, Callable[[Job, Context, int], RowSampler]] = {
+    "generate": _generator,
+    "encode": _encoder,
+    "decode": _decoder_of_arm,
+}
+
+
+def sample_shards(job: Job, context: Context, shards: Sequence[range]) -> None:
+    """Compute those of ``shards`` that are not there yet, into the job's scratch folder."""
+    store = context.store
+    work = store.work(job.kind, job.key)
+    work.mkdir(parents=True, exist_ok=True)
+    store.bring(work)
+    todo = [rows for rows in shards if not shard_path(work, rows).exists()]
+    if todo:
+        sampler = SAMPLERS[job.kind](job, context, sum(len(rows) for rows in todo))
+        for rows in todo:
+            save_shard(work, rows, *sampler(rows))
+            store.share(shard_path(work, rows))
+    # Here and not in the job itself, which may only wait for those who have the GPUs.
+    first = any(rows.start == 0 for rows in shards)
+    if job.arm == "disturb" and first and not (work / STRENGTHS_FILE).exists():
+        _draw_strengths(job, context, work)
+        if (work / STRENGTHS_FILE).exists():
+            store.share(work / STRENGTHS_FILE)
+
+
+def _sample(job: Job, context: Context, folder: Path, total: int) -> None:
+    """All shards of a job, by the context's workers or here, into ``folder``."""
+    shards = shard_ranges(total, context.sampling_workers)
+    if context.spread is None:
+        sample_shards(job, context, shards)
+    else:
+        parts = [shards[i :: context.sampling_workers] for i in range(context.sampling_workers)]
+        context.spread(job, context, [part for part in parts if part])
+    work = context.store.work(job.kind, job.key)
+    context.store.bring(work)
+    paths = [shard_path(work, rows) for rows in shards]
+    for path in [*paths, *work.glob(STRENGTHS_FILE)]:
+        # Linked, not moved: until the artefact is there, a kill must not cost finished shards.
+        try:
+            os.link(path, folder / path.name)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, folder / path.name)
+
+
+def generate(job: Job, context: Context, folder: Path) -> Outcome:
+    """Stage 1: labelled images from noise."""
+    total = len(labels_to_make(job, context))
+    _sample(job, context, folder, total)
+    _draw_beginning(job, context, folder)
+    scales = {k: job.inputs[k] for k in ("guidance_scale", "classifier_scale")}
+    return {"setting": scales, "metrics": {"images": float(total)}}
+
+
+def encode(job: Job, context: Context, folder: Path) -> Outcome:
+    """Stage 1 images to latents x_T, unguided."""
+    total = count_images(context, "generate", job.needs["images"])
+    _sample(job, context, folder, total)
+    source = stored_record(context.store, "generate", job.needs["images"])
+    moments = _Mean(), _Mean()
+    for start, stop, _ in shards_in(folder):
+        latents, _labels = read_rows(folder, range(start, stop))
+        moments[0].add(latents)
+        moments[1].add(latents.square())
+    spread = math.sqrt(max(0.0, moments[1].value - moments[0].value ** 2))
+    return {
+        "setting": source.setting,
+        "metrics": {"latent_std": spread, "images": float(total)},
+    }
+
+
+def decode(job: Job, context: Context, folder: Path) -> Outcome:
+    """Stage 2: latents back to images, under measurement guidance or one of its controls."""
+    latents_key, setting = _chosen(job, context)
+    total = count_images(context, "encode", latents_key)
+    _sample(job, context, folder, total)
+    _draw_beginning(job, context, folder)
+    source = str(context.store.manifest("encode", latents_key)["needs"]["images"])
+    change = _Mean()
+    for start, stop, _ in shards_in(folder):
+        images, _labels = read_rows(folder, range(start, stop))
+        sources, _labels = load_images(context, "generate", source, range(start, stop))
+        change.add((images - sources).square())
+    stage_one = stored_record(context.store, "encode", latents_key).setting
+    return {
+        "setting": {**stage_one, **(setting.model_dump(mode="json") if setting else {})},
+        "metrics": {"rms_change": math.sqrt(change.value), "images": float(total)},
+    }
+
+
+def _draw_strengths(job: Job, context: Context, folder: Path) -> None:
+    """``strengths.png``: what the guidance does, on the first image of each class.
+
+    From left to right the stage-1 image, and its latent decoded under STRENGTHS times gamma.
+    """
+    latents_key, setting = _chosen(job, context)
+    if setting is None or not setting.uncertainty_scale:
+        return
+    _, stop, _ = shards_in(artefact(context, "encode", latents_key))[0]
+    rows = range(stop)
+    latents, labels = load_images(context, "encode", latents_key, rows)
+    source = str(context.store.manifest("encode", latents_key)["needs"]["images"])
+    sources, _ = load_images(context, "generate", source, rows)
+    chosen = np.sort(np.unique(labels, return_index=True)[1])
+    count = len(STRENGTHS)
+    networks = _Networks(job, context, len(chosen) * count, guided=True)
+    repeated = torch.from_numpy(labels[chosen]).repeat_interleave(count)
+    made = decode_images(
+        networks.denoiser,
+        networks.guide,
+        latents[chosen].repeat_interleave(count, dim=0),
+        repeated,
+        np.repeat(chosen, count).tolist(),
+        setting,
+        seed_parts=("decode", job.inputs["seed"]),
+        strengths=setting.uncertainty_scale * torch.tensor(STRENGTHS).repeat(len(chosen)),
+        **networks.common,
+    )
+    together = torch.cat([sources[chosen], made])
+    together_labels = np.concatenate([labels[chosen], repeated.numpy()])
+    with replacing(folder / STRENGTHS_FILE) as temporary:
+        draw_grid(temporary, together, together_labels, networks.num_classes)
+
+
+class _Mean:
+    """The mean over all that was added, which never was in memory at once."""
+
+    def __init__(self) -> None:
+        self.total, self.count = 0.0, 0
+
+    def add(self, values: torch.Tensor) -> None:
+        self.total += float(values.sum(dtype=torch.float64))
+        self.count += values.numel()
+
+    @property
+    def value(self) -> float:
+        return self.total / self.count
+
+
+def _draw_beginning(job: Job, context: Context, folder: Path) -> None:
+    """``grid.png`` of the first shard: classes are evenly mixed, it has some of each."""
+    start, stop, _ = shards_in(folder)[0]
+    images, labels = read_rows(folder, range(start, stop))
+    draw_grid(folder / "grid.png", images, labels, info_of(job, context).num_classes)

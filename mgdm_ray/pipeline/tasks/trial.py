@@ -1,0 +1,94 @@
+"""What one trial of a search computes: decode under a setting, train proxies, score them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mgdm_ray.classifiers.fit import fit
+from mgdm_ray.classifiers.metrics import score
+from mgdm_ray.config import (
+    DownstreamConfig,
+    GuidanceSetting,
+    SamplingConfig,
+)
+from mgdm_ray.data.load import to_tensor
+from mgdm_ray.data.mix import training_set
+from mgdm_ray.diffusion.pipeline import forwards_per_image
+from mgdm_ray.pipeline.plan import search_seed
+from mgdm_ray.pipeline.tasks.base import (
+    Context,
+    info_of,
+    open_split,
+)
+from mgdm_ray.pipeline.tasks.downstream import class_weights
+from mgdm_ray.pipeline.tasks.images import count_images
+from mgdm_ray.pipeline.tasks.networks import network_for
+from mgdm_ray.pipeline.tasks.sampling import decoder
+
+if TYPE_CHECKING:
+    from mgdm_ray.pipeline.plan import Job
+
+
+class TrialScorer:
+    """Scores guidance settings on validation data; loads data once, decodes once per setting."""
+
+    def __init__(self, job: Job, context: Context) -> None:
+        self.job, self.context = job, context
+        self.info = info_of(job, context)
+        self.train = open_split(job, context, "train")
+        self.val = open_split(job, context, "val")
+        self.config = DownstreamConfig.model_validate(job.inputs["downstream"])
+
+    def decode(self, setting: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        candidates = [tuple(c) for c in self.job.inputs["stage_one"]]
+        index = candidates.index((setting["guidance_scale"], setting["classifier_scale"]))
+        guidance = _guidance(setting)
+        key = self.job.needs[f"latents/{index}"]
+        count = count_images(self.context, "encode", key)
+        # Classes are evenly mixed: a beginning has the shares of the whole.
+        count = min(count, self.job.inputs["images"] or count)
+        images, labels = decoder(self.job, self.context, count, key, guidance)(range(count))
+        return images, torch.from_numpy(labels)
+
+    def cost(self, setting: Mapping[str, Any]) -> float:
+        """Forwards of denoiser and guide that an image of this setting takes, stage 1 included."""
+        fields = SamplingConfig.model_fields
+        given = {name: value for name, value in self.job.inputs.items() if name in fields}
+        scales = {name: setting[name] for name in ("guidance_scale", "classifier_scale")}
+        config = SamplingConfig.model_validate({**given, **scales})
+        return float(forwards_per_image(config, _guidance(setting)))
+
+    def score(
+        self, network: str, added: tuple[torch.Tensor, torch.Tensor], repeat: int = 0
+    ) -> float:
+        """Validation balanced accuracy of ``network`` trained on real plus added images.
+
+        ``repeat`` is the seed of its weights and batches, the same for every setting. The seeds of
+        a job ``confirm`` are never those of a search, and do not depend on ``search.seed``.
+        """
+        images, labels = training_set(self.train, added)
+        seed = (self.job.kind, search_seed(self.job), network, repeat)
+        size = images.shape[-1]
+        model = network_for(network, self.config, self.info, size, self.context, *seed)
+        result = fit(
+            model,
+            images,
+            labels,
+            {"val": (to_tensor(self.val.images), torch.from_numpy(self.val.labels))},
+            self.config,
+            self.info.num_classes,
+            seed,
+            class_weights=class_weights(self.config, self.train.labels, self.info.num_classes),
+            device=self.context.device,
+        )
+        metrics = score(result.probabilities["val"], self.val.labels, self.info.task)
+        return metrics["balanced_accuracy"]
+
+
+def _guidance(setting: Mapping[str, Any]) -> GuidanceSetting:
+    return GuidanceSetting.model_validate(
+        {name: setting[name] for name in GuidanceSetting.model_fields}
+    )

@@ -1,8 +1,0 @@
-"""Records -> tables, figures and one self-contained HTML page."""
-
-from mgdm_ray.report.draft import ReportContext
-from mgdm_ray.report.headline import HEADLINE_FILE
-from mgdm_ray.report.tables import result_rows, result_table
-from mgdm_ray.report.write import write_report
-
-__all__ = ["HEADLINE_FILE", "ReportContext", "result_rows", "result_table", "write_report"]

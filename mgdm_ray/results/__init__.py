@@ -1,0 +1,1 @@
+"""What is made from records: the report, the MLflow mirror, exported models and images."""

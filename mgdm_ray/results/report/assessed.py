@@ -1,0 +1,129 @@
+"""What the judge's artefacts hold, sorted by dataset and arm; whatever is absent stays out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from mgdm_ray.results.report.tables import in_order
+from mgdm_ray.storage.records import Record
+
+FEATURES = "features.safetensors"
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The network that was trained on the real training images of one dataset only."""
+
+    dataset: str
+    metrics: Mapping[str, float]
+    features: Arrays
+    """``train/features``, ``train/labels``, ... ``val/``, ``test/``; empty where not at hand."""
+
+    @property
+    def accuracy(self) -> float:
+        """Balanced accuracy on the test split; nan where the record has none."""
+        for name in ("test_balanced_accuracy", "balanced_accuracy"):
+            if name in self.metrics:
+                return self.metrics[name]
+        return math.nan
+
+    @property
+    def guessing(self) -> float:
+        """The balanced accuracy on the test split that guessing passes in one of twenty cases.
+
+        Guesses hit class k of n_k images with standard error sqrt(q (1 - q) / n_k), q = 1 / K. nan
+        where the test labels are not at hand.
+        """
+        labels = self.features.get("test/labels")
+        if labels is None or len(labels) == 0:
+            return math.nan
+        counts = np.unique(labels, return_counts=True)[1]
+        q = 1 / len(counts)
+        return float(q + 1.645 * np.sqrt((q * (1 - q) / counts).sum()) / len(counts))
+
+    @property
+    def is_guessing(self) -> bool:
+        return self.accuracy <= self.guessing
+
+
+@dataclass(frozen=True)
+class Assessed:
+    """What the judge says of the images that one arm adds."""
+
+    dataset: str
+    arm: str
+    network: str | None
+    """For which network the images were made; None: for all."""
+    metrics: Mapping[str, float]
+    folder: Path | None
+    content: Mapping[str, Any] = field(default_factory=dict)
+    """``assessment.json``."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm} for {self.network}" if self.network else self.arm
+
+    @property
+    def classes(self) -> Sequence[Mapping[str, Any]]:
+        return self.content.get("classes") or ()
+
+    def features(self) -> Arrays:
+        return _arrays(self.folder)
+
+    def picture(self, name: str) -> bytes | None:
+        path = self.folder / name if self.folder else None
+        return path.read_bytes() if path is not None and path.is_file() else None
+
+
+def judges(
+    records: Iterable[Record], artefact: Callable[[Record], Path | None]
+) -> dict[str, Judge]:
+    """By dataset."""
+    return {
+        record.dataset: Judge(record.dataset, record.metrics, _arrays(artefact(record)))
+        for record in records
+        if record.kind == "fit_judge" and record.status == "done" and record.dataset
+    }
+
+
+def assessments(
+    records: Iterable[Record], artefact: Callable[[Record], Path | None]
+) -> dict[str, list[Assessed]]:
+    """By dataset, in the order of arms."""
+    found: dict[str, list[Assessed]] = {}
+    for record in records:
+        if record.kind != "assess" or record.status != "done":
+            continue
+        folder = artefact(record)
+        path = folder / "assessment.json" if folder else None
+        there = path is not None and path.is_file()
+        content = json.loads(path.read_text(encoding="utf-8")) if path and there else {}
+        arm, dataset = record.arm or "?", record.dataset or "?"
+        one = Assessed(dataset, arm, record.network, record.metrics, folder, content)
+        found.setdefault(dataset, []).append(one)
+    for rows in found.values():
+        order = in_order(row.arm for row in rows)
+        rows.sort(key=lambda row: (order.index(row.arm), row.network or ""))
+    return found
+
+
+def _arrays(folder: Path | None) -> Arrays:
+    """A damaged file counts as none: the report must not end a study."""
+    path = folder / FEATURES if folder else None
+    if path is None or not path.is_file():
+        return {}
+    try:
+        return load_file(path)
+    except SafetensorError:
+        return {}

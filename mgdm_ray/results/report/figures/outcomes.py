@@ -1,0 +1,178 @@
+"""Figures of the answer: contrasts, gains, networks, ratios."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from mgdm_ray.evaluation.stats import (
+    Contrast,
+    Summary,
+    summarise,
+)
+from mgdm_ray.results.report.figures.base import (
+    ARM_COLOURS,
+    FAINT,
+    INK,
+    MARKERS,
+    colours,
+    legend_below,
+    panels_in_rows,
+    styled,
+)
+from mgdm_ray.results.report.tables import MINUS
+
+
+@styled
+def forest(
+    contrasts: Sequence[Contrast],
+    differences: Sequence[Mapping[str, Sequence[float]]],
+    primary: int,
+) -> Figure:
+    """Mean difference and interval per contrast, above the paired differences of each dataset.
+
+    A line separates the first ``primary`` contrasts from the others.
+    """
+    palette = colours([dataset for row in differences for dataset in row])
+    figure, (axes,) = panels_in_rows(1, 0.75 + 0.62 * len(contrasts))
+    for row, (contrast, points) in enumerate(zip(contrasts, differences, strict=True)):
+        y = len(contrasts) - 1 - row
+        for i, (dataset, values) in enumerate(sorted(points.items())):
+            offset = -0.2 - 0.16 * i / max(1, len(points) - 1)
+            axes.plot(
+                values, [y + offset] * len(values), "o", ms=4, mew=0, alpha=0.5,
+                color=palette[dataset], label=dataset if row == 0 else None,
+            )  # fmt: skip
+        if contrast.n == 0:
+            axes.text(0, y, " no data", va="center", color="#8a93a0")
+            continue
+        if not math.isnan(contrast.low):
+            axes.plot(
+                [contrast.low, contrast.high], [y, y], color=INK, lw=2.4, solid_capstyle="butt"
+            )
+        axes.plot(contrast.difference, y, "D", color=INK, ms=7)
+        axes.annotate(
+            f"{contrast.difference:+.3f}", (contrast.difference, y), xytext=(0, 8),
+            textcoords="offset points", ha="center", fontweight="bold",
+        )  # fmt: skip
+    axes.axvline(0, color="#8a93a0", lw=1)
+    if 0 < primary < len(contrasts):
+        axes.axhline(len(contrasts) - primary - 0.5, color=FAINT, lw=1, ls=(0, (4, 4)))
+    axes.set_yticks(
+        range(len(contrasts)), [f"{c.arm_a} {MINUS} {c.arm_b}" for c in reversed(contrasts)]
+    )
+    axes.set_ylim(-0.6, len(contrasts) - 0.45)
+    axes.tick_params(axis="y", length=0, labelsize=10.5)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("difference in balanced accuracy on the test split   (right: first arm better)")
+    if palette:
+        figure.legend(loc="outside upper right", ncols=len(palette), handletextpad=0.1)
+    return figure
+
+
+@styled
+def gains(per_dataset: Mapping[str, Mapping[str, Mapping[tuple[str, int], float]]]) -> Figure:
+    """Per dataset and arm: gain over ``real`` of each cell, and their mean (bar and number)."""
+    networks = sorted({n for arms in per_dataset.values() for g in arms.values() for n, _ in g})
+    middle = (len(networks) - 1) / 2
+    spread = {n: 0.6 * (i - middle) / len(networks) for i, n in enumerate(networks)}
+    figure, panels = panels_in_rows(len(per_dataset), 3.1, columns=2)
+    for index, (axes, (dataset, arms)) in enumerate(zip(panels, per_dataset.items(), strict=True)):
+        for x, (arm, cells) in enumerate(arms.items()):
+            if not cells:
+                continue
+            colour = ARM_COLOURS.get(arm, INK)
+            places = [x + spread[network] for network, _ in cells]
+            axes.plot(places, list(cells.values()), "o", ms=4.5, mew=0, alpha=0.45, color=colour)
+            mean = summarise(cells.values()).mean
+            axes.plot([x - 0.34, x + 0.34], [mean, mean], color=colour, lw=3)
+            # In one line at the top, where numbers of neighbours cannot overlap.
+            axes.annotate(
+                f"{mean:+.3f}",
+                (x, 0.99),
+                xycoords=axes.get_xaxis_transform(),
+                ha="center",
+                va="top",
+                color=colour,
+                fontweight="bold",
+            )
+        axes.axhline(0, color=ARM_COLOURS["real"], lw=1)
+        axes.set_xticks(range(len(arms)), list(arms), fontsize=8.5)
+        axes.set_xlim(-0.5, len(arms) - 0.5)
+        axes.grid(axis="x", visible=False)
+        axes.set_title(dataset)
+        if index % 2 == 0:
+            axes.set_ylabel("gain over real")
+    low, high = panels[0].get_ylim()
+    panels[0].set_ylim(low, high + 0.14 * (high - low))
+    return figure
+
+
+@styled
+def network_gains(
+    panels_of: Mapping[str, Mapping[str, Contrast]],
+    points: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]],
+) -> Figure:
+    """Per pair of arms (a panel) and network (a row) the mean difference and its interval, and
+    fainter the paired differences by dataset (``points[pair][network][dataset]``)."""
+    networks = sorted({name for rows in panels_of.values() for name in rows})
+    palette = colours([d for rows in points.values() for row in rows.values() for d in row])
+    columns = 2 if len(panels_of) in (2, 4) else 3
+    figure, panels = panels_in_rows(
+        len(panels_of), 0.8 + 0.3 * len(networks), columns=columns, sharex=True
+    )
+    for axes, (pair, rows) in zip(panels, panels_of.items(), strict=True):
+        for y, name in enumerate(reversed(networks)):
+            if name not in rows or rows[name].n == 0:
+                continue
+            contrast = rows[name]
+            for i, (dataset, values) in enumerate(sorted(points[pair][name].items())):
+                places = [y - 0.18 - 0.09 * i] * len(values)
+                axes.plot(values, places, "o", ms=3, mew=0, alpha=0.55, color=palette[dataset])
+            if not math.isnan(contrast.low):
+                clear = not contrast.spans_zero
+                axes.plot(
+                    [contrast.low, contrast.high], [y, y], color=INK if clear else "#8a93a0",
+                    lw=2, solid_capstyle="butt", gid=f"interval {name}",
+                )  # fmt: skip
+            axes.plot(contrast.difference, y, "D", ms=5, color=INK, gid=f"mean {name}")
+        axes.axvline(0, color="#8a93a0", lw=1)
+        axes.set_yticks(range(len(networks)), list(reversed(networks)))
+        axes.set_ylim(-0.7, len(networks) - 0.5)
+        axes.tick_params(axis="y", length=0, labelsize=8.5)
+        axes.tick_params(axis="x", labelbottom=True)
+        axes.set_title(pair)
+    figure.supxlabel("difference in balanced accuracy   (right: first arm better)", fontsize=9.5)
+    for name, colour in palette.items():
+        panels[0].plot([], [], "o", ms=5, color=colour, label=name)
+    figure.legend(loc="outside upper center", ncols=4, handletextpad=0.1)
+    return figure
+
+
+@styled
+def ratio_curves(curves: Mapping[str, Mapping[str, Mapping[float, Summary]]]) -> Figure:
+    """Per dataset (a panel) and arm (a line) the gain over ``real`` at each ratio of added images
+    to real ones; bars: standard deviation over networks and seeds."""
+    figure, panels = panels_in_rows(len(curves), 3.0, columns=2)
+    for index, (axes, (dataset, rows)) in enumerate(zip(panels, curves.items(), strict=True)):
+        ratios = sorted({ratio for curve in rows.values() for ratio in curve})
+        step = 0.012 * (max(ratios, default=1.0) or 1.0)
+        for i, (arm, curve) in enumerate(rows.items()):
+            shift = step * (i - (len(rows) - 1) / 2)  # so that bars lie beside each other
+            means = [0.0, *(curve[ratio].mean for ratio in sorted(curve))]
+            spreads = [0.0, *(curve[ratio].sd for ratio in sorted(curve))]
+            axes.errorbar(
+                [0.0, *(ratio + shift for ratio in sorted(curve))], means,
+                [0.0 if math.isnan(sd) else sd for sd in spreads],
+                color=ARM_COLOURS.get(arm, INK), marker=MARKERS[i % len(MARKERS)], ms=5, lw=1.6,
+                elinewidth=0.9, alpha=0.9, label=arm,
+            )  # fmt: skip
+        axes.axhline(0, color=ARM_COLOURS["real"], lw=1)
+        axes.set_xticks([0, *ratios], ["0", *(f"{ratio:g}" for ratio in ratios)])
+        axes.set(title=dataset, xlabel="added images per real image")
+        if index % 2 == 0:
+            axes.set_ylabel("gain over real")
+    legend_below(figure)
+    return figure

@@ -1,0 +1,80 @@
+"""Figures of the models while they were trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from mgdm_ray.results.report.figures.base import (
+    ARM_COLOURS,
+    INK,
+    Curve,
+    colours,
+    log_axis,
+    panels_in_rows,
+    styled,
+)
+
+
+@styled
+def guide_over_t(
+    curves: Mapping[str, Curve], chance: Mapping[str, float], errors: Mapping[str, Curve]
+) -> Figure:
+    """The noisy classifier's balanced accuracy from clean (t = 0) to noise, with chance levels, and
+    where it is known its calibration error."""
+    palette = colours(list(curves))
+    figure, (axes, *more) = panels_in_rows(2 if errors else 1, 3.0, sharey=False)
+    for name, curve in errors.items():
+        more[0].plot(*zip(*curve, strict=True), "o-", ms=4, color=palette[name])
+        more[0].set(xlabel="training timestep t", ylabel="expected calibration error")
+        more[0].set_ylim(bottom=0)
+    for name, curve in curves.items():
+        axes.plot(*zip(*curve, strict=True), "o-", ms=4, color=palette[name], label=name)
+        if name in chance:
+            axes.axhline(chance[name], color=palette[name], lw=1, ls=(0, (4, 4)))
+    axes.set(
+        xlabel="training timestep t   (0: clean image, 999: noise)", ylabel="balanced accuracy"
+    )
+    axes.set_ylim(0, 1.02)
+    figure.legend(
+        *axes.get_legend_handles_labels(),
+        loc="outside lower center",
+        title="dashed: chance",
+        title_fontsize=8.5,
+        ncols=6,
+    )
+    return figure
+
+
+@styled
+def loss_curves(panels_of: Mapping[str, Mapping[str, Curve]], arms: bool) -> Figure:
+    """One panel per key; raw losses faint, a running mean on top. ``arms``: colour by arm."""
+    names = [name for curves in panels_of.values() for name in curves]
+    palette = {n: ARM_COLOURS.get(n, INK) for n in names} if arms else colours(names)
+    figure, panels = panels_in_rows(len(panels_of), 2.9, sharey=False)
+    for axes, (title, curves) in zip(panels, panels_of.items(), strict=True):
+        for name, curve in curves.items():
+            steps, losses = [x for x, _ in curve], [y for _, y in curve]
+            axes.plot(steps, losses, color=palette[name], lw=0.7, alpha=0.25)
+            axes.plot(steps, running_mean(losses), color=palette[name], lw=1.6)
+        values = [y for curve in curves.values() for _, y in curve]
+        if values and min(values) > 0 and max(values) > 5 * min(values):
+            axes.set_yscale("log")
+            log_axis(axes.yaxis)
+        axes.set(title=title, xlabel="step", ylabel="training loss")
+    for name, colour in palette.items():
+        panels[0].plot([], [], color=colour, lw=2, label=name)
+    if palette:
+        figure.legend(loc="outside lower center", ncols=7)
+    return figure
+
+
+def running_mean(values: Sequence[float]) -> list[float]:
+    """Centred mean over a fifteenth of the curve, shorter at its ends."""
+    half = len(values) // 30
+    out = []
+    for i in range(len(values)):
+        window = values[max(0, i - half) : i + half + 1]
+        out.append(sum(window) / len(window))
+    return out

@@ -1,0 +1,89 @@
+"""What the evaluated networks answered on the test images, from the cells' stored predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from mgdm_ray.evaluation.stats import Answers
+from mgdm_ray.results.report.tables import CellId, cell_id
+from mgdm_ray.storage.records import Record
+
+PREDICTIONS = "test_predictions.safetensors"
+Pair = tuple[str, str]
+PairCell = tuple[str, str, int]
+"""Dataset, network, seed."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """``right`` bool `[images]`: whether the most probable class is the label; ``labels``."""
+
+    right: NDArray[np.bool_]
+    labels: NDArray[np.int64]
+
+
+def read_answers(
+    records: Iterable[Record], artefact: Callable[[Record], Path | None]
+) -> dict[CellId, Answered]:
+    """Of every done cell whose predictions are at hand; a damaged file counts as none."""
+    found = {}
+    for record in records:
+        if not record.is_cell or record.status != "done":
+            continue
+        folder = artefact(record)
+        path = folder / PREDICTIONS if folder else None
+        if path is None or not path.is_file():
+            continue
+        try:
+            stored = load_file(path)
+        except SafetensorError:
+            continue
+        labels = stored["labels"].astype(np.int64)
+        found[cell_id(record)] = Answered(stored["probabilities"].argmax(axis=1) == labels, labels)
+    return found
+
+
+def paired_answers(
+    answered: Mapping[CellId, Answered],
+    pair: Pair,
+    cells: Collection[PairCell],
+    origins: Mapping[str, str] | None = None,
+) -> dict[str, Answers] | None:
+    """Per dataset the answers of both arms in ``cells``; with ``origins`` variants together.
+
+    None where a cell's predictions are not at hand, or where cells of one dataset (or of its
+    variants) saw different test images, so that they cannot be compared image by image.
+    """
+    rows: dict[str, list[tuple[Answered, Answered]]] = {}
+    for dataset, network, seed in cells:
+        both = [answered.get((dataset, network, arm, seed)) for arm in pair]
+        if both[0] is None or both[1] is None:
+            return None
+        rows.setdefault((origins or {}).get(dataset, dataset), []).append((both[0], both[1]))
+    found = {}
+    for name, group in rows.items():
+        labels = group[0][0].labels
+        if any(not np.array_equal(labels, one.labels) for two in group for one in two):
+            return None
+        difference = np.stack([a.right.astype(float) - b.right for a, b in group])
+        found[name] = Answers(difference, labels)
+    return found or None
+
+
+def common_cells(cells: Iterable[CellId], pair: Pair) -> list[PairCell]:
+    """Those that both arms have, in order."""
+    there = set(cells)
+    keys = sorted({(d, n, s) for d, n, _, s in there})
+    return [key for key in keys if all((key[0], key[1], arm, key[2]) in there for arm in pair)]
+
+
+def without(answers: Mapping[str, Answers], leaked: Mapping[str, Sequence[int]]) -> list[Answers]:
+    """The same without the test images named per dataset."""
+    return [group.without(leaked.get(name, ())) for name, group in answers.items()]

@@ -1,0 +1,267 @@
+"""Which settings a search tries: its space, its start points, Optuna's samplers and pruners.
+
+A suggestion is a function of the search's seed, the trial's number and the trials before it, never
+of what a sampler remembers: a search that was killed goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import random
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.pruners import BasePruner, MedianPruner, NopPruner
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, Trial
+
+from mgdm_ray.config import GuidanceControls
+from mgdm_ray.pipeline.plan import search_seed
+from mgdm_ray.seeding import content_key, derive_seed
+
+if TYPE_CHECKING:
+    from mgdm_ray.pipeline.plan import Job
+
+STARTUP = 5
+"""Trials drawn at random before TPE and GP model anything."""
+HALVING = 2
+"""ASHA keeps one in so many; a search has few networks, so that it must be small."""
+
+Parameters = dict[str, Any]
+"""Optuna's parameters of one trial, by name."""
+
+
+def space(job: Job, num_classes: int) -> dict[str, BaseDistribution]:
+    """What this search may choose; of several strengths a trial has that of its measurement.
+
+    For two classes entropy, margin and least confidence are functions of |p1 - p2| that fall with
+    it, so their gradients have one direction, and ``normalised`` and ``relative`` keep nothing
+    but the direction: only the first one is tried. Energy and mutual information are no such
+    functions and stay. ``raw`` keeps lengths, and so does the sum with ``label_scale``; there
+    only ``margin`` and ``least_confidence`` are one, at half the scale (p1 - p2 = 2 max p - 1).
+    """
+    inputs = job.inputs
+    measurements = list(inputs["space"]["measurement"])
+    if num_classes == 2:
+        alike = [m for m in measurements if m in ("entropy", "margin", "least_confidence")]
+        raw = inputs["space"]["gradient"] == "raw" or "measurement" in inputs.get("reference", ())
+        if raw or inputs["space"]["label_scale"]:
+            alike = [m for m in alike if m != "entropy"]
+            alike.sort(key="least_confidence".__ne__)
+        measurements = [m for m in measurements if m not in alike[1:]]
+    found: dict[str, BaseDistribution] = {
+        "stage_one": CategoricalDistribution(list(range(len(inputs["stage_one"])))),
+        "measurement": CategoricalDistribution(measurements),
+    }
+    for measurement in measurements:
+        own = inputs["space"]["per_measurement"].get(measurement, inputs["space"])
+        scale = own["uncertainty_scale"]
+        name = strength_name(job, measurement)
+        found[name] = FloatDistribution(scale["low"], scale["high"], log=scale["log"])
+    return found
+
+
+def strength_name(job: Job, measurement: str) -> str:
+    """The parameter that is gamma in trials with this measurement."""
+    own = measurement in job.inputs["space"]["per_measurement"]
+    return f"uncertainty_scale/{measurement}" if own else "uncertainty_scale"
+
+
+def draw(job: Job, within: Mapping[str, BaseDistribution], trial: Trial) -> None:
+    """Give ``trial`` all its parameters."""
+    _suggest(trial, "stage_one", within)
+    measurement = _suggest(trial, "measurement", within)
+    _suggest(trial, strength_name(job, measurement), within)
+
+
+def _suggest(trial: Trial, name: str, within: Mapping[str, BaseDistribution]) -> Any:
+    distribution = within[name]
+    if isinstance(distribution, FloatDistribution):
+        return trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
+    assert isinstance(distribution, CategoricalDistribution)
+    return trial.suggest_categorical(name, distribution.choices)
+
+
+def setting_of(job: Job, chosen: Parameters) -> dict[str, Any]:
+    """The guidance setting behind a point of the space."""
+    inputs, measurement = job.inputs, chosen["measurement"]
+    guidance_scale, classifier_scale = inputs["stage_one"][chosen["stage_one"]]
+    return {
+        "guidance_scale": guidance_scale,
+        "classifier_scale": classifier_scale,
+        "measurement": measurement,
+        "uncertainty_scale": chosen[strength_name(job, measurement)],
+        **{name: inputs["space"][name] for name in GuidanceControls.model_fields},
+    }
+
+
+def fixed_points(job: Job, within: Mapping[str, BaseDistribution]) -> list[Parameters]:
+    """Parameters of the first trials: the start points, and for ``grid`` all others too."""
+    points = _start_points(job, within)
+    if job.inputs["sampler"] == "grid":
+        points += _grid(job, within, job.inputs["trials"] - len(points))
+    return points
+
+
+def _start_points(job: Job, within: Mapping[str, BaseDistribution]) -> list[Parameters]:
+    tried = within["measurement"]
+    assert isinstance(tried, CategoricalDistribution)
+    return [
+        {
+            "stage_one": job.inputs["stage_one"].index(
+                [point["guidance_scale"], point["classifier_scale"]]
+            ),
+            "measurement": point["measurement"],
+            strength_name(job, point["measurement"]): point["uncertainty_scale"],
+        }
+        for point in job.inputs["start"]
+        if point["measurement"] in tried.choices
+    ]
+
+
+def _grid(job: Job, within: Mapping[str, BaseDistribution], count: int) -> list[Parameters]:
+    """``count`` points of the coarsest even grid that has as many, in random order.
+
+    Optuna's own grid has no conditional parameters, and its sampler stops a study that nobody
+    but ``optimize`` may stop.
+    """
+    stage_one, measurements = within["stage_one"], within["measurement"]
+    assert isinstance(stage_one, CategoricalDistribution)
+    assert isinstance(measurements, CategoricalDistribution)
+    pairs = list(itertools.product(stage_one.choices, measurements.choices))
+    levels = -(-count // len(pairs))
+    points = []
+    for candidate, measurement in pairs:
+        name = strength_name(job, str(measurement))
+        points += [
+            {"stage_one": candidate, "measurement": measurement, name: value}
+            for value in _levels(within[name], levels)
+        ]
+    random.Random(derive_seed("search", search_seed(job), "grid")).shuffle(points)
+    return points[:count]
+
+
+def _levels(distribution: BaseDistribution, count: int) -> list[float]:
+    """``count`` values in the middles of equal parts of the range."""
+    assert isinstance(distribution, FloatDistribution)
+    low, high = distribution.low, distribution.high
+    shares = [(index + 0.5) / count for index in range(count)]
+    if distribution.log:
+        return [low ** (1 - share) * high**share for share in shares]
+    return [low + share * (high - low) for share in shares]
+
+
+def _tpe(job: Job, seed: int) -> BaseSampler:
+    # Ungrouped, TPE models only what all trials have in common.
+    grouped = bool(job.inputs["space"]["per_measurement"])
+    return TPESampler(seed=seed, multivariate=True, group=grouped, n_startup_trials=STARTUP)
+
+
+def _gp(_job: Job, seed: int) -> BaseSampler:
+    return GPSampler(
+        seed=seed,
+        n_startup_trials=STARTUP,
+        warn_independent_sampling=False,  # of ranges of a measurement's own, which it cannot model
+    )
+
+
+def _nsga2(job: Job, seed: int) -> BaseSampler:
+    # Optuna's 50 are for thousands of trials: a search of 40 would never breed.
+    return NSGAIISampler(seed=seed, population_size=max(4, job.inputs["trials"] // 5))
+
+
+def _random(_job: Job, seed: int) -> BaseSampler:
+    return RandomSampler(seed=seed)
+
+
+SAMPLERS: dict[str, Callable[[Job, int], BaseSampler]] = {
+    "tpe": _tpe,
+    "gp": _gp,
+    "nsga2": _nsga2,
+    "random": _random,
+    "grid": _random,  # never asked: all its trials are fixed points
+}
+
+
+def propose(
+    job: Job,
+    within: Mapping[str, BaseDistribution],
+    points: Sequence[Parameters],
+    study: optuna.Study,
+) -> FrozenTrial:
+    """The study's next trial with all its parameters, RUNNING; the study itself stays as it is.
+
+    Drawn in a copy without a past: a sampler that is killed while it draws leaves nothing that
+    would change what it draws the next time (NSGA-II and GPSampler write notes into a study).
+    """
+    before = study.get_trials(deepcopy=False)
+    number = len(before)
+    # With the start points: they come from trials of an earlier search, which a search of the same
+    # seed would draw a second time.
+    start = content_key(job.inputs["start"])
+    seed = derive_seed("search", search_seed(job), start, number) % 2**32
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = SAMPLERS[job.inputs["sampler"]](job, seed)
+    scratch = optuna.create_study(directions=study.directions, sampler=sampler)
+    for trial in before:
+        plain = copy.copy(trial)
+        plain.user_attrs = {}  # no sampler reads them, and each is copied
+        scratch.add_trial(plain)
+    if number < len(points):
+        scratch.enqueue_trial(points[number])
+    new = scratch.ask()
+    if number < len(points):
+        _ = new.relative_params  # here NSGA-II counts a trial to its generation
+    draw(job, within, new)
+    return scratch.get_trials(deepcopy=False)[number]
+
+
+class Asha(BasePruner):
+    """Asynchronous successive halving over steps 1, 2, 4, ...: Optuna's rule without its memory.
+
+    Optuna's pruner notes in the trial which rungs it has passed, so that one that is run again
+    after its process died passes them unseen.
+    """
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        step = trial.last_step
+        if step is None or not _is_power(step, HALVING):
+            return False
+        others = study.get_trials(deepcopy=False)
+        scores = [
+            t.intermediate_values[step]
+            for t in others
+            if t.number != trial.number and step in t.intermediate_values
+        ]
+        own = trial.intermediate_values[step]
+        kept = max(1, (len(scores) + 1) // HALVING)
+        return own < sorted([*scores, own], reverse=True)[kept - 1]
+
+
+def _is_power(value: int, base: int) -> bool:
+    while value % base == 0:
+        value //= base
+    return value == 1
+
+
+PRUNERS: dict[str, Callable[[], BasePruner]] = {
+    "none": NopPruner,
+    "median": MedianPruner,
+    "asha": Asha,
+}
+
+
+def should_prune(study: optuna.Study, number: int, step: int) -> bool:
+    """Whether the study's pruner stops this trial after ``step``.
+
+    Values of later steps, which a process that died has left, are not seen.
+    """
+    trial = copy.copy(study.get_trials(deepcopy=False)[number])
+    values = trial.intermediate_values
+    trial.intermediate_values = {s: value for s, value in values.items() if s <= step}
+    return study.pruner.prune(study, trial)

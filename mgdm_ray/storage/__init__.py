@@ -1,0 +1,1 @@
+"""Artefacts, records and locks, in a folder or in an object store."""

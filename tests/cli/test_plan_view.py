@@ -1,0 +1,249 @@
+"""What ``--plan`` says, of a storage that a test has filled by hand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mgdm_ray import environment
+from mgdm_ray.cli import plan_view
+from mgdm_ray.cli.plan_view import (
+    BETWEEN_S,
+    START_UP_S,
+    PlanEstimate,
+)
+from mgdm_ray.config import (
+    ARMS,
+    NETWORKS,
+    StudyConfig,
+)
+from mgdm_ray.pipeline.cost_model import manifests_in
+from mgdm_ray.pipeline.plan import (
+    Job,
+    Plan,
+    make_plan,
+)
+from mgdm_ray.storage.records import Record
+from mgdm_ray.storage.store import Store
+from tests.conftest import TINY
+from tests.pipeline.test_cost_model import put
+
+SECONDS = {
+    "fit_denoiser": 30.0,
+    "fit_guide": 20.0,
+    "generate": 5.0,
+    "encode": 4.0,
+    "search": 9.0,
+    "confirm": 6.0,
+    "decode": 3.0,
+    "fit_downstream": 2.0,
+}
+
+
+def plan_of(study: dict[str, Any]) -> tuple[StudyConfig, Plan]:
+    config = StudyConfig.model_validate(study)
+    return config, make_plan(config, {d.name: "x" for d in config.datasets})
+
+
+def fill(store: Store, jobs: list[Job]) -> None:
+    for job in jobs:
+        images = {"images": 20.0} if job.kind in ("generate", "encode", "decode") else {}
+        put(store, job, SECONDS[job.kind], {"file": "x" * 1000}, **images)
+
+
+def plan_estimate(
+    tmp_path: Path, study: dict[str, Any], failures: tuple[Record, ...] = (), **options: Any
+) -> PlanEstimate:
+    config, plan = plan_of(study)
+    store = Store(tmp_path)
+    return PlanEstimate(
+        config,
+        plan,
+        store,
+        manifests_in(store),
+        {r.key: r for r in failures},
+        [],
+        {d.name: 40 for d in config.datasets},
+        options.pop("node", {"CPU": 2.0, "GPU": 0.0}),
+        **options,
+    )
+
+
+def test_the_time_of_a_chain_with_cells_beside_it(tmp_path: Path) -> None:
+    """Would catch a sum of seconds divided by cores: the chain of models is what takes long.
+
+    One round-trip cell of a new seed: denoiser 30, generate 5, encode 4, decode 3, cell 2, one
+    after the other; the two real cells run beside the denoiser.
+    """
+    study = {**TINY, "arms": ["real", "roundtrip"], "networks": ["alexnet"], "seeds": [0, 1]}
+    fill(Store(tmp_path), list(plan_of(study)[1].jobs.values()))
+    new = plan_estimate(tmp_path, {**study, "seed": 7, "seeds": [5]})
+    assert len(new.todo) == 6
+    assert not new.unknown
+    assert new.seconds() == pytest.approx(START_UP_S + 30 + 5 + 4 + 3 + 2 + 5 * BETWEEN_S)
+    assert new.bytes(list(new.todo.values())) == 6 * 1000
+    cpu, gpu = new.hours(list(new.todo.values()))
+    assert cpu == pytest.approx((44 + 2) / 3600)
+    assert gpu == 0
+
+
+def test_half_of_the_cells_cost_half(tmp_path: Path) -> None:
+    """Would catch an estimate that counts what is done: 10 of 20 cells, two at a time."""
+    study = {**TINY, "seeds": 2}
+    jobs = list(plan_of(study)[1].jobs.values())
+    fill(Store(tmp_path), [j for j in jobs if j.seed in (None, 0)])
+    half = plan_estimate(tmp_path, study)
+    assert {j.seed for j in half.todo.values()} == {1}
+    assert half.seconds() == pytest.approx(START_UP_S + 5 * (2 + BETWEEN_S))
+
+
+def test_what_is_shared() -> None:
+    """TINY by hand: 10 cells; generate, roundtrip and disturb (2 networks each) need the denoiser.
+
+    Alone: denoiser 6, guide 2, generate 6, encode 4, search 2, decode 4, and 10 cells.
+    """
+    text = plan_view.sharing(plan_of(TINY)[1])
+    for part in (
+        "1 fit_denoiser 6,",
+        "1 fit_guide 2,",
+        "1 generate 6,",
+        "1 encode 4,",
+        "2 decode 4",
+    ):
+        assert part in text
+    assert "latents of 3 trials" in text
+    assert "17 jobs would be 34" in text
+    again = {**TINY, "search": {**TINY["search"], "confirm": {}}}
+    assert "18 jobs would be 35" in plan_view.sharing(plan_of(again)[1])  # it serves no cell
+    assert "nothing" in plan_view.sharing(plan_of({**TINY, "arms": ["real"]})[1])
+
+
+def test_what_failed_is_said_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch a plan that counts what will not be tried, or hides why."""
+    job = plan_of(TINY)[1].cells()[0]
+    lost = Record(job.key, job.kind, "failed", reason="RuntimeError: the disk was full")
+    shown = plan_estimate(tmp_path, TINY, (lost,))
+    assert job.key not in shown.todo
+    plan_view.show(shown)
+    out = capsys.readouterr().out
+    assert f"{job.label}: RuntimeError: the disk was full" in out
+    assert "are not tried again" in out
+    assert "--retry-failed" in out
+    assert job.key in plan_estimate(tmp_path, TINY, (lost,), retry_failed=True).todo
+
+
+def test_what_cannot_run_here_is_said_with_the_job(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch a crash of the simulation, and hours promised for what never starts."""
+    fill(Store(tmp_path), list(plan_of(TINY)[1].jobs.values()))
+    plan_view.show(plan_estimate(tmp_path, {**TINY, "seed": 3, "resources": {"gpus_per_task": 1}}))
+    out = capsys.readouterr().out
+    assert "it cannot run on this machine (2 cores, 0 GPUs)" in out
+    assert "asks for 1 GPU" in out
+    assert "generate phantom-ultrasound" in out
+    assert "estimated time: unknown, for it cannot run here" in out
+    assert "GPU hours" in out
+
+
+def test_too_little_space_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a disk that is full after a day."""
+    fill(Store(tmp_path), list(plan_of(TINY)[1].jobs.values()))
+    new = plan_estimate(tmp_path, {**TINY, "seed": 3})
+    plan_view.show(new)
+    assert "too little space" not in capsys.readouterr().out
+    monkeypatch.setattr(plan_view, "free_bytes", lambda _folder: 100)
+    plan_view.show(new)
+    assert "too little space" in capsys.readouterr().out
+
+
+def test_free_space_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    assert plan_view.free_bytes(tmp_path / "a" / "b") > 0
+
+
+def test_estimates_say_what_they_rest_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch a scaled or missing figure that looks like a measured one."""
+    fill(Store(tmp_path), list(plan_of(TINY)[1].jobs.values()))
+    longer = {**TINY["denoiser"], "steps": 12}
+    networks = [*TINY["networks"], "resnet18"]
+    plan_view.show(plan_estimate(tmp_path, {**TINY, "denoiser": longer, "networks": networks}))
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert "scaled from 1 finished job each" in lines["fit_denoiser"]
+    assert "60.0" in lines["fit_denoiser"]
+    assert lines["generate"].endswith("  1 finished job each")
+    assert lines["fit_downstream"].endswith("5 finished jobs each (6); unknown (5)")
+    assert "unknown (no fit_downstream like these" in lines["estimated"]
+
+
+def test_ten_thousand_cells_are_planned_in_seconds(tmp_path: Path) -> None:
+    """Would catch work that grows with the square of the jobs."""
+    study = {
+        **TINY,
+        "datasets": [{"name": f"own{i}", "path": f"{i}.npz", "size": 16} for i in range(4)],
+        "networks": list(NETWORKS),
+        "arms": list(ARMS),
+        "seeds": 36,
+    }
+    fill(Store(tmp_path), list(plan_of({**study, "seeds": 1})[1].jobs.values())[:60])
+    started = time.process_time()  # other work on this machine does not count
+    many = plan_estimate(tmp_path, {**study, "seed": 1})
+    plan_view.show(many)
+    assert len(many.plan.cells()) == 10_080
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("visible", "there", "expected"),
+    [(None, 2, 2), ("", 2, 0), ("0", 2, 1), ("0,1,2", 2, 2), ("1,-1,0", 2, 1), ("-1", 2, 0)],
+)
+def test_gpus_are_counted_as_cuda_shows_them(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, there: int, expected: int
+) -> None:
+    """Would catch a plan that promises GPUs that the run does not see."""
+    files = [Path(f"/dev/nvidia{i}") for i in range(there)] + [Path("/dev/nvidia0x")]
+    monkeypatch.setattr(Path, "glob", lambda _self, _pattern: iter(files))
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert environment.gpus() == expected
+
+
+def command(study: Path, storage: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "mgdm_ray.study", str(study), "--storage", str(storage), *options]
+    return subprocess.run(line, capture_output=True, text=True, timeout=600, check=False)
+
+
+def test_probe_without_plan_is_refused(tmp_path: Path, write_study: Any) -> None:
+    """Would catch a probe that is forgotten in silence while days of work begin."""
+    done = command(write_study(TINY), tmp_path / "runs", "--probe")
+    assert done.returncode == 2
+    assert "give it together with --plan" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_probe_prices_what_has_never_run(tmp_path: Path, write_study: Any) -> None:
+    """Would catch a kind of job that cannot be probed, and probes that are not kept."""
+    search = {**TINY["search"], "confirm": {}}
+    judge = {"network": "resnet18"}
+    study = write_study({**TINY, "arms": list(ARMS), "search": search, "judge": judge})
+    first = command(study, tmp_path / "runs", "--plan", "--probe")
+    assert first.returncode == 0, first.stderr
+    assert "estimated time: about" in first.stdout
+    second = command(study, tmp_path / "runs", "--plan")
+    assert "estimated time: about" in second.stdout
+    assert "a probe" in second.stdout
+    again = command(study, tmp_path / "runs", "--plan", "--probe")
+    assert "probe 1 of" not in again.stdout

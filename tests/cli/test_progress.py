@@ -1,0 +1,74 @@
+"""What is said while a study runs: what moves, what waits, and how long the rest may take."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import pytest
+from rich.console import Console
+
+from mgdm_ray.cli.progress import Display, Pace
+
+
+@dataclass
+class Row:
+    label: str
+    done: int = 0
+    total: int = 0
+    note: str = ""
+
+
+def test_the_rest_is_what_jobs_of_the_kind_took() -> None:
+    """Would catch failed jobs taken for quick ones, kinds mixed up, and jobs that run at once
+    counted one after another: 2 cells of 30 s are left, and so far two ran at a time."""
+    pace = Pace(["fit", "cell", "cell", "cell", "cell"])
+    assert pace.rest(10) == ""
+    pace.ended("fit", "done", 240)
+    pace.ended("cell", "done", 30)
+    pace.ended("cell", "failed", 0.1)
+    assert pace.rest(135) == "about 1 min left"  # 60 s of work, 270 s done in 135 s: 30 s
+    assert pace.rest(1350) == "about 5 min left"  # 270 s of work took 1350 s
+
+
+def test_a_kind_that_never_ended_makes_it_a_least() -> None:
+    """Would catch a promise while the longest kind of job has not been seen yet."""
+    pace = Pace(["search", "cell", "cell"])
+    pace.ended("cell", "done", 60)
+    assert pace.rest(60) == "at least 1 min left"
+    pace.ended("cell", "done", 60)
+    assert pace.rest(120) == "", "of the search nothing is known: at least 0 is no news"
+
+
+def test_long_waits_are_told_in_hours() -> None:
+    pace = Pace(["cell"] * 101)
+    pace.ended("cell", "done", 180)
+    assert pace.rest(180) == "about 5.0 h left"
+
+
+def test_a_log_names_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a line that says only how many wait, so that nobody knows for what."""
+    out = io.StringIO()
+    with Display(3, ["cell"] * 5, Console(file=out, force_terminal=False), every_s=0) as display:
+        display.live({"a": Row("search x"), "b": Row("cell y", 3, 60, "loss 0.5")})
+        display.live({str(n): Row(f"job {n}") for n in range(5)})
+        display.job_ended("cell", "cell y", "done", 2.0, "balanced accuracy 0.5")
+        monkeypatch.setattr("mgdm_ray.cli.progress.time.monotonic", lambda: display.started + 2)
+        display.live({"a": Row("search x")})
+    moving, waiting, ended, last = (line[7:] for line in out.getvalue().splitlines())
+    assert moving == ("running: cell y 3/60 loss 0.5; starting or waiting for a worker: search x")
+    assert waiting == "starting or waiting for a worker: job 0, job 1, job 2 and 2 more"
+    assert ended == "[4/8] done cell y 2.0 s balanced accuracy 0.5"
+    assert last == "starting or waiting for a worker: search x; about 1 min left"
+
+
+def test_a_terminal_has_a_bar_for_every_job() -> None:
+    """Would catch the bars breaking: tests and logs have no terminal."""
+    out = io.StringIO()
+    with Display(0, ["cell"] * 2, Console(file=out, force_terminal=True, width=120)) as display:
+        display.live({"a": Row("cell a", 3, 60, "loss 0.5"), "b": Row("search x")})
+        display.job_ended("cell", "cell a", "done", 2.0, "")
+        display.live({"b": Row("search x")})
+    assert "[1/2] done cell a 2.0 s" in out.getvalue()
+    assert "search x" in out.getvalue()
+    assert "left" in out.getvalue()

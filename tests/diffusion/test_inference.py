@@ -1,0 +1,179 @@
+"""Layout, precision, compilation and batch size: none of them may change what is computed."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from mgdm_ray.config import SamplingConfig, UNetConfig
+from mgdm_ray.diffusion import inference
+from mgdm_ray.diffusion.inference import (
+    Execution,
+    Prepared,
+    activation_bytes,
+    fitting_batch_size,
+    memory_at_hand,
+)
+from mgdm_ray.diffusion.pipeline import batch_size_for, generate
+from mgdm_ray.diffusion.schedule import make_schedule
+from mgdm_ray.diffusion.unet import build_denoiser, build_guide
+from tests.diffusion.conftest import give_every_weight_influence
+
+SCHEDULE = make_schedule("cosine")
+SHAPE = (3, 8, 8)
+LABELS = torch.tensor([0, 1, 1, 0, 1])
+CONFIG = SamplingConfig(num_inference_steps=4, precision="float32", guidance_scale=2.0)
+
+
+def network(width: int = 16, seed: int = 0) -> nn.Module:
+    """A denoiser of two classes in which every weight has an influence."""
+    model = build_denoiser(
+        UNetConfig(channels=(width, width), attention=(False, True)), 3, 2, "execution", seed
+    )
+    give_every_weight_influence(model, seed=seed)
+    return model
+
+
+def images(model: nn.Module, config: SamplingConfig = CONFIG) -> torch.Tensor:
+    return generate(
+        model,
+        None,
+        LABELS,
+        range(len(LABELS)),
+        config,
+        prediction="v",
+        schedule=SCHEDULE,
+        shape=SHAPE,
+        seed_parts=("execution",),
+    )
+
+
+def test_wide_networks_change_their_layout_and_nothing_else() -> None:
+    """Catches channels_last that is not applied, or that changes images by more than round-off."""
+    plain, wide = network(64), network(64)
+    conv = next(m for m in wide.modules() if isinstance(m, nn.Conv2d))
+    x = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(1))
+    t, labels = torch.tensor([5, 900]), torch.tensor([0, 1])
+    with torch.no_grad():
+        expected = plain.eval()(x, t, class_labels=labels)
+        given = Prepared(wide, Execution(precision="float32"))(x, t, class_labels=labels)
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(given, expected, rtol=0, atol=1e-5)
+    narrow = Prepared(network(16), Execution()).model
+    conv = next(m for m in narrow.modules() if isinstance(m, nn.Conv2d))
+    assert conv.weight.is_contiguous()
+
+
+def test_bfloat16_images_are_close_to_float32_ones() -> None:
+    """Catches a precision that is ignored, and one that spoils images (PSNR below 30 dB)."""
+    model = network(64)
+    full = images(model)
+    low = images(model, CONFIG.model_copy(update={"precision": "bfloat16"}))
+    assert low.dtype == torch.float32
+    error = float((low - full).square().mean())
+    assert error > 0
+    assert 10 * math.log10(2.0**2 / error) > 30
+
+
+@pytest.mark.slow
+def test_a_compiled_network_gives_the_same_images(caplog: pytest.LogCaptureFixture) -> None:
+    """Catches a compiled graph with other results, and another batch shape sent through it."""
+    caplog.set_level(logging.INFO, "mgdm_ray")
+    config = CONFIG.model_copy(update={"batch_size": 4})  # 5 images: the last batch has one
+    expected = images(network(), config)
+    compiled = Prepared(network(), Execution(precision="float32", compile="always"))
+    torch.testing.assert_close(images(compiled, config), expected, rtol=0, atol=1e-4)
+    assert compiled.compiled is not None
+    assert compiled.shape == (8, *SHAPE)  # classifier-free guidance doubles the batch
+    assert sum("compiling" in message for message in caplog.messages) == 1
+
+
+def test_where_compiling_fails_one_line_says_so(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a study that dies for want of a C++ compiler."""
+
+    def broken(model: nn.Module, dynamic: bool) -> nn.Module:  # noqa: ARG001
+        raise RuntimeError("No working C++ compiler found\nand much more")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    expected = images(network())
+    given = images(Prepared(network(), Execution(precision="float32", compile="always")))
+    assert torch.equal(given, expected)
+    assert [r.message for r in caplog.records if r.levelno == logging.WARNING] == [
+        "torch.compile does not work here (No working C++ compiler found); running without"
+    ]
+
+
+@pytest.mark.parametrize(("calls", "compiles"), [(0, False), (10**9, True)])
+def test_compiling_is_tried_only_where_it_pays(
+    calls: int, compiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches minutes of compiling for seconds of work, and a long job that never compiles."""
+    asked = []
+
+    def recorded(model: nn.Module, dynamic: bool) -> nn.Module:  # noqa: ARG001
+        asked.append(model)
+        return model
+
+    monkeypatch.setattr(torch, "compile", recorded)
+    images(Prepared(network(), Execution(precision="float32"), calls=calls))
+    assert bool(asked) == compiles
+
+
+def test_a_batch_that_does_not_fit_is_halved(caplog: pytest.LogCaptureFixture) -> None:
+    """Catches a job that dies of a full GPU, and images lost or doubled on the way."""
+    expected = images(network())
+
+    class Full(nn.Module):
+        num_class_embeds = 3
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.most = network(), 4
+
+        def forward(
+            self, x: torch.Tensor, t: torch.Tensor, class_labels: torch.Tensor
+        ) -> torch.Tensor:
+            if len(x) > self.most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            predicted: torch.Tensor = self.inner(x, t, class_labels=class_labels)
+            return predicted
+
+    torch.testing.assert_close(images(Full()), expected, rtol=0, atol=1e-4)
+    assert "batches of 2 images" in caplog.messages[-1]
+    too_small = Full()
+    too_small.most = 1
+    with pytest.raises(torch.OutOfMemoryError):
+        images(too_small)
+
+
+def test_batch_size_follows_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a batch that ignores the memory there is, the size of images, or the guide."""
+    assert memory_at_hand("cpu") > 10**8
+    monkeypatch.setattr(inference, "memory_at_hand", lambda _device: 1000)
+    sizes = [fitting_batch_size(need, "cpu", 1.0) for need in (1, 10, 100, 499, 5000)]
+    assert sizes == [64, 32, 4, 1, 1]
+    assert fitting_batch_size(10, "cpu", 0.25) == 8
+
+    model, label = network(), torch.zeros(1, dtype=torch.int64)
+    small, large = (
+        activation_bytes(model, torch.zeros(1, 3, n, n), label, graph=False) for n in (16, 32)
+    )
+    assert 4 * small < large < 8 * small  # attention grows faster than the area
+    guide = build_guide(UNetConfig(channels=(16, 16), attention=(False, True)), 3, 2, 0)
+    x = torch.zeros(1, 3, 32, 32)
+    with_graph = activation_bytes(guide, x, None, graph=True)
+    assert with_graph == 2 * activation_bytes(guide, x, None, graph=False)
+    monkeypatch.setattr(inference, "memory_at_hand", lambda _device: 100 * large)
+    found = [
+        batch_size_for(SamplingConfig(guidance_scale=scale), (3, 32, 32), model, None, Execution())
+        for scale in (1.0, 1.5)
+    ]
+    assert found == [32, 16]  # half the memory; two forwards at once
+    fixed = SamplingConfig(batch_size=7)
+    assert batch_size_for(fixed, (3, 32, 32), model, None, Execution()) == 7

@@ -1,0 +1,111 @@
+"""What a plan says a study can resolve."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mgdm_ray.config import (
+    DatasetConfig,
+    PhantomConfig,
+    StudyConfig,
+)
+from mgdm_ray.data.load import (
+    SPLITS,
+    count_test_images,
+    load_split,
+    npz_path,
+)
+from mgdm_ray.evaluation.power_analysis import resolution, spread
+from mgdm_ray.evaluation.stats import Design, detectable
+from tests.conftest import TINY
+
+PAIRS = [("disturb", "duplicate")]
+
+
+def study(**changes: Any) -> StudyConfig:
+    return StudyConfig.model_validate({**TINY, **changes})
+
+
+def cell(arm: str, seed: int, value: float, **inputs: Any) -> dict[str, Any]:
+    record = {
+        "kind": "fit_downstream", "dataset": "d", "network": "n", "arm": arm, "seed": seed,
+        "metrics": {"balanced_accuracy": value},
+    }  # fmt: skip
+    return {"record": record, "inputs": {"dataset": {"name": "d"}, **inputs}}
+
+
+def test_spread_of_finished_cells_by_hand() -> None:
+    """Catches unpaired scores, pairs across settings, and a spread from a handful of cells.
+
+    Differences 0.1, 0.3 (mean 0.2, squares 0.02) at one setting and 0, 0, 0.6, 0 (mean 0.15,
+    squares 0.27) at another: sqrt(0.29 / 4).
+    """
+    first = [cell("disturb", s, v, downstream=1) for s, v in enumerate((0.6, 0.8))]
+    first += [cell("duplicate", s, 0.5, downstream=1) for s in range(2)]
+    second = [cell("disturb", s, v, downstream=2) for s, v in enumerate((0.1, 0.1, 0.7, 0.1))]
+    second += [cell("duplicate", s, 0.1, downstream=2) for s in range(4)]
+    other = [cell("real", s, 0.9, downstream=2) for s in range(9)]
+    found = spread([*first, *second, *other, {"record": {"kind": "generate"}}], PAIRS)
+    assert found["d"] == (pytest.approx(np.sqrt(0.29 / 4)), 6)
+    assert spread([*first, *other], PAIRS) == {}
+    level = [cell(arm, s, 0.5) for arm in ("disturb", "duplicate") for s in range(9)]
+    assert spread(level, PAIRS) == {}
+
+
+def test_lines_agree_with_the_formula() -> None:
+    """Catches a number that is not that of the study: cells, contrasts, test images."""
+    name = "phantom-ultrasound"
+    config = study(networks=["alexnet", "resnet18"], seeds=5, arms=["disturb", "duplicate"])
+    text = "\n".join(resolution(config, {name: [30, 50]}, []))
+    assert "1 primary contrast, 10 pairs of cells" in text
+    assert f"{name} {detectable([Design([30, 50], 10)]):.3f}" in text
+    assert "that takes 6 datasets that share no images, and here are 1" in text
+    assert "assumed: networks of two arms differ on 15% of test images" in text
+    manifests = [cell(arm, s, 0.5 + 0.1 * (s % 2) * (arm == "disturb"))
+                 for arm in ("disturb", "duplicate") for s in range(8)]  # fmt: skip
+    for manifest in manifests:
+        manifest["record"]["dataset"] = name
+    text = "\n".join(resolution(config, {name: [30, 50]}, manifests))
+    sd = 0.05 * np.sqrt(8 / 7)
+    assert f"standard deviation over pairs of cells {name} {sd:.3f} (8)" in text
+    assert f"{name} {detectable([Design([30, 50], 10, sd)]):.3f}" in text
+
+
+def test_variants_share_their_test_images() -> None:
+    """Catches a study that resolves more by cutting its training set in several ways."""
+    whole = {"name": "phantom-xray"}
+    cut = {"name": "small", "source": "phantom-xray", "train_size": 20}
+    config = study(datasets=[whole, cut], networks=["alexnet"], seeds=6)
+    text = "\n".join(resolution(config, {"phantom-xray": [50, 50], "small": [50, 50]}, []))
+    one = detectable([Design([50, 50], 12)], tests=3)
+    assert f"on these 2 datasets, if they agree, {one:.3f};" in text
+    assert "and here are 1" in text
+
+
+def test_what_cannot_be_resolved_is_said_in_words() -> None:
+    """Catches nan in a plan, and silence about a study that cannot end in an answer."""
+    name = "phantom-ultrasound"
+    one = study(networks=["alexnet"], seeds=1)
+    assert "a single pair of cells" in resolution(one, {name: [30, 30]}, [])[0]
+    assert "no test images at hand" in resolution(study(), {}, [])[0]
+    assert "none of the primary contrasts" in resolution(study(arms=["real"]), {name: [9]}, [])[0]
+    few = "\n".join(resolution(study(networks=["alexnet"], seeds=3), {name: [30, 30]}, []))
+    # Three contrasts over three pairs: 3 * 2 / 2^3.
+    assert "3 pairs of cells cannot give a p below 0.75" in few
+
+
+def test_counts_of_test_images_are_those_of_the_split() -> None:
+    """Catches a plan for another test split than the one that is opened in the end."""
+    phantom = DatasetConfig(
+        name="phantom-fundus", size=8, phantom=PhantomConfig(train=20, val=10, test=37, imbalance=3)
+    )
+    configs = [phantom]
+    real = DatasetConfig(name="breastmnist")
+    if npz_path(real, None).is_file():
+        configs.append(real)
+    for config in configs:
+        labels = load_split(config, SPLITS[2]).labels
+        assert count_test_images(config) == np.bincount(labels).tolist()

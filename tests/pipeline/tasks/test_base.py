@@ -1,0 +1,31 @@
+"""How a job looks up what it needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mgdm_ray.pipeline.tasks.base import (
+    Context,
+    JobError,
+    artefact,
+)
+
+KEY = "0" * 32
+
+
+def test_a_need_that_was_cut_short_since_the_start_is_refused(tmp_path: Path) -> None:
+    """Would catch a job that computes from the rest of a file, hours after the check at the
+    start: the sizes are compared whenever an artefact is used."""
+    context = Context(str(tmp_path), str(tmp_path), {})
+    store = context.store
+    with pytest.raises(JobError, match="is not in the store"):
+        artefact(context, "encode", KEY)
+    with store.writing("encode", KEY) as folder:
+        (folder / "payload").write_bytes(b"x" * 10)
+        made = store.commit("encode", KEY, folder, {}, {})
+    assert artefact(context, "encode", KEY) == made
+    (made / "payload").write_bytes(b"x" * 9)
+    with pytest.raises(JobError, match=r"is damaged: payload has 9 bytes instead of 10; .*--retry"):
+        artefact(context, "encode", KEY)

@@ -1,0 +1,132 @@
+"""Keys of results are what they were when the layout changed: nobody has to compute anew.
+
+``keys.json`` was written before that change. A deliberate change of a result raises a kind's
+version, and then ``python -m tests.pipeline.test_keys`` writes it again.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mgdm_ray.config.file import read_study
+from mgdm_ray.pipeline.plan import make_plan
+from mgdm_ray.seeding import content_key
+from tests.conftest import ROOT
+
+GOLDEN = Path(__file__).parent / "keys.json"
+SHIPPED = ("quickstart", "grid", "grid-cpu", "medmnist-cpu")
+# Overrides of quickstart, each of which takes another way through the plan.
+VARIANTS: dict[str, list[str]] = {
+    "all arms": ["arms=[real, augment, duplicate, generate, roundtrip, perturb, disturb]"],
+    "no search": ["search=null", "setting={measurement: margin, uncertainty_scale: 0.2}"],
+    "setting in full": [
+        "search=null",
+        "setting={measurement: energy, uncertainty_scale: 0.2, gradient: relative, "
+        "over_t: signal, decode_guidance_scale: 1.5, label_scale: 0.5, interval: [10, 900]}",
+    ],
+    "no judge": ["judge=null"],
+    "limits": ["limits={copies: 0.2, flips: 0.3}"],
+    "curve": ["synthetic.curve={ratios: [0.25, 2.0], arms: [duplicate, disturb]}"],
+    "top up": ["synthetic={balance: top_up, per_class: 60}"],
+    "balanced": ["synthetic.balance=balanced"],
+    "per network": ["search.per=network"],
+    "candidates": [
+        "search.space.guidance_scale=[1.0, 1.5, 3.0]",
+        "search.space.classifier_scale=[0.0, 1.0]",
+        "search.start=[{measurement: entropy, uncertainty_scale: 0.1, guidance_scale: 1.5, "
+        "classifier_scale: 1.0}]",
+    ],
+    "per measurement": [
+        "search.space.per_measurement={entropy: {uncertainty_scale: {low: 0.1, high: 0.2}}}"
+    ],
+    "members": [
+        "guide.dropout=0.2",
+        "search.space.measurement=[entropy, mutual_information, energy, margin]",
+    ],
+    "controls searched over": [
+        "search.space.gradient=raw",
+        "search.space.over_t=noise",
+        "search.space.label_scale=0.5",
+        "search.space.interval=[5, 500]",
+    ],
+    **{f"sampler {name}": [f"search.sampler={name}"] for name in ("gp", "nsga2", "random", "grid")},
+    **{
+        f"pruner {name}": [f"search.pruner={name}", "search.networks=[googlenet, resnet18]"]
+        for name in ("median", "asha")
+    },
+    "two objectives": ["search.objective=accuracy_and_cost"],
+    "search options": ["search.repeats=2", "search.seed=7", "search.steps=9", "search.images=11"],
+    "no confirm": ["search.confirm=null"],
+    "paper": [
+        "denoiser.recipe=paper", "sampling.inversion_iterations=0", "sampling.solver=ddim",
+    ],
+    "faults": [
+        "denoiser.recipe=paper", "sampling.inversion_iterations=0",
+        "reference=[guide_timesteps, alignment, label_dropout, clip, uint8, measurement, "
+        "rank_seeds]",
+    ],
+    "sampling": [
+        "sampling.strength=0.6", "sampling.clip_stage_two=true", "sampling.precision=float32",
+        "sampling.guidance_scale=2", "sampling.classifier_scale=3",
+    ],
+    "denoiser": ["denoiser.loss_weight=min_snr", "denoiser.label_dropout=0.2",
+                 "denoiser.ema_decay=0.9", "denoiser.grad_clip=null"],
+    "guide": ["guide.label_smoothing=0.1", "guide.dropout=0.1"],
+    "downstream": [
+        "downstream.class_weighted=true", "downstream.pretrained=hub",
+        "downstream.precision=float32", "downstream.weight_decay=0.1",
+    ],
+    "own weights": ["downstream.pretrained=weights"],
+    "variants": ["datasets=[{name: phantom-xray, train_size: [50, 100]}, phantom-dermatoscopy]"],
+    "own data": [
+        "datasets=[{name: mine, path: mine.npz, task: ordinal, classes: [a, b], "
+        "licence: CC0, pictures: false}]"
+    ],
+    "seeds": ["seeds=[3, 5]", "seed=9", "image_size=32"],
+    "where it runs": [
+        "resources={train_workers: [1, 2], gpus_per_task: 0.5, compile: never}",
+        "deterministic=true", "sampling.batch_size=8", "denoiser.checkpoint_every=7",
+    ],
+}  # fmt: skip
+
+
+def keys(study: str, overrides: list[str]) -> dict[str, Any]:
+    config, _ = read_study(ROOT / "studies" / f"{study}.yaml", overrides)
+    contents = {d.name: f"content of {d.name}" for d in config.datasets}
+    searched = config.search.networks if config.search else ()
+    contents |= {f"weights/{n}": f"weights of {n}" for n in (*config.networks, *searched)}
+    plan = make_plan(config, contents)
+    kinds = {
+        kind: sorted(k for k, j in plan.jobs.items() if j.kind == kind) for kind in plan.counts()
+    }
+    return {kind: [len(found), content_key(found)] for kind, found in kinds.items()}
+
+
+def cases() -> dict[str, tuple[str, list[str]]]:
+    return {
+        **{name: (name, []) for name in SHIPPED},
+        **{f"quickstart, {what}": ("quickstart", change) for what, change in VARIANTS.items()},
+    }
+
+
+@pytest.mark.parametrize("case", cases())
+def test_keys_are_what_they_were(case: str) -> None:
+    """Would catch a default, a field or a form in the inputs that makes all users compute anew."""
+    assert keys(*cases()[case]) == json.loads(GOLDEN.read_text(encoding="utf-8"))[case]
+
+
+def test_every_field_of_a_study_that_enters_keys_is_varied() -> None:
+    """Would catch variants that all give the same keys, which would prove nothing."""
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    same = {name for name, found in golden.items() if found == golden["quickstart"]}
+    assert same == {"quickstart", "quickstart, limits", "quickstart, where it runs"}
+
+
+if __name__ == "__main__":
+    found = {name: keys(*case) for name, case in cases().items()}
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(kinds)}" for name, kinds in found.items())
+    GOLDEN.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")

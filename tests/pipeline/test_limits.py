@@ -1,0 +1,123 @@
+"""Limits on a real small study: refused, shown again, refused again, and nothing computed twice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mgdm_ray.cli.summary import _print_refused, _warning
+from mgdm_ray.storage.records import Record, read_records
+from tests.conftest import TINY
+from tests.test_study import plan_of, run
+
+STUDY: dict[str, Any] = {
+    **TINY,
+    "name": "gated",
+    "arms": ["real", "duplicate", "generate", "roundtrip"],
+    "networks": ["squeezenet1_1"],
+    "search": None,
+    "judge": {"network": "googlenet", "steps": 3, "batch_size": 8},
+}
+TIGHT = ("--set", "limits.flips=0", "--set", "limits.copies=0")
+LOOSE = ("--set", "limits.flips=1", "--set", "limits.copies=1")
+
+
+def records_of(storage: Path, kind: str) -> dict[str, Record]:
+    rows = read_records(storage / "studies" / "gated" / "records.jsonl")
+    return {str(row.arm): row for row in rows if row.kind == kind}
+
+
+def stamps(storage: Path) -> dict[str, int]:
+    return {str(p): p.stat().st_mtime_ns for p in storage.glob("artifacts/*/*/done")}
+
+
+@pytest.mark.slow
+def test_limits_refuse_and_show_again_and_compute_nothing_twice(tmp_path: Path) -> None:
+    """Would catch cells of refused images that are trained, shown or forgotten; cells from a time
+    without limits that are shown before anyone has looked at their images; limits that change a
+    key; a refusal that ends in exit 1; and copies of real images, a control, refused for being
+    copies."""
+    from mlflow.tracking import MlflowClient
+
+    study, storage = tmp_path / "gated.yaml", tmp_path / "runs"
+    study.write_text(yaml.safe_dump(STUDY, sort_keys=False))
+    unjudged = run(study, storage, "--set", "judge=null", "--set", "arms=[real, generate]")
+    assert unjudged.returncode == 0, unjudged.stdout + unjudged.stderr
+    kept = stamps(storage)
+
+    tight = run(study, storage, *TIGHT)
+    assert tight.returncode == 0, tight.stdout + tight.stderr
+    assert stamps(storage).items() >= kept.items()
+    cells, assessed = records_of(storage, "fit_downstream"), records_of(storage, "assess")
+    assert set(assessed) == {"duplicate", "generate", "roundtrip"}
+    assert assessed["duplicate"].metrics["copy_rate"] == 1
+    over = {
+        arm
+        for arm in ("generate", "roundtrip")
+        for rate in ("copy_rate", "flip_rate")
+        if assessed[arm].metrics[rate] > assessed[arm].metrics[f"{rate}_real"]
+    }
+    assert over, "the test needs images that a limit can refuse"
+    assert {arm for arm, cell in cells.items() if cell.status == "refused"} == over
+    assert f"{len(over)} jobs were refused, as the study's limits ask:" in tight.stdout
+    for cell in plan_of(STUDY).cells():
+        trained = (storage / "artifacts" / "fit_downstream" / cell.key / "done").exists()
+        assert trained == (cell.arm not in over or cell.arm == "generate")
+    for arm in over:
+        assert cells[arm].reason.startswith("limits.")
+        assert not cells[arm].metrics
+        assert f"phantom-ultrasound {arm} (1): {cells[arm].reason}" in tight.stdout
+    page = (storage / "studies" / "gated" / "report.html").read_text()
+    assert cells[min(over)].reason.split(",")[0] in page
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    experiment = client.get_experiment_by_name("mgdm-ray")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.kind = 'assess'")
+    assert {r.data.params["arm"] for r in runs} == set(assessed)
+    assert all("copy_rate" in r.data.metrics for r in runs)
+
+    loose = run(study, storage, *LOOSE)
+    assert loose.returncode == 0, loose.stdout + loose.stderr
+    shown = records_of(storage, "fit_downstream")
+    assert {cell.status for cell in shown.values()} == {"done"}
+    everything = stamps(storage)
+
+    again = run(study, storage, *TIGHT)
+    assert again.returncode == 0
+    assert "0 to do" in again.stdout
+    assert {a: c.reason for a, c in records_of(storage, "fit_downstream").items() if c.reason} == {
+        arm: cells[arm].reason for arm in over
+    }
+    plan = run(study, storage, *TIGHT, "--plan")
+    assert f"{len(over)} are refused by the study's limits" in plan.stdout
+    rebuilt = run(study, storage, *LOOSE, "--report-only")
+    assert rebuilt.returncode == 0
+    assert records_of(storage, "fit_downstream") == shown
+    assert stamps(storage) == everything, "limits must not make anything be computed"
+
+
+def test_the_end_says_what_was_refused_and_by_which_judge(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Would catch thirty lines for thirty cells of one set, and flips that are believed although
+    the judge knows nothing."""
+    cell = Record("a", "fit_downstream", "refused", "limits.flips is 0.1", "d", "n", "disturb", 0)
+    _print_refused([cell, replace(cell, key="b", seed=1), replace(cell, key="c", dataset="e")])
+    assert capsys.readouterr().out.splitlines() == [
+        "",
+        "3 jobs were refused, as the study's limits ask:",
+        "  d disturb (2): limits.flips is 0.1",
+        "  e disturb (1): limits.flips is 0.1",
+    ]
+    _print_refused([replace(cell, status="done")])
+    assert capsys.readouterr().out == ""
+    judge = Record("j", "fit_judge", "done", dataset="d")
+    chance = {"val_chance_below": 0.3}
+    lost = replace(judge, metrics={**chance, "val_balanced_accuracy": 0.29})
+    assert "the judge of d is no better than chance" in _warning(lost)
+    assert not _warning(replace(judge, metrics={**chance, "val_balanced_accuracy": 0.31}))
+    assert not _warning(replace(cell, status="done", metrics={"val_balanced_accuracy": 0.1}))

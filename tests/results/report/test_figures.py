@@ -1,0 +1,145 @@
+"""What is drawn: positions, numbers and marks, read from the axes."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from mgdm_ray.evaluation.stats import Contrast, Summary
+from mgdm_ray.results.report import figures
+from mgdm_ray.results.report.figures.searches import gamma_edges
+from mgdm_ray.results.report.tables import MINUS
+
+
+def trial(gamma: float, score: float, measurement: str = "entropy", best: bool = False) -> dict:
+    return {"measurement": measurement, "uncertainty_scale": gamma, "guidance_scale": 1.0,
+            "score": score, "best": best}  # fmt: skip
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def panels(figure: Figure) -> dict[str, Axes]:
+    return {axes.get_title(loc="left"): axes for axes in figure.axes if axes.get_visible()}
+
+
+def test_heat_map_by_hand() -> None:
+    """Two trials in the first bin (0.4, 0.6), one in the last (0.8), mean 0.6: -0.1 and +0.2.
+
+    Catches bins on a linear scale, a sign turned round, a lost trial at the upper end, an empty
+    bin that reads as zero, and a chosen setting that is not framed.
+    """
+    rows = [trial(0.01, 0.4), trial(0.011, 0.6), trial(0.64, 0.8, best=True)]
+    figure = figures.heat_map({"d": rows})
+    assert texts(figure) == [f"{MINUS}0.100\nn = 2", "+0.200\nn = 1"]
+    boxes = [p for p in figure.axes[0].patches if isinstance(p, Rectangle)]
+    hatched = [int(p.get_x()) for p in boxes if p.get_hatch()]
+    framed = [int(p.get_x()) for p in boxes if not p.get_hatch()]
+    assert hatched == [1, 2, 3, 4]
+    assert framed == [5]
+    assert gamma_edges([0.01, 0.64]) == pytest.approx([0.01 * 2**i for i in range(7)])
+    assert gamma_edges([0.1])[0] < 0.1 < gamma_edges([0.1])[-1]
+
+
+def test_heat_map_has_a_panel_per_measurement_and_searches_from_top_to_bottom() -> None:
+    """Catches trials of one measurement in the other's panel, and rows against their labels: two
+    panels share an axis, which is easily turned over twice."""
+    rows = {"a": [trial(0.1, 0.5), trial(0.9, 0.7, "margin")], "b": [trial(0.1, 0.2)]}
+    figure = figures.heat_map(rows)
+    found = panels(figure)
+    assert {"entropy", "margin"} <= set(found)
+    entropy, margin = found["entropy"], found["margin"]
+    assert entropy.get_ylim() == margin.get_ylim() == (2, 0)
+    assert [t.get_text() for t in entropy.get_yticklabels()] == ["a", "b"]
+    assert [t.get_text() for t in margin.texts] == ["+0.100\nn = 1"]
+    assert [t.get_position()[1] for t in entropy.texts] == [0.5, 1.5]
+
+
+def test_network_gains_are_drawn_at_their_numbers() -> None:
+    """Catches an interval or diamond in another network's row, and 0 excluded but drawn faint."""
+    clear = Contrast(0.05, 0.02, 0.08, 0.01, 3, 0, 0, 1.0, 3)
+    faint = Contrast(-0.01, -0.03, 0.01, 0.5, 1, 0, 2, -0.1, 3)
+    pair = {"resnet18": clear, "alexnet": faint}
+    points = {name: {"d": [0.0, 0.1]} for name in pair}
+    axes = figures.network_gains({"a - b": pair}, {"a - b": points}).axes[0]
+    lines = {line.get_gid(): line for line in axes.lines if line.get_gid()}
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    rows = dict(zip(labels, axes.get_yticks(), strict=True))
+    assert rows["alexnet"] > rows["resnet18"]  # alphabetical from the top
+    for name, contrast in pair.items():
+        assert list(lines[f"interval {name}"].get_xdata()) == [contrast.low, contrast.high]
+        assert lines[f"mean {name}"].get_xdata()[0] == contrast.difference
+        assert set(lines[f"interval {name}"].get_ydata()) == {rows[name]}
+    dark, light = (lines[f"interval {n}"].get_color() for n in ("resnet18", "alexnet"))
+    assert sum(to_rgb(dark)) < sum(to_rgb(light))
+
+
+def test_ratio_curves_start_at_nothing_and_have_a_tick_per_ratio() -> None:
+    """Catches ratios out of order, and a bar of one value that is made up."""
+    curve = {2.0: Summary(0.04, 0.01, 4), 0.5: Summary(0.02, math.nan, 1)}
+    axes = figures.ratio_curves({"d": {"disturb": curve}}).axes[0]
+    (line,) = [c for c in axes.containers if c.get_label() == "disturb"]
+    assert list(line[0].get_ydata()) == [0.0, 0.02, 0.04]
+    assert list(line[0].get_xdata()) == pytest.approx([0.0, 0.5, 2.0])
+    bars = [segment[:, 1] for segment in line[2][0].get_segments()]
+    assert np.ptp(bars, axis=1) == pytest.approx([0.0, 0.0, 0.02])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "0.5", "2"]
+
+
+def test_entropies_are_shares() -> None:
+    """Catches counts of 1000 synthetic images beside those of 100 real ones."""
+    bins = {"real": {"edges": [0, 0.5, 1], "counts": [90, 10]},
+            "disturb": {"edges": [0, 0.5, 1], "counts": [250, 750]}}  # fmt: skip
+    axes = figures.entropies({"d": bins}).axes[0]
+    drawn = {p.get_label(): p for p in axes.patches}
+    assert list(drawn["held-out real"].get_data().values) == pytest.approx([0.9, 0.1])
+    assert list(drawn["disturb"].get_data().values) == pytest.approx([0.25, 0.75])
+    assert drawn["held-out real"].get_fill()
+    assert not drawn["disturb"].get_fill()
+
+
+def test_distance_against_gain() -> None:
+    """Catches swapped axes, a lost yardstick, an arm in another colour than elsewhere."""
+    points = {"duplicate": (0.1, 2.0, 0.0), "disturb for resnet18": (9.0, 2.0, 0.02)}
+    axes = figures.fd_against_gain({"d": points}).axes[0]
+    drawn = {line.get_label(): line for line in axes.lines}
+    assert drawn["disturb for resnet18"].get_xydata().tolist() == [[9.0, 0.02]]
+    assert to_hex(drawn["disturb for resnet18"].get_color()) == figures.ARM_COLOURS["disturb"]
+    assert list(drawn["held-out real images"].get_xdata()) == [2.0, 2.0]
+
+
+def test_feature_map_shows_every_point_and_marks_those_beyond_the_frame() -> None:
+    """Catches points that fall off the panel unseen: five inside, one put on the border."""
+    points = np.array([[0.5, 0.5]] * 5 + [[7.0, 0.5]])
+    labels = np.array([0, 1, 0, 1, 0, 1])
+    side = np.linspace(0, 1, 20)
+    shade = np.full((20, 20), 0.35)
+    figure = figures.feature_map({"real": (points, labels)}, (side, side, shade), ["x", "y"])
+    axes = figure.axes[0]
+    drawn = [line.get_xydata() for line in axes.lines]
+    assert sum(map(len, drawn)) == len(points)
+    (hollow,) = [line for line in axes.lines if line.get_markerfacecolor() == "none"]
+    assert hollow.get_xydata().tolist() == [[1.0, 0.5]]
+    assert axes.get_xlim() == (0.0, 1.0)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["x", "y"]
+
+
+def test_a_picture_keeps_its_colours() -> None:
+    """Catches a palette that turns a rare colour into another: one red dot among many greys."""
+    figure = Figure(figsize=(3, 2))
+    axes = figure.subplots()
+    axes.imshow(np.random.default_rng(0).uniform(0, 1, (60, 90)), cmap="viridis")
+    axes.plot(5, 5, "o", ms=4, color="#ff0000")
+    picture = np.asarray(Image.open(io.BytesIO(figures.png(figure))).convert("RGB")).astype(int)
+    off = np.abs(picture - [255, 0, 0]).max(axis=2)
+    assert (off <= 16).sum() > 10

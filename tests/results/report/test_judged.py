@@ -1,0 +1,254 @@
+"""The sections on the added images: numbers, words, and what happens where artefacts are absent."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from mgdm_ray.results.report import (
+    breakdowns,
+    tables,
+    write_report,
+)
+from mgdm_ray.results.report.assessed import Judge
+from mgdm_ray.results.report.feature_map import feature_map
+from mgdm_ray.results.report.synthetic import distance_words, rank_correlation
+from tests.judged_example import add_judged, add_ratios
+from tests.results.report.test_report import cell, read_page
+from tests.study_example import ARMS, Example
+
+Point = tuple[float, float, float]
+
+
+def small(root: Path, *, files: bool = True, accuracy: float = 0.82) -> Example:
+    """One dataset d of two classes with a cell per arm and a judge."""
+    example = Example([cell(arm, 0.6 + 0.01 * i) for i, arm in enumerate(ARMS)], root)
+    add_judged(example, "d", 2, ARMS, files=files, accuracy=accuracy)
+    return example
+
+
+def report(example: Example, folder: Path, **changes: object) -> tuple[Path, str]:
+    info = [{"name": "d", "classes": ["benign", "malignant"]}]
+    context = example.context(**{"expected_cells": (), "datasets": info, **changes})
+    path = write_report(folder, example.records, context)
+    return path, read_page(path)[1]
+
+
+def rows_of(path: Path, name: str) -> list[dict[str, str]]:
+    with (path.parent / "tables" / f"{name}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The report of ``small`` and its words."""
+    root = tmp_path_factory.mktemp("judged")
+    return report(small(root / "a"), root / "s")
+
+
+def test_the_table_has_each_arm_and_real_images_as_yardstick(written: tuple[Path, str]) -> None:
+    """Catches an arm's number under another arm, and numbers without what real images have."""
+    path, _ = written
+    rows = {row["arm"]: row for row in rows_of(path, "synthetic-d")}
+    assert list(rows) == ["duplicate", "generate", "roundtrip", "disturb", "held-out real"]
+    assert rows["generate"]["FD"] == "9.0"
+    assert rows["held-out real"]["FD"] == "2.0"
+    assert rows["held-out real"]["entropy"] == "0.3"
+    assert rows["held-out real"]["precision"] == ""
+    assert (rows["disturb"]["flips"], rows["held-out real"]["flips"]) == ("0.25", "0.18")
+    by_class = rows_of(path, "synthetic-classes-d")
+    assert len(by_class) == 4 * 2
+    assert [row["FD"] for row in by_class[:2]] == ["0.02", ""]  # null: too few images
+    assert by_class[1]["class"] == "malignant"
+
+
+def test_copies_stand_beside_the_share_of_real_images(written: tuple[Path, str]) -> None:
+    """Catches a copy rate without the rate of images that are certainly no copies."""
+    path, words = written
+    rows = {row["arm"]: row for row in rows_of(path, "copies")}
+    assert (rows["duplicate"]["near-copies"], rows["disturb"]["near-copies"]) == ("1.0", "0.05")
+    assert rows["disturb"]["near-copies, real"] == "0.04"
+    assert rows["disturb"]["threshold"] == "1.25"
+    assert (path.parent / "figures" / "closest-d-disturb.png").is_file()
+    assert "The closest pairs" in words
+
+
+def test_a_judge_that_guesses_is_called_so(tmp_path: Path, written: tuple[Path, str]) -> None:
+    """Catches flips and entropies of a judge that knows nothing taken at face value."""
+    said = "On d the judge does no better than guessing"
+    assert said not in written[1]
+    assert said in report(small(tmp_path / "b", accuracy=0.55), tmp_path / "t")[1]
+
+
+def test_guessing_limit_by_hand() -> None:
+    """50 images of each of two classes: 0.5 + 1.645 * sqrt(2 * 0.25 / 50) / 2 = 0.582."""
+    labels = np.repeat([0, 1], 50)
+    judge = Judge("d", {"balanced_accuracy": 0.58}, {"test/labels": labels})
+    assert judge.guessing == pytest.approx(0.58225)
+    assert judge.is_guessing
+    assert not replace(judge, metrics={"test_balanced_accuracy": 0.6}).is_guessing
+    assert not Judge("d", {"balanced_accuracy": 0.5}, {}).is_guessing  # nothing is known
+
+
+def test_records_without_files_give_the_table_only(tmp_path: Path) -> None:
+    """Catches a crash, or a figure made up, where the artefacts lie on another machine."""
+    path, words = report(small(tmp_path / "a", files=False), tmp_path / "s")
+    assert len(rows_of(path, "synthetic-d")) == 5
+    figures = {p.stem for p in (path.parent / "figures").glob("*.png")}
+    assert "fd-against-gain" in figures
+    assert not {"entropy", "map-d", "closest-d-disturb"} & figures
+    assert "Where the images lie" not in words
+
+
+def test_damaged_and_failed_artefacts_are_left_out(tmp_path: Path) -> None:
+    """Catches one torn file that costs the whole report, and numbers of a failed assessment."""
+    example = small(tmp_path / "a")
+    for path in (tmp_path / "a").rglob("features.safetensors"):
+        path.write_bytes(b"torn")
+    example.records = [
+        replace(r, status="failed", reason="nan") if r.key == "assess-d-disturb" else r
+        for r in example.records
+    ]
+    path, _ = report(example, tmp_path / "s")
+    assert "disturb" not in {row["arm"] for row in rows_of(path, "synthetic-d")}
+    assert not (path.parent / "figures" / "map-d.png").exists()
+
+
+def test_a_study_without_judge_has_none_of_it(tmp_path: Path) -> None:
+    """Catches empty sections in studies that did not ask."""
+    example = Example([cell("real", 0.6), cell("disturb", 0.7)], tmp_path / "a")
+    path, words = report(example, tmp_path / "s")
+    assert not {"synthetic", "copies"} & read_page(path)[0].ids
+    assert "Frechet" not in words
+
+
+@pytest.mark.parametrize(
+    ("points", "rho"),
+    [
+        ({"a": (1, 0, 0.3), "b": (2, 0, 0.2), "c": (3, 0, 0.1)}, -1.0),
+        ({"a": (1, 0, 0.1), "b": (2, 0, 0.3), "c": (3, 0, 0.2)}, 0.5),
+        ({"a": (1, 0, 0.1), "b": (2, 0, 0.3)}, math.nan),
+        ({"a": (1, 0, 0.1), "b": (2, 0, 0.1), "c": (3, 0, 0.1)}, math.nan),
+    ],
+)
+def test_rank_correlation_by_hand(points: dict[str, Point], rho: float) -> None:
+    """1 - 6 (1 + 1 + 0...) / (3 * 8); nan where there is nothing to rank."""
+    assert rank_correlation(points) == pytest.approx(rho, nan_ok=True)
+
+
+def test_what_is_said_of_distance_is_careful() -> None:
+    """Catches a claim from five points, and a count of datasets that were not countable."""
+    nearer: dict[str, Point] = {"a": (1, 0, 0.3), "b": (2, 0, 0.2), "c": (3, 0, 0.1)}
+    farther: dict[str, Point] = {
+        "duplicate": (0, 0, 0.0), "b": (2, 0, 0.2), "c": (3, 0, 0.3), "e": (4, 0, 0.4),
+    }  # fmt: skip
+    words = distance_words({"x": nearer, "y": farther, "z": {"a": (1, 0, 0.1)}})
+    assert "its sign in 1 of 2 datasets" in words
+    assert "a perfect ranking of 4 has p = 0.083" in words
+    assert "Copies of real images are near whatever they are worth" in words
+    assert "Not to be told" in distance_words({"z": {"a": (1, 0, 0.1)}})
+
+
+def test_feature_map_of_two_separate_classes() -> None:
+    """Two clouds at x = -5 and +5 in the first of four dimensions: the plane keeps them apart, the
+    uncertainty is 1 between them and 0 inside them, the same every time."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 400)
+    features = 0.3 * rng.normal(size=(800, 4))
+    features[:, 0] += np.where(labels == 1, 5, -5)
+    arrays = {"train/features": features, "train/labels": labels,
+              "test/features": features[::2], "test/labels": labels[::2]}  # fmt: skip
+    judge = Judge("d", {}, arrays)
+    found = feature_map(judge, ())
+    assert found is not None
+    assert found.explained > 0.95
+    assert found.accuracy == 1.0
+    assert {name: len(points) for name, (points, _) in found.panels.items()} == {
+        "real, train": 300, "real, test": 300,
+    }  # fmt: skip
+    middle = len(found.x) // 2
+    assert found.uncertainty[:, middle].min() > 0.9
+    cloud = int(np.abs(found.x - 5).argmin())
+    assert found.uncertainty[:, cloud].max() < 0.2
+    again = feature_map(judge, ())
+    assert again is not None
+    assert np.array_equal(found.panels["real, test"][0], again.panels["real, test"][0])
+    assert feature_map(Judge("d", {}, {}), ()) is None
+    one = Judge("d", {}, {**arrays, "train/labels": np.zeros(800, int)})
+    assert feature_map(one, ()) is None
+
+
+def test_images_of_another_judge_stay_off_the_map(tmp_path: Path) -> None:
+    """Catches a crash where stored features have another width than the judge's."""
+    example = small(tmp_path / "a")
+    torn = tmp_path / "a" / "assess" / "assess-d-disturb" / "features.safetensors"
+    save_file({"features": np.zeros((4, 3), np.float16), "labels": np.zeros(4, np.int64)}, torn)
+    path, _ = report(example, tmp_path / "s")
+    assert (path.parent / "figures" / "map-d.png").is_file()
+
+
+def test_ratio_curves_by_hand(tmp_path: Path) -> None:
+    """Gains over real of 0.1 and 0.2 at half the images, and 0.3 of the cell of seed 0 at ratio 1.
+
+    Catches a curve whose point at the study's own ratio is the mean over networks and seeds that
+    the rest of the curve does not have.
+    """
+    example = Example([], tmp_path)
+    add_ratios(example, "d", "n", {("disturb", 0.5, 0): 0.6, ("disturb", 0.5, 1): 0.8})
+    cells = {("d", n, a, s): 0.5 for n in "nm" for a in ("real", "disturb") for s in (0, 1, 2)}
+    cells |= {("d", "n", "real", 1): 0.6, ("d", "n", "disturb", 0): 0.8}
+    del cells["d", "n", "disturb", 1]
+    curve = breakdowns.ratio_curves(example.records, cells, 1.0)["d"]["disturb"]
+    assert {ratio: (round(s.mean, 9), s.n) for ratio, s in curve.items()} == {
+        0.5: (0.15, 2), 1.0: (0.3, 1),
+    }  # fmt: skip
+    assert list(breakdowns.ratio_curves(example.records, cells, None)["d"]["disturb"]) == [0.5]
+    assert breakdowns.ratio_curves([], cells, 1.0) == {}
+
+
+def test_ratio_points_are_no_cells_of_the_tables(tmp_path: Path) -> None:
+    """Catches cells of the curve that get into means and contrasts."""
+    example = Example([cell("real", 0.6), cell("disturb", 0.7)], tmp_path / "a")
+    before = tables.scores(example.records)
+    add_ratios(example, "d", "n", {("disturb", 0.5, 0): 0.9})
+    assert tables.scores(example.records) == before
+    path, words = report(example, tmp_path / "s", ratio=1.0)
+    (row,) = rows_of(path, "ratios")
+    assert float(row["0.5"]) == pytest.approx(0.3)
+    assert float(row["1"]) == pytest.approx(0.1)
+    assert "fewer passes over the real ones" in words
+
+
+def test_networks_are_compared_one_by_one(tmp_path: Path) -> None:
+    """Catches one network's numbers in the other's row: +0.1 for a, -0.1 for b."""
+    records = [
+        cell(arm, 0.5 + (0.1 if network == "a" else -0.1) * (arm == "disturb"), seed, network)
+        for arm in ("real", "duplicate", "disturb")
+        for network in ("a", "b")
+        for seed in (0, 1)
+    ]
+    path, _ = report(Example(records, tmp_path / "a"), tmp_path / "s")
+    name = f"disturb {tables.MINUS} duplicate"
+    rows = {row["network"]: row for row in rows_of(path, "networks")}
+    assert float(rows["a"][name]) == pytest.approx(0.1)
+    assert float(rows["b"][name]) == pytest.approx(-0.1)
+    assert float(rows["a"][f"{name}, 95 % interval low"]) == pytest.approx(0.1)
+
+
+def test_a_dataset_without_pictures_shows_none(tmp_path: Path) -> None:
+    """Catches images of patients in a page that is passed on: only drawn figures may be in it."""
+    example = small(tmp_path / "a")
+    shown, _ = report(example, tmp_path / "shown")
+    path, words = report(example, tmp_path / "s", without_pictures=frozenset({"d"}))
+    names = {file.stem for file in (path.parent / "figures").glob("*.png")}
+    everything = {file.stem for file in (shown.parent / "figures").glob("*.png")}
+    hidden = {n for n in everything if n.startswith(("closest-d-", "entropy-d-", "grid-d-"))}
+    assert len(hidden) >= 2
+    assert names == everything - hidden
+    assert "pictures: false" in words

@@ -1,0 +1,235 @@
+"""The report's statistics from stored predictions: intervals over images, leaks, ranks."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from sklearn.metrics import balanced_accuracy_score
+
+from mgdm_ray.evaluation.stats import image_contrast
+from mgdm_ray.results.report import ReportContext, write_report
+from mgdm_ray.results.report.draft import Draft
+from mgdm_ray.results.report.paired_predictions import (
+    PREDICTIONS,
+    paired_answers,
+    read_answers,
+)
+from mgdm_ray.results.report.tables import guessing
+from mgdm_ray.storage.records import Record
+from tests.results.report.test_report import read_page
+
+COUNTS = (40, 25)
+NETWORKS = ("alexnet", "resnet18", "densenet121")
+ARMS = ("real", "duplicate", "disturb")
+SEEDS = range(4)
+
+
+class Study:
+    """Cells with predictions; ``right[arm]`` is the share of images that an arm has right."""
+
+    def __init__(
+        self, root: Path, datasets: Sequence[str], right: dict[str, float], common: bool = False
+    ) -> None:
+        self.root = root
+        self.records: list[Record] = []
+        rng = np.random.default_rng(1)
+        self.labels = np.repeat([0, 1], COUNTS)
+        self.datasets = list(datasets)
+        for dataset in datasets:
+            shared = rng.random((len(ARMS), len(self.labels)))
+            for network in NETWORKS if right else ():
+                for seed in SEEDS:
+                    for place, arm in enumerate(ARMS):
+                        draw = shared[place] if common else rng.random(len(self.labels))
+                        self.add(dataset, network, arm, seed, draw < right[arm])
+
+    def add(self, dataset: str, network: str, arm: str, seed: int, right: np.ndarray) -> None:
+        predicted = np.where(right, self.labels, 1 - self.labels)
+        value = float(balanced_accuracy_score(self.labels, predicted))
+        record = Record(
+            key=f"{dataset}-{network}-{arm}-{seed}", kind="fit_downstream", status="done",
+            dataset=dataset, network=network, arm=arm, seed=seed, split="test",
+            metrics={"balanced_accuracy": value},
+        )  # fmt: skip
+        folder = self.root / record.key
+        folder.mkdir(parents=True)
+        tensors = {"probabilities": np.eye(2)[predicted] * 0.6 + 0.2, "labels": self.labels}
+        save_file(tensors, folder / PREDICTIONS)
+        self.records.append(record)
+
+    def context(self, **changes: object) -> ReportContext:
+        cells = [(d, n, a, s) for d in self.datasets for n in NETWORKS for a in ARMS for s in SEEDS]
+        values: dict[str, object] = {
+            "study_name": "s", "question": "", "config_yaml": "", "command": "", "started": "",
+            "seconds": 1.0, "artefact": lambda record: self.root / record.key,
+            "expected_cells": cells,
+        }  # fmt: skip
+        return ReportContext(**{**values, **changes})  # type: ignore[arg-type]
+
+
+EFFECT = {"real": 0.6, "duplicate": 0.6, "disturb": 0.72}
+
+
+def rows_of(path: Path, name: str) -> list[dict[str, str]]:
+    with (path.parent / "tables" / f"{name}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_numbers_agree_with_the_metrics_of_the_cells(tmp_path: Path) -> None:
+    """Catches predictions paired with the wrong cell, arm or dataset, and an interval missing on
+    the page."""
+    study = Study(tmp_path / "a", ["p", "q"], EFFECT)
+    path = write_report(tmp_path, study.records, study.context())
+    rows = rows_of(path, "contrasts_by_dataset")
+    values = {(r.dataset, r.network, r.arm, r.seed): r.metrics["balanced_accuracy"]
+              for r in study.records}  # fmt: skip
+    for dataset in ("p", "q"):
+        expected = np.mean([
+            values[dataset, n, "disturb", s] - values[dataset, n, "duplicate", s]
+            for n in NETWORKS for s in SEEDS
+        ])  # fmt: skip
+        (row,) = [r for r in rows if r["dataset"] == dataset]
+        assert float(row["difference"]) == pytest.approx(expected)
+        assert float(row["95 % interval low"]) < expected < float(row["95 % interval high"])
+        counts = (row["pairs of cells"], row["test images"], row["of the rarest class"])
+        assert counts == ("12", "65", "25")
+    (primary, *_) = rows_of(path, "contrasts")
+    (all_row,) = [r for r in rows if r["dataset"].startswith("all")]
+    assert float(all_row["difference"]) == pytest.approx(float(primary["difference"]))
+    assert primary["95 % interval low, test images"] == all_row["95 % interval low"]
+    _, words = read_page(path)
+    assert "How far it can be believed" in words
+    assert "Disturb is better than duplicate on these 2 datasets, with the images drawn" in words
+
+
+def test_the_luck_of_a_test_split_is_no_finding(tmp_path: Path) -> None:
+    """Catches 24 cells that all repeat the same few test images and pass for 24 findings: every
+    cell of a dataset gives the same answers, and the arms differ by chance alone."""
+    level = {"real": 0.6, "duplicate": 0.6, "disturb": 0.6}
+    study = Study(tmp_path / "a", ["p", "q"], level, common=True)
+    draft = Draft(tmp_path, study.records, study.context())
+    (tested,) = draft.primary
+    assert tested.contrast.p < 0.01  # over cells alone it is beyond doubt
+    assert tested.contrast.here is not None
+    assert tested.contrast.here.p > 0.05
+    assert tested.p_adjusted == tested.contrast.here.p
+    assert tested.verdict == "not resolvable"
+
+
+def test_without_leaked_images(tmp_path: Path) -> None:
+    """Catches a sensitivity line that leaves out other images than those that leak: the arm
+    disturb is right on the leaked ones and no better elsewhere."""
+    study = Study(tmp_path / "a", ["p"], {"real": 0.6, "duplicate": 0.6, "disturb": 0.6})
+    leaked = list(range(10)) + list(range(40, 46))
+    study.records = []
+    rng = np.random.default_rng(5)
+    study.root = tmp_path / "b"
+    for network in NETWORKS:
+        for seed in SEEDS:
+            for arm in ARMS:
+                right = rng.random(65) < 0.6
+                right[leaked] = arm == "disturb"
+                study.add("p", network, arm, seed, right)
+    path = write_report(tmp_path, study.records, study.context(leaked={"p": leaked}))
+    _, words = read_page(path)
+    assert "16 of p" in words
+    answers = paired_answers(
+        read_answers(study.records, lambda record: study.root / record.key),
+        ("disturb", "duplicate"),
+        [("p", n, s) for n in sorted(NETWORKS) for s in SEEDS],
+    )
+    assert answers is not None
+    whole, left = answers["p"].mean(), answers["p"].without(leaked).mean()
+    assert whole > 0.2 > abs(left)
+    assert f"{whole:+.3f}" in words
+    found = image_contrast([answers["p"].without(leaked)])
+    assert found is not None
+    assert f"{found.low:+.3f} to {found.high:+.3f}" in words
+
+
+def test_ranks_need_six_datasets_that_share_no_images(tmp_path: Path) -> None:
+    """Catches ranks of four datasets, of variants that pass for datasets, and none where the
+    premises hold."""
+    names = [f"d{i}" for i in range(6)]
+    study = Study(tmp_path / "a", names, {"real": 0.45, "duplicate": 0.65, "disturb": 0.85})
+    path = write_report(tmp_path, study.records, study.context())
+    _, words = read_page(path)
+    assert (path.parent / "figures" / "ranks-arms.png").is_file()
+    assert "Friedman's test over 6 datasets, each averaged over networks and seeds" in words
+    assert "No ranking of networks can be told from chance" in words
+    origins = {"d1": "d0", "d3": "d2"}
+    path = write_report(tmp_path, study.records, study.context(origins=origins))
+    _, words = read_page(path)
+    assert not (path.parent / "figures" / "ranks-arms.png").exists()
+    assert "here are 4: with fewer than 6" in words
+    lost = study.records[1:]
+    _, words = read_page(write_report(tmp_path, lost, study.context()))
+    assert "complete blocks, and some dataset lacks cells of real" in words
+
+
+def test_cells_on_other_images_are_not_compared_image_by_image(tmp_path: Path) -> None:
+    """Catches an interval from answers to different questions, and a crash for a lost file."""
+    study = Study(tmp_path / "a", ["p"], EFFECT)
+    cells = [("p", n, s) for n in NETWORKS for s in SEEDS]
+    pair = ("disturb", "duplicate")
+    answered = read_answers(study.records, lambda record: study.root / record.key)
+    assert paired_answers(answered, pair, cells) is not None
+    one = answered["p", "alexnet", "disturb", 0]
+    other = {**answered, ("p", "alexnet", "disturb", 0): type(one)(one.right, one.labels[::-1])}
+    assert paired_answers(other, pair, cells) is None
+    (study.root / "p-alexnet-disturb-0" / PREDICTIONS).write_bytes(b"torn")
+    damaged = read_answers(study.records, lambda record: study.root / record.key)
+    assert len(damaged) == len(answered) - 1
+    assert paired_answers(damaged, pair, cells) is None
+
+
+def test_networks_that_guess_in_every_arm_are_told(tmp_path: Path) -> None:
+    """Catches a mean difference that is small only because most networks learnt nothing, and
+    nobody says so. What they add is zero, so that without them the difference is larger by the
+    share of the pairs that they are: 16 / 12."""
+    study = Study(tmp_path / "artefacts", ["d"], EFFECT)
+    for arm in ARMS:
+        for seed in SEEDS:
+            study.add("d", "squeezenet1_1", arm, seed, study.labels == 0)
+    cells = [(r.dataset, r.network, r.arm, r.seed) for r in study.records]
+    info = {"name": "d", "task": "binary", "classes": ["a", "b"]}
+    path = write_report(
+        tmp_path / "s", study.records, study.context(expected_cells=cells, datasets=[info])
+    )
+    (row,) = rows_of(path, "without_guessing")
+    assert (row["pairs of cells"], row["pairs without"]) == ("16", "12")
+    assert float(row["without guessing"]) == pytest.approx(float(row["all networks"]) * 16 / 12)
+    _, words = read_page(path)
+    assert "In 1 of 4 pairs of dataset and network the network guesses in every arm" in words
+    assert "Guess in every arm, within 0.02 of chance: squeezenet1_1 (d)." in words
+
+
+def test_only_guessing_in_every_arm_counts() -> None:
+    """Catches a network that is left out because it fails with real images alone: where added
+    images made it learn, that is the answer."""
+    cells = {("d", "dead", arm, seed): 0.5 + 0.01 * seed for arm in ARMS for seed in (0, 1)}
+    cells |= {("d", "saved", arm, 0): 0.9 if arm == "disturb" else 0.5 for arm in ARMS}
+    assert guessing(cells, {"d": 0.5}, ARMS) == [("d", "dead")]
+    assert guessing(cells, {"d": 0.2}, ARMS) == []
+    assert guessing(cells, {}, ARMS) == []
+    # While a study runs, an arm may not have been tried yet.
+    assert guessing(cells, {"d": 0.5}, [*ARMS, "generate"]) == []
+
+
+def test_a_study_in_which_all_guess_has_a_report(tmp_path: Path) -> None:
+    """Catches a report that breaks where no pair of cells is left."""
+    study = Study(tmp_path / "artefacts", ["d"], {})
+    for arm in ARMS:
+        for seed in SEEDS:
+            study.add("d", "squeezenet1_1", arm, seed, study.labels == 0)
+    info = {"name": "d", "task": "binary", "classes": ["a", "b"]}
+    path = write_report(
+        tmp_path / "s", study.records, study.context(expected_cells=(), datasets=[info])
+    )
+    (row,) = rows_of(path, "without_guessing")
+    assert row["pairs without"] == "0"
