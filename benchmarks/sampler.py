@@ -30,11 +30,7 @@ from benchmarks.measure import (
 )
 from mgdm_ray.config import GuidanceSetting, SamplingConfig
 from mgdm_ray.diffusion.inference import Execution, Prepared
-from mgdm_ray.diffusion.pipeline import (
-    decode,
-    encode,
-    generate,
-)
+from mgdm_ray.diffusion.pipeline import decode, encode, generate
 from mgdm_ray.diffusion.schedule import make_schedule, timestep_pairs
 from mgdm_ray.seeding import per_image_noise
 

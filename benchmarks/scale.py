@@ -30,12 +30,7 @@ from ray.cluster_utils import Cluster  # noqa: E402
 
 from mgdm_ray.config import StudyConfig  # noqa: E402
 from mgdm_ray.data.load import fingerprint  # noqa: E402
-from mgdm_ray.pipeline.plan import (  # noqa: E402
-    KINDS,
-    Job,
-    Plan,
-    make_plan,
-)
+from mgdm_ray.pipeline.plan import KINDS, Job, Plan, make_plan  # noqa: E402
 from mgdm_ray.pipeline.tasks import base  # noqa: E402
 from mgdm_ray.pipeline.tasks.base import Context, Outcome  # noqa: E402
 from mgdm_ray.runtime import engine  # noqa: E402

@@ -21,12 +21,7 @@ from mgdm_ray import environment
 from mgdm_ray.config import ResourcesConfig, StudyConfig
 from mgdm_ray.pipeline.plan import Job, make_plan
 from mgdm_ray.pipeline.tasks.base import Context
-from mgdm_ray.runtime.proposals import (
-    SAMPLERS,
-    draw,
-    setting_of,
-    space,
-)
+from mgdm_ray.runtime.proposals import SAMPLERS, draw, setting_of, space
 
 TARGET = 0.3
 """Seconds a trial at most."""

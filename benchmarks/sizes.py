@@ -24,30 +24,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mgdm_ray.classifiers.networks import build_network
-from mgdm_ray.config import (
-    DownstreamConfig,
-    ResourcesConfig,
-    StudyConfig,
-    UNetConfig,
-    load_study,
-)
+from mgdm_ray.config import DownstreamConfig, ResourcesConfig, StudyConfig, UNetConfig, load_study
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.data.load import train_images
 from mgdm_ray.diffusion.unet import build_denoiser, build_guide
-from mgdm_ray.pipeline.cost_model import (
-    Node,
-    ask_of,
-    effort,
-    fits_per_setting,
-    images_of,
-)
-from mgdm_ray.pipeline.plan import (
-    CELLS,
-    FITS,
-    Job,
-    Plan,
-    make_plan,
-)
+from mgdm_ray.pipeline.cost_model import Node, ask_of, effort, fits_per_setting, images_of
+from mgdm_ray.pipeline.plan import CELLS, FITS, Job, Plan, make_plan
 from mgdm_ray.pipeline.timeline import Task, makespan
 
 PEAKS = {"L4": 121e12, "A100": 312e12, "H100": 989e12}

@@ -28,11 +28,7 @@ from benchmarks.measure import (
 from mgdm_ray.config import DenoiserConfig, GuideConfig
 from mgdm_ray.diffusion.batches import BatchSource
 from mgdm_ray.diffusion.schedule import make_schedule
-from mgdm_ray.diffusion.train import (
-    Kind,
-    new_state,
-    train_step,
-)
+from mgdm_ray.diffusion.train import Kind, new_state, train_step
 
 SCHEDULE = make_schedule("cosine")
 STEPS = 4

@@ -33,22 +33,10 @@ from mgdm_ray.config import (
     UNetConfig,
 )
 from mgdm_ray.data.info import dataset_info
-from mgdm_ray.data.load import (
-    load_split,
-    npz_path,
-    to_tensor,
-)
+from mgdm_ray.data.load import load_split, npz_path, to_tensor
 from mgdm_ray.data.mix import synthetic_labels
-from mgdm_ray.diffusion.pipeline import (
-    decode,
-    encode,
-    generate,
-)
-from mgdm_ray.diffusion.published_faults import (
-    Faults,
-    rank_duplicates,
-    respaced,
-)
+from mgdm_ray.diffusion.pipeline import decode, encode, generate
+from mgdm_ray.diffusion.published_faults import Faults, rank_duplicates, respaced
 from mgdm_ray.diffusion.schedule import make_schedule
 from mgdm_ray.diffusion.train import guide_probabilities, train
 from mgdm_ray.pipeline.tasks.fit import ACCURACY_TIMESTEPS

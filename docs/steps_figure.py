@@ -19,11 +19,7 @@ from matplotlib.figure import Figure
 from mgdm_ray.classifiers.fit import fit
 from mgdm_ray.classifiers.metrics import score
 from mgdm_ray.classifiers.networks import build_network
-from mgdm_ray.config import (
-    DatasetConfig,
-    DownstreamConfig,
-    SamplingConfig,
-)
+from mgdm_ray.config import DatasetConfig, DownstreamConfig, SamplingConfig
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.data.load import load_split, to_tensor
 from mgdm_ray.diffusion.pipeline import generate

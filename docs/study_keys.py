@@ -16,12 +16,7 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from mgdm_ray.config import (
-    ARMS,
-    MEASUREMENTS,
-    NETWORKS,
-    StudyConfig,
-)
+from mgdm_ray.config import ARMS, MEASUREMENTS, NETWORKS, StudyConfig
 
 PAGE = Path(__file__).parent / "keys.md"
 HEAD = (

@@ -23,11 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from mgdm_ray.config import (
-    InputError,
-    StudyConfig,
-    load_study,
-)
+from mgdm_ray.config import InputError, StudyConfig, load_study
 
 GB = 1e9
 LITTLE_DISK, SOME_DISK = 1 * GB, 10 * GB

@@ -16,25 +16,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mgdm_ray.config import (
-    SAMPLED_ARMS,
-    DatasetConfig,
-    InputError,
-    SampledArm,
-)
+from mgdm_ray.config import SAMPLED_ARMS, DatasetConfig, InputError, SampledArm
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.diffusion.plugins import import_plugins
 from mgdm_ray.results.export.finished import FinishedStudy
-from mgdm_ray.results.export.labelled_folder import (
-    LabelledFolder,
-    new_folder,
-    require_free,
-)
-from mgdm_ray.results.export.made_images import (
-    MadeImages,
-    make_images,
-    mixed_labels,
-)
+from mgdm_ray.results.export.labelled_folder import LabelledFolder, new_folder, require_free
+from mgdm_ray.results.export.made_images import MadeImages, make_images, mixed_labels
 from mgdm_ray.storage.remote.objects import ObjectsError
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130

@@ -21,31 +21,13 @@ from mgdm_ray.config import InputError
 from mgdm_ray.config.file import read_study
 from mgdm_ray.config.resolved import changes, resolved_text
 from mgdm_ray.diffusion.plugins import import_plugins
-from mgdm_ray.environment import (
-    StartError,
-    StudyStopped,
-    cores,
-    gpus,
-)
+from mgdm_ray.environment import StartError, StudyStopped, cores, gpus
 from mgdm_ray.pipeline.cost_model import manifests_in, read_probes
-from mgdm_ray.pipeline.plan import (
-    Job,
-    Plan,
-    make_plan,
-)
-from mgdm_ray.pipeline.staging import (
-    bring_notes,
-    inputs_for_all,
-    open_storage,
-    share_notes,
-)
+from mgdm_ray.pipeline.plan import Job, Plan, make_plan
+from mgdm_ray.pipeline.staging import bring_notes, inputs_for_all, open_storage, share_notes
 from mgdm_ray.pipeline.status import StudyStatus
 from mgdm_ray.pipeline.warm_start import warm_points
-from mgdm_ray.results.finalize import (
-    RECORDS_FILE,
-    REPORT_FILE,
-    Finalizer,
-)
+from mgdm_ray.results.finalize import RECORDS_FILE, REPORT_FILE, Finalizer
 from mgdm_ray.storage.records import Record, append_record
 from mgdm_ray.storage.remote.leases import open_locks
 from mgdm_ray.storage.remote.objects import ObjectsError
@@ -263,11 +245,7 @@ class Study:
 
     def check_data(self) -> None:
         """Fetch what can be fetched, refuse what is missing or damaged, before anything starts."""
-        from mgdm_ray.data.load import (
-            check_source,
-            check_top_up,
-            download,
-        )
+        from mgdm_ray.data.load import check_source, check_top_up, download
 
         self.prepare_own()
         for index, dataset in enumerate(self.read.datasets):

@@ -28,9 +28,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 TINY: dict[str, Any] = {
     "name": "tiny",
-    "datasets": [
-        {"name": "phantom-ultrasound", "phantom": {"train": 40, "val": 20, "test": 20}},
-    ],
+    "datasets": [{"name": "phantom-ultrasound", "phantom": {"train": 40, "val": 20, "test": 20}}],
     "image_size": 16,
     "networks": ["squeezenet1_1", "alexnet"],
     "arms": ["real", "duplicate", "generate", "roundtrip", "disturb"],

@@ -16,11 +16,7 @@ from packaging.requirements import Requirement
 
 from mgdm_ray import doctor
 from mgdm_ray.config import StudyConfig
-from mgdm_ray.doctor import (
-    Line,
-    Place,
-    examine,
-)
+from mgdm_ray.doctor import Line, Place, examine
 from tests.conftest import ROOT, TINY
 from tests.data.sources.files import tree
 

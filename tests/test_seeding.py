@@ -7,11 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mgdm_ray.seeding import (
-    derive_seed,
-    generator,
-    per_image_noise,
-)
+from mgdm_ray.seeding import derive_seed, generator, per_image_noise
 
 parts = st.lists(st.text() | st.integers() | st.booleans(), min_size=1, max_size=4)
 

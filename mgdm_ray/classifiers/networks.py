@@ -8,20 +8,8 @@ import torch
 from torch import nn
 from torchvision.models import get_model
 
-from mgdm_ray.classifiers.pretrained import (
-    MEAN,
-    STD,
-    WANT_OURS,
-    Rescale,
-    Source,
-    use_pretrained,
-)
-from mgdm_ray.config import (
-    NETWORKS,
-    TIMM,
-    InputError,
-    known_network,
-)
+from mgdm_ray.classifiers.pretrained import MEAN, STD, WANT_OURS, Rescale, Source, use_pretrained
+from mgdm_ray.config import NETWORKS, TIMM, InputError, known_network
 from mgdm_ray.seeding import derive_seed
 
 SMALL = 64

@@ -8,12 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from mgdm_ray.classifiers.pretrained import (
-    Rescale,
-    Source,
-    read_weights,
-    unavailable,
-)
+from mgdm_ray.classifiers.pretrained import Rescale, Source, read_weights, unavailable
 from mgdm_ray.config import TIMM, InputError
 
 

@@ -11,27 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mgdm_ray.cli import study_draft
-from mgdm_ray.config import (
-    MEDMNIST,
-    PHANTOMS,
-    InputError,
-    load_study,
-)
+from mgdm_ray.config import MEDMNIST, PHANTOMS, InputError, load_study
 from mgdm_ray.data.inspection.duplicates import identical, nearly_identical
 from mgdm_ray.data.inspection.findings import Finding, judge
-from mgdm_ray.data.inspection.page import (
-    refused_section,
-    section_of,
-    write_page,
-)
+from mgdm_ray.data.inspection.page import refused_section, section_of, write_page
 from mgdm_ray.data.inspection.summary import lines
 from mgdm_ray.data.inspection.survey import Survey, survey
-from mgdm_ray.data.inspection.targets import (
-    STUDIES,
-    Source,
-    find_sources,
-    name_of,
-)
+from mgdm_ray.data.inspection.targets import STUDIES, Source, find_sources, name_of
 from mgdm_ray.data.load import fingerprint
 from mgdm_ray.data.sources.folders import is_image
 from mgdm_ray.pipeline.plan import make_plan

@@ -27,14 +27,7 @@ from mgdm_ray.pipeline.cost_model import (
     shortages,
 )
 from mgdm_ray.pipeline.limits import refusal
-from mgdm_ray.pipeline.plan import (
-    CELLS,
-    FITS,
-    SAMPLINGS,
-    SCORINGS,
-    Job,
-    Plan,
-)
+from mgdm_ray.pipeline.plan import CELLS, FITS, SAMPLINGS, SCORINGS, Job, Plan
 from mgdm_ray.pipeline.timeline import Task, makespan
 from mgdm_ray.storage.records import Record
 from mgdm_ray.storage.remote.objects import is_url

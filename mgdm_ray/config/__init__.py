@@ -44,11 +44,7 @@ from mgdm_ray.config.diffusion import (
     TrainConfig,
     UNetConfig,
 )
-from mgdm_ray.config.file import (
-    MAX_STUDY_BYTES,
-    apply_override,
-    load_study,
-)
+from mgdm_ray.config.file import MAX_STUDY_BYTES, apply_override, load_study
 from mgdm_ray.config.search import (
     ConfirmConfig,
     MeasurementSpace,

@@ -139,13 +139,7 @@ MEMBER_MEASUREMENTS = ["mutual_information"]
 """Those that compare the guide's answers under dropout masks: they need ``guide.dropout``."""
 Task = Literal["binary", "multiclass", "ordinal"]
 ReferenceFault = Literal[
-    "guide_timesteps",
-    "alignment",
-    "label_dropout",
-    "clip",
-    "uint8",
-    "measurement",
-    "rank_seeds",
+    "guide_timesteps", "alignment", "label_dropout", "clip", "uint8", "measurement", "rank_seeds"
 ]
 REFERENCE_FAULTS: tuple[ReferenceFault, ...] = get_args(ReferenceFault)
 """Faults of the paper's published code that can be switched on; docs/reference.md explains each."""

@@ -7,11 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from mgdm_ray.config.base import (
-    Frozen,
-    MeasurementName,
-    Positive,
-)
+from mgdm_ray.config.base import Frozen, MeasurementName, Positive
 
 
 class UNetConfig(Frozen):

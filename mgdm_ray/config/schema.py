@@ -11,12 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
-from mgdm_ray.config.base import (
-    MEDMNIST,
-    PHANTOMS,
-    MeasurementName,
-    Network,
-)
+from mgdm_ray.config.base import MEDMNIST, PHANTOMS, MeasurementName, Network
 from mgdm_ray.config.study import StudyConfig
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

@@ -6,14 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from mgdm_ray.config.base import (
-    Frozen,
-    MeasurementName,
-    Name,
-    Network,
-    Positive,
-    unique,
-)
+from mgdm_ray.config.base import Frozen, MeasurementName, Name, Network, Positive, unique
 from mgdm_ray.config.diffusion import GuidanceControls
 
 

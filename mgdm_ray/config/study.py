@@ -19,17 +19,8 @@ from mgdm_ray.config.base import (
     ReferenceFault,
     unique,
 )
-from mgdm_ray.config.data import (
-    DatasetConfig,
-    LimitsConfig,
-    SyntheticConfig,
-)
-from mgdm_ray.config.diffusion import (
-    DenoiserConfig,
-    GuidanceSetting,
-    GuideConfig,
-    SamplingConfig,
-)
+from mgdm_ray.config.data import DatasetConfig, LimitsConfig, SyntheticConfig
+from mgdm_ray.config.diffusion import DenoiserConfig, GuidanceSetting, GuideConfig, SamplingConfig
 from mgdm_ray.config.search import SearchConfig, StartPoint
 
 

@@ -6,12 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mgdm_ray.config import (
-    PHANTOMS,
-    DatasetConfig,
-    InputError,
-    Task,
-)
+from mgdm_ray.config import PHANTOMS, DatasetConfig, InputError, Task
 from mgdm_ray.data.npz import (
     IMAGE_SUFFIX,
     LABEL_SUFFIX,
@@ -104,10 +99,7 @@ _MEDMNIST: dict[str, _Facts] = {
         channels=1,
         licence="CC BY 4.0",
         source="Al-Dhabyani et al., Data in Brief 2020",
-        classes=(
-            "malignant",
-            "normal, benign",
-        ),
+        classes=("malignant", "normal, benign"),
         md5={
             28: "750601b1f35ba3300ea97c75c52ff8f6",
             64: "742edef2a1fd1524b2efff4bd7ba9364",
@@ -141,12 +133,7 @@ _MEDMNIST: dict[str, _Facts] = {
         channels=1,
         licence="CC BY 4.0",
         source="Kermany et al., Cell 2018",
-        classes=(
-            "choroidal neovascularization",
-            "diabetic macular edema",
-            "drusen",
-            "normal",
-        ),
+        classes=("choroidal neovascularization", "diabetic macular edema", "drusen", "normal"),
         md5={
             28: "c68d92d5b585d8d81f7112f81e2d0842",
             64: "e229e9440236b774d9f0dfef9d07bdaf",
@@ -221,10 +208,7 @@ _MEDMNIST: dict[str, _Facts] = {
         channels=1,
         licence="CC BY 4.0",
         source="Kermany et al., Cell 2018",
-        classes=(
-            "normal",
-            "pneumonia",
-        ),
+        classes=("normal", "pneumonia"),
         md5={
             28: "28209eda62fecd6e6a2d98b1501bb15f",
             64: "8f4eceb4ccffa70c672198ea285246c6",
@@ -237,13 +221,7 @@ _MEDMNIST: dict[str, _Facts] = {
         channels=3,
         licence="CC BY 4.0",
         source="Liu et al. (DeepDRiD), Patterns 2022",
-        classes=(
-            "0",
-            "1",
-            "2",
-            "3",
-            "4",
-        ),
+        classes=("0", "1", "2", "3", "4"),
         md5={
             28: "bd4c0672f1bba3e3a89f0e4e876791e4",
             64: "afda852cc34dcda56f86ad2b2457dbcc",

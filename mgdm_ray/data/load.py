@@ -14,11 +14,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mgdm_ray.config import (
-    DatasetConfig,
-    InputError,
-    SyntheticConfig,
-)
+from mgdm_ray.config import DatasetConfig, InputError, SyntheticConfig
 from mgdm_ray.data.apportion import apportion
 from mgdm_ray.data.info import DatasetInfo, dataset_info
 from mgdm_ray.data.npz import (
@@ -37,11 +33,7 @@ from mgdm_ray.data.npz import (
     read_labels,
     resolve_data_dir,
 )
-from mgdm_ray.data.phantoms import (
-    PHANTOM_VERSION,
-    class_counts,
-    draw_split,
-)
+from mgdm_ray.data.phantoms import PHANTOM_VERSION, class_counts, draw_split
 from mgdm_ray.data.sources.prepare import own_fingerprint
 from mgdm_ray.data.sources.source import own_listing
 from mgdm_ray.seeding import derive_seed

@@ -143,10 +143,7 @@ def _vessels(rng: np.random.Generator, away: Array, v: Array) -> Array:
     share = np.zeros_like(v)
     w = v - 0.012 * np.sin(away * rng.uniform(14, 22) + rng.uniform(0, 6))
     for sign in (-1.0, 1.0):
-        for reach, width in (
-            (rng.uniform(0.5, 0.62), 0.014),
-            (rng.uniform(0.2, 0.34), 0.008),
-        ):
+        for reach, width in ((rng.uniform(0.5, 0.62), 0.014), (rng.uniform(0.2, 0.34), 0.008)):
             distance = np.abs(w**2 - reach**2 * away) / np.sqrt(4 * w**2 + reach**4)
             line = soft(distance - width, edge(size, 0.006)) * min(1, 2 * width * size)
             share = np.maximum(share, line * ((sign * w > 0) & (away > 0)))

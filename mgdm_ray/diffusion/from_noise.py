@@ -7,19 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mgdm_ray.config import (
-    GUIDED_ARMS,
-    GuidanceSetting,
-    SampledArm,
-    SamplingConfig,
-)
-from mgdm_ray.diffusion.pipeline import (
-    Direction,
-    Prediction,
-    decode,
-    encode,
-    generate,
-)
+from mgdm_ray.config import GUIDED_ARMS, GuidanceSetting, SampledArm, SamplingConfig
+from mgdm_ray.diffusion.pipeline import Direction, Prediction, decode, encode, generate
 from mgdm_ray.diffusion.published_faults import NO_FAULTS, Faults
 from mgdm_ray.diffusion.schedule import NoiseSchedule
 

@@ -13,11 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mgdm_ray.config import MEASUREMENTS as KNOWN_NAMES
-from mgdm_ray.config import (
-    MEMBER_MEASUREMENTS,
-    GuidanceSetting,
-    require_known,
-)
+from mgdm_ray.config import MEMBER_MEASUREMENTS, GuidanceSetting, require_known
 from mgdm_ray.diffusion.samplers import EpsFn
 from mgdm_ray.diffusion.schedule import NoiseSchedule
 

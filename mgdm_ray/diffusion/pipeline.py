@@ -16,33 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from mgdm_ray.config import GuidanceSetting, SamplingConfig
-from mgdm_ray.diffusion.guidance import (
-    classifier_guided,
-    denoiser_eps,
-    measurement_guided,
-)
-from mgdm_ray.diffusion.inference import (
-    Execution,
-    Prepared,
-    activation_bytes,
-    fitting_batch_size,
-)
-from mgdm_ray.diffusion.published_faults import (
-    NO_FAULTS,
-    Faults,
-    invert_misaligned,
-    truncated,
-)
-from mgdm_ray.diffusion.samplers import (
-    invert,
-    sample,
-    sample_second_order,
-)
-from mgdm_ray.diffusion.schedule import (
-    NoiseSchedule,
-    Pair,
-    timestep_pairs,
-)
+from mgdm_ray.diffusion.guidance import classifier_guided, denoiser_eps, measurement_guided
+from mgdm_ray.diffusion.inference import Execution, Prepared, activation_bytes, fitting_batch_size
+from mgdm_ray.diffusion.published_faults import NO_FAULTS, Faults, invert_misaligned, truncated
+from mgdm_ray.diffusion.samplers import invert, sample, sample_second_order
+from mgdm_ray.diffusion.schedule import NoiseSchedule, Pair, timestep_pairs
 from mgdm_ray.diffusion.unet import null_label
 from mgdm_ray.seeding import per_image_noise
 

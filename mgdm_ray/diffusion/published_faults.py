@@ -12,11 +12,7 @@ from torch import Tensor, nn
 
 from mgdm_ray.config import GuidanceSetting, ReferenceFault
 from mgdm_ray.diffusion.samplers import EpsFn, ddim_step
-from mgdm_ray.diffusion.schedule import (
-    NoiseSchedule,
-    Pair,
-    timestep_pairs,
-)
+from mgdm_ray.diffusion.schedule import NoiseSchedule, Pair, timestep_pairs
 from mgdm_ray.diffusion.unet import null_label
 from mgdm_ray.seeding import derive_seed
 

@@ -118,12 +118,7 @@ def invert(
 
 
 def _invert_step(
-    eps_fn: EpsFn,
-    x: Tensor,
-    pair: Pair,
-    schedule: NoiseSchedule,
-    iterations: int,
-    clip: bool,
+    eps_fn: EpsFn, x: Tensor, pair: Pair, schedule: NoiseSchedule, iterations: int, clip: bool
 ) -> Tensor:
     """From x at t_prev to the x_t that ``ddim_step`` brings back to it."""
     t, t_prev = pair

@@ -16,11 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from mgdm_ray.config import (
-    DenoiserConfig,
-    GuideConfig,
-    TrainConfig,
-)
+from mgdm_ray.config import DenoiserConfig, GuideConfig, TrainConfig
 from mgdm_ray.diffusion.batches import BatchSource, Draw
 from mgdm_ray.diffusion.inference import in_layout
 from mgdm_ray.diffusion.losses import denoiser_loss, guide_loss
@@ -35,11 +31,7 @@ from mgdm_ray.diffusion.parallel import (
     whole,
 )
 from mgdm_ray.diffusion.schedule import NoiseSchedule
-from mgdm_ray.diffusion.unet import (
-    build_denoiser,
-    build_guide,
-    null_label,
-)
+from mgdm_ray.diffusion.unet import build_denoiser, build_guide, null_label
 from mgdm_ray.precision import autocast, resolved_precision
 from mgdm_ray.seeding import per_image_noise
 

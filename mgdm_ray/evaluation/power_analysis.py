@@ -10,18 +10,8 @@ from typing import Any
 import numpy as np
 
 from mgdm_ray.config import DatasetConfig, StudyConfig
-from mgdm_ray.evaluation.stats import (
-    ALPHA,
-    PRIMARY,
-    Design,
-    detectable,
-)
-from mgdm_ray.evaluation.stats.power import (
-    CELL_SD,
-    COMMON,
-    DISAGREE,
-    POWER,
-)
+from mgdm_ray.evaluation.stats import ALPHA, PRIMARY, Design, detectable
+from mgdm_ray.evaluation.stats.power import CELL_SD, COMMON, DISAGREE, POWER
 
 METRIC = "balanced_accuracy"
 MOST_SEEDS = 20

@@ -19,13 +19,7 @@ from typing import Any
 import numpy as np
 from scipy import stats as scipy_stats
 
-from mgdm_ray.evaluation.stats import (
-    ALPHA,
-    LEVEL,
-    RANDOM_FLIPS,
-    TIE,
-    Floats,
-)
+from mgdm_ray.evaluation.stats import ALPHA, LEVEL, RANDOM_FLIPS, TIE, Floats
 
 FEWEST = 5
 """Settings below which no ranking can be told from chance: 4 have 24 orders, and a perfect

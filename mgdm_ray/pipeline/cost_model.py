@@ -18,15 +18,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from mgdm_ray.config import InputError, ResourcesConfig
-from mgdm_ray.pipeline.plan import (
-    CELLS,
-    FITS,
-    KINDS,
-    SAMPLINGS,
-    SCORINGS,
-    Job,
-    fits_per_setting,
-)
+from mgdm_ray.pipeline.plan import CELLS, FITS, KINDS, SAMPLINGS, SCORINGS, Job, fits_per_setting
 from mgdm_ray.storage.records import Record
 
 if TYPE_CHECKING:

@@ -7,11 +7,7 @@ from pathlib import Path
 
 from mgdm_ray.config import InputError, LimitsConfig
 from mgdm_ray.pipeline.limits import refusal
-from mgdm_ray.pipeline.plan import (
-    CELLS,
-    Job,
-    Plan,
-)
+from mgdm_ray.pipeline.plan import CELLS, Job, Plan
 from mgdm_ray.storage.records import Record, read_records
 from mgdm_ray.storage.store import Store
 

@@ -6,12 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mgdm_ray.config import (
-    GuidanceControls,
-    InputError,
-    StartPoint,
-    StudyConfig,
-)
+from mgdm_ray.config import GuidanceControls, InputError, StartPoint, StudyConfig
 from mgdm_ray.storage.records import read_records
 
 WARM_POINTS = 3

@@ -176,12 +176,7 @@ class Finalizer:
     def findings(self) -> dict[str, list[Finding]]:
         """What there is to say of each dataset's splits. Opens test data: for the report only."""
         from mgdm_ray.data.checks import check_splits
-        from mgdm_ray.data.load import (
-            SPLITS,
-            Split,
-            load_split,
-            load_thumbnails,
-        )
+        from mgdm_ray.data.load import SPLITS, Split, load_split, load_thumbnails
 
         found = {}
         for dataset in self.read:

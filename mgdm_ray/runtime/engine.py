@@ -16,42 +16,15 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
-from mgdm_ray.config import (
-    InputError,
-    LimitsConfig,
-    ResourcesConfig,
-    StudyConfig,
-)
-from mgdm_ray.environment import (
-    QUIET,
-    StartError,
-    StudyStopped,
-    cores,
-    plugins,
-)
+from mgdm_ray.config import InputError, LimitsConfig, ResourcesConfig, StudyConfig
+from mgdm_ray.environment import QUIET, StartError, StudyStopped, cores, plugins
 from mgdm_ray.pipeline.cost_model import shortages
-from mgdm_ray.pipeline.plan import (
-    CELLS,
-    FITS,
-    SAMPLINGS,
-    Job,
-)
+from mgdm_ray.pipeline.plan import CELLS, FITS, SAMPLINGS, Job
 from mgdm_ray.pipeline.scheduler import Scheduler, group_of
 from mgdm_ray.pipeline.tasks import base
-from mgdm_ray.pipeline.tasks.base import (
-    Context,
-    JobFunction,
-    Outcome,
-    Progress,
-    TrainingTask,
-)
+from mgdm_ray.pipeline.tasks.base import Context, JobFunction, Outcome, Progress, TrainingTask
 from mgdm_ray.storage.locks import Locks
-from mgdm_ray.storage.records import (
-    NO_SPACE,
-    OUT_OF_MEMORY,
-    WORKER_DIED,
-    Record,
-)
+from mgdm_ray.storage.records import NO_SPACE, OUT_OF_MEMORY, WORKER_DIED, Record
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +56,7 @@ def cluster(address: str | None) -> Iterator[None]:
     nobody else knows. Raises InputError where the given address does not answer, StartError
     where a local Ray does not come up.
     """
-    options: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-    }
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         # "local": without it Ray would join any cluster that was started on this machine.
         options |= {"address": "local", "include_dashboard": False}
@@ -153,11 +123,7 @@ class Limits:
 
 
 def _run_job(
-    job: Job,
-    context: Context,
-    limits: Limits,
-    board: Any,
-    functions: Mapping[str, JobFunction],
+    job: Job, context: Context, limits: Limits, board: Any, functions: Mapping[str, JobFunction]
 ) -> Record:
     """The body of a Ray task: a plain job with Ray's launchers put in."""
     _set_threads(limits.resources)
@@ -173,11 +139,7 @@ def _run_job(
         from mgdm_ray.runtime import search
 
         return search.search(
-            job,
-            context,
-            folder,
-            resources=limits.resources,
-            max_concurrent=limits.max_concurrent,
+            job, context, folder, resources=limits.resources, max_concurrent=limits.max_concurrent
         )
 
     def spread(job: Job, context: Context, parts: Sequence[Sequence[range]]) -> None:

@@ -29,13 +29,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from mgdm_ray.config import ResourcesConfig
 from mgdm_ray.data.info import dataset_info
-from mgdm_ray.pipeline.tasks.base import (
-    Context,
-    JobError,
-    Outcome,
-    reason_of,
-    silent,
-)
+from mgdm_ray.pipeline.tasks.base import Context, JobError, Outcome, reason_of, silent
 from mgdm_ray.runtime.importance import importance, write_importance
 from mgdm_ray.runtime.optuna_storage import ObjectJournal
 from mgdm_ray.runtime.proposals import (

@@ -26,12 +26,7 @@ from ray.train import (
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 
 from mgdm_ray.config import ResourcesConfig
-from mgdm_ray.pipeline.tasks.base import (
-    JobError,
-    Progress,
-    TrainingTask,
-    training_config,
-)
+from mgdm_ray.pipeline.tasks.base import JobError, Progress, TrainingTask, training_config
 from mgdm_ray.storage.records import WORKER_DIED
 
 if TYPE_CHECKING:

@@ -19,11 +19,7 @@ from ray.cluster_utils import Cluster
 
 from mgdm_ray.config import ResourcesConfig
 from mgdm_ray.pipeline.tasks import fit
-from mgdm_ray.pipeline.tasks.base import (
-    STATE_FILE,
-    TrainingTask,
-    silent,
-)
+from mgdm_ray.pipeline.tasks.base import STATE_FILE, TrainingTask, silent
 from mgdm_ray.runtime import training
 from tests.chaos.storm import quick_head
 from tests.runtime.test_training import task, weights

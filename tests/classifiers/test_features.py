@@ -9,11 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mgdm_ray.classifiers.features import (
-    View,
-    last_layer,
-    look,
-)
+from mgdm_ray.classifiers.features import View, last_layer, look
 from mgdm_ray.classifiers.fit import predict
 from mgdm_ray.classifiers.networks import build_network
 from mgdm_ray.config import NETWORKS

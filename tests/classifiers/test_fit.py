@@ -12,13 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mgdm_ray.classifiers.fit import (
-    FitResult,
-    NonFiniteLoss,
-    augmented,
-    batch_indices,
-    fit,
-)
+from mgdm_ray.classifiers.fit import FitResult, NonFiniteLoss, augmented, batch_indices, fit
 from mgdm_ray.classifiers.networks import build_network
 from mgdm_ray.config import DownstreamConfig
 

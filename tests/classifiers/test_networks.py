@@ -8,20 +8,9 @@ from torchvision import models
 from torchvision.models import get_model
 
 from mgdm_ray.classifiers.fit import fit
-from mgdm_ray.classifiers.networks import (
-    _torchvision,
-    build_network,
-    first_conv,
-    working_size,
-)
+from mgdm_ray.classifiers.networks import _torchvision, build_network, first_conv, working_size
 from mgdm_ray.classifiers.pretrained import last_layer
-from mgdm_ray.config import (
-    NETWORKS,
-    TORCHVISION,
-    DownstreamConfig,
-    InputError,
-    PhantomConfig,
-)
+from mgdm_ray.config import NETWORKS, TORCHVISION, DownstreamConfig, InputError, PhantomConfig
 from mgdm_ray.data.load import to_tensor
 from mgdm_ray.data.phantoms import draw_split
 
@@ -40,8 +29,7 @@ def phantom(name: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("dataset", "channels", "classes"),
-    [("phantom-ultrasound", 1, 2), ("phantom-fundus", 3, 5)],
+    ("dataset", "channels", "classes"), [("phantom-ultrasound", 1, 2), ("phantom-fundus", 3, 5)]
 )
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_loss_falls_on_a_phantom(name: str, dataset: str, channels: int, classes: int) -> None:

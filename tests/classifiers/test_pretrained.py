@@ -9,11 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from mgdm_ray.classifiers.networks import build_network
-from mgdm_ray.classifiers.pretrained import (
-    MEAN,
-    STD,
-    Rescale,
-)
+from mgdm_ray.classifiers.pretrained import MEAN, STD, Rescale
 from mgdm_ray.config import InputError
 
 

@@ -157,10 +157,7 @@ def test_a_wrong_set_is_told_as_well_as_a_wrong_line(
     """Would catch an override that passes by the checks, or is told in other words."""
     path = tmp_path / "study.yaml"
     told = []
-    for study, overrides in (
-        ({**TINY, key: value}, []),
-        (TINY, [f"{key}={json.dumps(value)}"]),
-    ):
+    for study, overrides in (({**TINY, key: value}, []), (TINY, [f"{key}={json.dumps(value)}"])):
         path.write_text(yaml.safe_dump(study, sort_keys=False))
         with pytest.raises(InputError) as error:
             load_study(path, overrides)

@@ -15,13 +15,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from mgdm_ray.config import (
-    ARMS,
-    RECIPES,
-    REFERENCE_FAULTS,
-    TORCHVISION,
-    StudyConfig,
-)
+from mgdm_ray.config import ARMS, RECIPES, REFERENCE_FAULTS, TORCHVISION, StudyConfig
 from mgdm_ray.config.file import _models
 from mgdm_ray.config.schema import as_text, study_schema
 from tests.conftest import ROOT, TINY
@@ -228,9 +222,7 @@ def test_every_value_that_a_key_may_have_is_accepted() -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from(CHANGES), min_size=2, max_size=6))
-def test_what_a_study_may_hold_the_schema_accepts(
-    changes: list[tuple[Place, Any]],
-) -> None:
+def test_what_a_study_may_hold_the_schema_accepts(changes: list[tuple[Place, Any]]) -> None:
     """Would catch a key that the schema allows only beside, or without, another one."""
     study = changed(changes)
     event("runs" if runs(study) else "refused")

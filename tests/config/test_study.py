@@ -9,12 +9,7 @@ import pytest
 import yaml
 
 from mgdm_ray import config
-from mgdm_ray.config import (
-    DenoiserConfig,
-    InputError,
-    StudyConfig,
-    load_study,
-)
+from mgdm_ray.config import DenoiserConfig, InputError, StudyConfig, load_study
 
 
 def refusal(write_study: Any, study: dict[str, Any], *overrides: str) -> str:
@@ -41,10 +36,7 @@ def refusal(write_study: Any, study: dict[str, Any], *overrides: str) -> str:
         ({"seeds": 0}, ["a number of seeds must be in 1 .. 1000; got 0"]),
         ({"seeds": True}, ["seeds", "got True"]),
         ({"image_size": 18, "guide": {"unet": {"channels": [16] * 3}}}, ["multiple of 4"]),
-        (
-            {"resources": {"train_workers": 9}},
-            ["denoiser.batch_size 8 is less than the 9 workers"],
-        ),
+        ({"resources": {"train_workers": 9}}, ["denoiser.batch_size 8 is less than the 9 workers"]),
         (
             {"resources": {"train_workers": [1, 9]}},
             ["denoiser.batch_size 8 is less than the 9 workers"],
@@ -86,13 +78,7 @@ def refusal(write_study: Any, study: dict[str, Any], *overrides: str) -> str:
         ({"synthetic": {"balance": "top_up"}}, ["'per_class' and 'balance: top_up' go together"]),
         ({"synthetic": {"per_class": 9}}, ["'per_class' and 'balance: top_up' go together"]),
         (
-            {
-                "synthetic": {
-                    "balance": "top_up",
-                    "per_class": 9,
-                    "curve": {"ratios": [0.5]},
-                }
-            },
+            {"synthetic": {"balance": "top_up", "per_class": 9, "curve": {"ratios": [0.5]}}},
             ["'curve' varies the ratio, which 'balance: top_up' does not have"],
         ),
         ({"judge": None, "limits": {"copies": 0.1}}, ["'limits' needs a 'judge'"]),

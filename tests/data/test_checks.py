@@ -6,19 +6,8 @@ import numpy as np
 import pytest
 
 from mgdm_ray.config import DatasetConfig, PhantomConfig
-from mgdm_ray.data.checks import (
-    Finding,
-    check_splits,
-    leaked,
-    nearest,
-)
-from mgdm_ray.data.load import (
-    SPLITS,
-    Split,
-    load_split,
-    npz_path,
-    resolve_data_dir,
-)
+from mgdm_ray.data.checks import Finding, check_splits, leaked, nearest
+from mgdm_ray.data.load import SPLITS, Split, load_split, npz_path, resolve_data_dir
 
 
 def noise(number: int, seed: int) -> Split:
@@ -51,12 +40,7 @@ def test_every_planted_fault_is_found_where_it_is() -> None:
     train.images[2] = 0  # constant
     val = Split(noise(4, 2).images, np.zeros(4, dtype=np.int64))  # no class 1
     kinds = by_kind(check_splits({"train": train, "val": val, "test": test}))
-    assert kinds["leakage"][0].images == (
-        ("train", 5),
-        ("test", 3),
-        ("train", 7),
-        ("test", 4),
-    )
+    assert kinds["leakage"][0].images == (("train", 5), ("test", 3), ("train", 7), ("test", 4))
     assert kinds["label_conflict"][0].images == (("train", 7), ("test", 4))
     assert kinds["duplicate"][0].images == (("train", 9), ("train", 11))
     assert kinds["constant_image"][0].images == (("train", 2),)

@@ -9,12 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mgdm_ray.config import (
-    MEDMNIST,
-    PHANTOMS,
-    DatasetConfig,
-    InputError,
-)
+from mgdm_ray.config import MEDMNIST, PHANTOMS, DatasetConfig, InputError
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.data.npz import MEDMNIST_SIZES, npz_path
 

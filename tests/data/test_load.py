@@ -16,12 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from mgdm_ray.config import (
-    DatasetConfig,
-    InputError,
-    PhantomConfig,
-    SyntheticConfig,
-)
+from mgdm_ray.config import DatasetConfig, InputError, PhantomConfig, SyntheticConfig
 from mgdm_ray.data import load
 from mgdm_ray.data.info import DatasetInfo
 from mgdm_ray.data.load import (

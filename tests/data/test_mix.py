@@ -10,11 +10,7 @@ from hypothesis import strategies as st
 
 from mgdm_ray.data.apportion import apportion, interleave
 from mgdm_ray.data.load import Split, to_tensor
-from mgdm_ray.data.mix import (
-    duplicate_indices,
-    synthetic_labels,
-    training_set,
-)
+from mgdm_ray.data.mix import duplicate_indices, synthetic_labels, training_set
 
 weights = st.lists(st.integers(0, 50), min_size=1, max_size=12).filter(any)
 

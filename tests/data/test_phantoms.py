@@ -12,18 +12,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score
 from torch import nn
 
-from mgdm_ray.config import (
-    PHANTOMS,
-    DatasetConfig,
-    PhantomConfig,
-)
+from mgdm_ray.config import PHANTOMS, DatasetConfig, PhantomConfig
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.data.load import load_split, to_tensor
-from mgdm_ray.data.phantoms import (
-    _draw_split,
-    class_counts,
-    draw_split,
-)
+from mgdm_ray.data.phantoms import _draw_split, class_counts, draw_split
 
 SMALL = PhantomConfig(train=24, val=12, test=12)
 

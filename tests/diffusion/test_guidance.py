@@ -96,11 +96,9 @@ def setting(name: str, scale: float, gradient: str = "raw") -> GuidanceSetting:
 def test_measurements_stay_in_range(logits, name):
     """Catches NaN from 0 log 0, a missing 1 / log K and wrong signs."""
     value = float(MEASUREMENTS[name](torch.tensor([logits]).double(), *[torch.empty(0)] * 3))
-    low, high = {
-        "entropy": (0, 1),
-        "margin": (-1, 0),
-        "least_confidence": (-1, -1 / len(logits)),
-    }[name]
+    low, high = {"entropy": (0, 1), "margin": (-1, 0), "least_confidence": (-1, -1 / len(logits))}[
+        name
+    ]
     assert low - 1e-12 <= value <= high + 1e-12
 
 
@@ -345,12 +343,7 @@ def test_all_steps_together_move_a_sample_by_at_most_gamma_half_pi(schedule, ste
 
     chosen, labels = setting("entropy", 0.2, "normalised"), torch.zeros(1).long()
     guided = measurement_guided(
-        no_velocity,
-        LinearGuide(2, size=1e-3),
-        labels,
-        chosen,
-        table,
-        images(1),
+        no_velocity, LinearGuide(2, size=1e-3), labels, chosen, table, images(1)
     )
     x_T = images(1, seed=9)
     moved = sample(guided, x_T, pairs, table) - sample(no_velocity, x_T, pairs, table)

@@ -7,11 +7,7 @@ import torch
 from torch import nn
 
 from mgdm_ray.config import DenoiserConfig
-from mgdm_ray.diffusion.losses import (
-    denoiser_loss,
-    guide_loss,
-    loss_weight,
-)
+from mgdm_ray.diffusion.losses import denoiser_loss, guide_loss, loss_weight
 from mgdm_ray.diffusion.schedule import make_schedule
 
 SCHEDULE = make_schedule("linear")

@@ -13,19 +13,8 @@ from torch import nn
 from mgdm_ray.config import DenoiserConfig, UNetConfig
 from mgdm_ray.diffusion import train as loop
 from mgdm_ray.diffusion.batches import BatchSource, Draw
-from mgdm_ray.diffusion.parallel import (
-    Workers,
-    exchanging,
-    forget_activations,
-)
-from mgdm_ray.diffusion.train import (
-    Kind,
-    NonFiniteLoss,
-    TrainState,
-    new_state,
-    train,
-    train_step,
-)
+from mgdm_ray.diffusion.parallel import Workers, exchanging, forget_activations
+from mgdm_ray.diffusion.train import Kind, NonFiniteLoss, TrainState, new_state, train, train_step
 from tests.chaos.storm import free_port
 from tests.diffusion.test_train import CONFIGS, LABELS, SCHEDULE, toy_images
 

@@ -9,11 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mgdm_ray.config import (
-    GuidanceSetting,
-    SamplingConfig,
-    UNetConfig,
-)
+from mgdm_ray.config import GuidanceSetting, SamplingConfig, UNetConfig
 from mgdm_ray.diffusion.pipeline import (
     NonFiniteSample,
     decode,

@@ -19,11 +19,7 @@ from mgdm_ray.config import (
     UNetConfig,
 )
 from mgdm_ray.diffusion.batches import BatchSource
-from mgdm_ray.diffusion.pipeline import (
-    decode,
-    encode,
-    generate,
-)
+from mgdm_ray.diffusion.pipeline import decode, encode, generate
 from mgdm_ray.diffusion.published_faults import (
     DROPOUT_BATCH,
     NO_FAULTS,
@@ -32,11 +28,7 @@ from mgdm_ray.diffusion.published_faults import (
     respaced,
     truncated,
 )
-from mgdm_ray.diffusion.schedule import (
-    NoiseSchedule,
-    make_schedule,
-    timestep_pairs,
-)
+from mgdm_ray.diffusion.schedule import NoiseSchedule, make_schedule, timestep_pairs
 from mgdm_ray.diffusion.train import train
 from mgdm_ray.diffusion.unet import build_denoiser, build_guide
 from tests.diffusion.conftest import give_every_weight_influence

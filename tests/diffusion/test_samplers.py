@@ -9,12 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler, DPMSolverMultistepScheduler
 
-from mgdm_ray.diffusion.samplers import (
-    ddim_step,
-    invert,
-    sample,
-    sample_second_order,
-)
+from mgdm_ray.diffusion.samplers import ddim_step, invert, sample, sample_second_order
 from mgdm_ray.diffusion.schedule import make_schedule, timestep_pairs
 
 NAMES = ("linear", "cosine")

@@ -11,11 +11,7 @@ from diffusers import DDIMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mgdm_ray.diffusion.schedule import (
-    NoiseSchedule,
-    make_schedule,
-    timestep_pairs,
-)
+from mgdm_ray.diffusion.schedule import NoiseSchedule, make_schedule, timestep_pairs
 
 NAMES = ("linear", "cosine")
 

@@ -9,22 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from mgdm_ray.config import (
-    DenoiserConfig,
-    GuidanceSetting,
-    GuideConfig,
-    SamplingConfig,
-    UNetConfig,
-)
+from mgdm_ray.config import DenoiserConfig, GuidanceSetting, GuideConfig, SamplingConfig, UNetConfig
 from mgdm_ray.diffusion.batches import BatchSource
 from mgdm_ray.diffusion.guidance import MEASUREMENTS
 from mgdm_ray.diffusion.losses import denoiser_loss
 from mgdm_ray.diffusion.parallel import Workers
-from mgdm_ray.diffusion.pipeline import (
-    decode,
-    encode,
-    generate,
-)
+from mgdm_ray.diffusion.pipeline import decode, encode, generate
 from mgdm_ray.diffusion.schedule import make_schedule
 from mgdm_ray.diffusion.train import (
     NonFiniteLoss,
@@ -204,8 +194,7 @@ def test_resume_is_bit_exact(kind, dropout, layout, tmp_path, monkeypatch):
     that is drawn from how often it was drawn before; and moments in another layout than their
     parameter's, which on a GPU is channels_last."""
     monkeypatch.setattr(
-        "mgdm_ray.diffusion.train.in_layout",
-        lambda model, *_, **__: model.to(memory_format=layout),
+        "mgdm_ray.diffusion.train.in_layout", lambda model, *_, **__: model.to(memory_format=layout)
     )
     config, images = CONFIGS[kind], toy_images()
     if dropout:

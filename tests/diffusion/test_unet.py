@@ -7,12 +7,7 @@ import torch
 from torch import nn
 
 from mgdm_ray.config import UNetConfig
-from mgdm_ray.diffusion.unet import (
-    MEMBERS,
-    build_denoiser,
-    build_guide,
-    null_label,
-)
+from mgdm_ray.diffusion.unet import MEMBERS, build_denoiser, build_guide, null_label
 
 DEFAULT = UNetConfig(channels=(16, 32, 48))
 

@@ -7,17 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mgdm_ray.config import (
-    DatasetConfig,
-    PhantomConfig,
-    StudyConfig,
-)
-from mgdm_ray.data.load import (
-    SPLITS,
-    count_test_images,
-    load_split,
-    npz_path,
-)
+from mgdm_ray.config import DatasetConfig, PhantomConfig, StudyConfig
+from mgdm_ray.data.load import SPLITS, count_test_images, load_split, npz_path
 from mgdm_ray.evaluation.power_analysis import resolution, spread
 from mgdm_ray.evaluation.stats import Design, detectable
 from tests.conftest import TINY

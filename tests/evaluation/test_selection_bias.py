@@ -11,12 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from mgdm_ray.evaluation.selection_bias import (
-    FEWEST,
-    Confirmed,
-    optimism,
-    spearman,
-)
+from mgdm_ray.evaluation.selection_bias import FEWEST, Confirmed, optimism, spearman
 
 PAIRS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=2, max_size=9)
 

@@ -21,11 +21,7 @@ from mgdm_ray.config import InputError
 from mgdm_ray.pipeline.plan import Plan
 from mgdm_ray.pipeline.tasks.base import base_record
 from mgdm_ray.results.finalize import Finalizer
-from mgdm_ray.storage.records import (
-    Record,
-    append_record,
-    read_records,
-)
+from mgdm_ray.storage.records import Record, append_record, read_records
 from mgdm_ray.storage.store import Store
 from mgdm_ray.study import Study, parser
 from tests.conftest import TINY

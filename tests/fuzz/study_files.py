@@ -11,11 +11,7 @@ from typing import Any
 import yaml
 
 from mgdm_ray.classifiers.weights import weights_fingerprints
-from mgdm_ray.config import (
-    MAX_STUDY_BYTES,
-    StudyConfig,
-    load_study,
-)
+from mgdm_ray.config import MAX_STUDY_BYTES, StudyConfig, load_study
 from mgdm_ray.data.load import fingerprint
 from mgdm_ray.pipeline.plan import make_plan
 from mgdm_ray.pipeline.warm_start import warm_points

@@ -8,11 +8,7 @@ from typing import Any
 
 import pytest
 
-from mgdm_ray.config import (
-    InputError,
-    ResourcesConfig,
-    StudyConfig,
-)
+from mgdm_ray.config import InputError, ResourcesConfig, StudyConfig
 from mgdm_ray.pipeline.cost_model import (
     Effort,
     Figure,
@@ -27,11 +23,7 @@ from mgdm_ray.pipeline.cost_model import (
     read_probes,
     shortages,
 )
-from mgdm_ray.pipeline.plan import (
-    Job,
-    Plan,
-    make_plan,
-)
+from mgdm_ray.pipeline.plan import Job, Plan, make_plan
 from mgdm_ray.storage.store import Store
 from tests.conftest import TINY
 

@@ -11,12 +11,7 @@ import pytest
 
 from mgdm_ray.config import InputError, StudyConfig
 from mgdm_ray.data.load import fingerprint, load_split
-from mgdm_ray.pipeline.staging import (
-    bring_notes,
-    inputs_for_all,
-    open_storage,
-    share_notes,
-)
+from mgdm_ray.pipeline.staging import bring_notes, inputs_for_all, open_storage, share_notes
 from mgdm_ray.storage.remote.objects import Objects
 from mgdm_ray.storage.remote.store import RemoteStore
 from mgdm_ray.storage.store import Store

@@ -23,12 +23,7 @@ def test_what_became_ready_first_goes_first() -> None:
 
     a 0-4 and c 0-10 run beside each other, then d 4-14, then b from 10 to 30.
     """
-    tasks = [
-        Task("a", 4, 1),
-        Task("b", 20, 1, needs=("a",)),
-        Task("c", 10, 1),
-        Task("d", 10, 1),
-    ]
+    tasks = [Task("a", 4, 1), Task("b", 20, 1, needs=("a",)), Task("c", 10, 1), Task("d", 10, 1)]
     assert makespan(tasks, cpus=2) == 30
 
 

@@ -21,11 +21,7 @@ from ray import cloudpickle
 from mgdm_ray.config import ResourcesConfig
 from mgdm_ray.environment import StudyStopped
 from mgdm_ray.pipeline.plan import Job
-from mgdm_ray.pipeline.tasks.base import (
-    Context,
-    JobFunction,
-    Outcome,
-)
+from mgdm_ray.pipeline.tasks.base import Context, JobFunction, Outcome
 from mgdm_ray.runtime import engine
 from mgdm_ray.storage.locks import Locks
 from mgdm_ray.storage.records import Record
@@ -187,10 +183,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path) -> None:
         return write_down(job, context, folder)
 
     todo = cells(40)
-    with pytest.raises(
-        StudyStopped,
-        match="no space left on the disk: fit_downstream d",
-    ):
+    with pytest.raises(StudyStopped, match="no space left on the disk: fit_downstream d"):
         run(tmp_path, todo, full)
     before = ran(tmp_path)
     assert before["cell0000"] == 1

@@ -15,18 +15,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from mgdm_ray.pipeline.plan import Job
-from mgdm_ray.runtime.proposals import (
-    Asha,
-    fixed_points,
-    space,
-)
-from mgdm_ray.runtime.search import (
-    COST,
-    METRIC,
-    OUTCOME,
-    Ledger,
-    optuna_storage,
-)
+from mgdm_ray.runtime.proposals import Asha, fixed_points, space
+from mgdm_ray.runtime.search import COST, METRIC, OUTCOME, Ledger, optuna_storage
 from tests.search_example import Formula, context_of, search_job, without_seconds
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

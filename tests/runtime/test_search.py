@@ -20,24 +20,11 @@ import pytest
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
-from mgdm_ray.config import (
-    ARMS,
-    GuidanceSetting,
-    ResourcesConfig,
-    StudyConfig,
-)
-from mgdm_ray.pipeline.plan import (
-    Job,
-    Plan,
-    make_plan,
-)
+from mgdm_ray.config import ARMS, GuidanceSetting, ResourcesConfig, StudyConfig
+from mgdm_ray.pipeline.plan import Job, Plan, make_plan
 from mgdm_ray.pipeline.tasks import base
 from mgdm_ray.pipeline.tasks.base import Context
-from mgdm_ray.runtime import (
-    engine,
-    proposals,
-    search,
-)
+from mgdm_ray.runtime import engine, proposals, search
 from mgdm_ray.storage.records import Record
 from tests import search_example as example
 from tests.conftest import ROOT, TINY

@@ -17,19 +17,10 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from safetensors.numpy import load_file
 
-from mgdm_ray.config import (
-    InputError,
-    ResourcesConfig,
-    StudyConfig,
-)
+from mgdm_ray.config import InputError, ResourcesConfig, StudyConfig
 from mgdm_ray.diffusion.train import NonFiniteLoss
 from mgdm_ray.pipeline.tasks import fit
-from mgdm_ray.pipeline.tasks.base import (
-    STATE_FILE,
-    TENSORS_FILE,
-    TrainingTask,
-    silent,
-)
+from mgdm_ray.pipeline.tasks.base import STATE_FILE, TENSORS_FILE, TrainingTask, silent
 from mgdm_ray.runtime import engine, training
 from tests.conftest import TINY
 
@@ -114,11 +105,7 @@ def test_a_loss_that_is_not_finite_is_reported_not_retried(
         raise NonFiniteLoss(3)
 
     monkeypatch.setattr(fit, "train_model", explode)
-    loop = {
-        "task": task(tmp_path).__dict__,
-        "progress": silent,
-        "resources": ResourcesConfig(),
-    }
+    loop = {"task": task(tmp_path).__dict__, "progress": silent, "resources": ResourcesConfig()}
     # No worker process: the loop runs here, where the patch is.
     trainer = TorchTrainer(
         training._worker, train_loop_config=loop, scaling_config=ScalingConfig(num_workers=0)

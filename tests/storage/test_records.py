@@ -10,12 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mgdm_ray.storage.records import (
-    Record,
-    append_record,
-    read_records,
-    write_records,
-)
+from mgdm_ray.storage.records import Record, append_record, read_records, write_records
 
 names = st.one_of(st.none(), st.text(max_size=8))
 finite = st.floats(allow_nan=False, allow_infinity=False)

@@ -18,12 +18,7 @@ import pytest
 import torch
 
 from mgdm_ray.pipeline.tasks import images
-from mgdm_ray.storage.records import (
-    Record,
-    append_record,
-    read_records,
-    write_records,
-)
+from mgdm_ray.storage.records import Record, append_record, read_records, write_records
 from mgdm_ray.storage.store import Store
 from tests.crash_points import SORTS, Operation, calls_of, every_fault, power_failures
 from tests.stored_example import (

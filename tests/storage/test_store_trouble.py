@@ -18,20 +18,9 @@ import pytest
 import torch
 
 from mgdm_ray.pipeline.tasks import images
-from mgdm_ray.storage.records import (
-    Record,
-    read_records,
-    write_records,
-)
+from mgdm_ray.storage.records import Record, read_records, write_records
 from mgdm_ray.storage.store import Store, no_space
-from tests.stored_example import (
-    KEY,
-    KIND,
-    nothing_or_whole,
-    put,
-    rubbish,
-    whole,
-)
+from tests.stored_example import KEY, KIND, nothing_or_whole, put, rubbish, whole
 
 fork = multiprocessing.get_context("fork")
 

@@ -15,11 +15,7 @@ from PIL import Image
 from mgdm_ray.config import InputError
 from mgdm_ray.data.inspection.duplicates import Pair
 from mgdm_ray.data.inspection.findings import Finding
-from mgdm_ray.data.inspection.summary import (
-    HEADER,
-    class_rows,
-    facts,
-)
+from mgdm_ray.data.inspection.summary import HEADER, class_rows, facts
 from mgdm_ray.data.inspection.survey import Survey
 from mgdm_ray.data.sources.listing import shown
 from mgdm_ray.storage.files import replacing

@@ -18,18 +18,8 @@ from mgdm_ray.data.inspection.targets import Source
 from mgdm_ray.data.load import check_source, load_split
 from mgdm_ray.data.npz import SPLITS, THUMBNAIL
 from mgdm_ray.data.sources import medical
-from mgdm_ray.data.sources.image_files import (
-    Raw,
-    Unreadable,
-    square,
-    thumbnail,
-    to_uint8,
-)
-from mgdm_ray.data.sources.listing import (
-    Item,
-    Listing,
-    contained,
-)
+from mgdm_ray.data.sources.image_files import Raw, Unreadable, square, thumbnail, to_uint8
+from mgdm_ray.data.sources.listing import Item, Listing, contained
 from mgdm_ray.data.sources.source import (
     expanded,
     hashed,

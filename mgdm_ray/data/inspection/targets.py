@@ -9,19 +9,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from mgdm_ray.config import (
-    MEDMNIST,
-    PHANTOMS,
-    DatasetConfig,
-    InputError,
-    load_study,
-)
-from mgdm_ray.data.npz import (
-    IMAGE_SUFFIX,
-    open_npz,
-    read_header,
-    resolve_data_dir,
-)
+from mgdm_ray.config import MEDMNIST, PHANTOMS, DatasetConfig, InputError, load_study
+from mgdm_ray.data.npz import IMAGE_SUFFIX, open_npz, read_header, resolve_data_dir
 from mgdm_ray.data.sources.huggingface import is_huggingface
 from mgdm_ray.data.sources.source import TABLES
 

@@ -11,14 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from mgdm_ray.data.sources.image_files import (
-    ENDS,
-    Raw,
-    Unreadable,
-    check_size,
-    finite,
-    frame_of,
-)
+from mgdm_ray.data.sources.image_files import ENDS, Raw, Unreadable, check_size, finite, frame_of
 
 T = TypeVar("T")
 MAX_VOXELS = 300_000_000

@@ -11,26 +11,10 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from mgdm_ray.config import DatasetConfig
-from mgdm_ray.data.npz import (
-    IMAGE_SUFFIX,
-    LABEL_SUFFIX,
-    SPLITS,
-    THUMBNAIL,
-    THUMBNAIL_SUFFIX,
-)
-from mgdm_ray.data.sources.image_files import (
-    Unreadable,
-    square,
-    thumbnail,
-    to_uint8,
-)
+from mgdm_ray.data.npz import IMAGE_SUFFIX, LABEL_SUFFIX, SPLITS, THUMBNAIL, THUMBNAIL_SUFFIX
+from mgdm_ray.data.sources.image_files import Unreadable, square, thumbnail, to_uint8
 from mgdm_ray.data.sources.listing import Listing, shown
-from mgdm_ray.data.sources.source import (
-    own_listing,
-    read_item,
-    unreadable,
-    with_progress,
-)
+from mgdm_ray.data.sources.source import own_listing, read_item, unreadable, with_progress
 from mgdm_ray.seeding import content_key
 from mgdm_ray.storage.files import replacing
 

@@ -11,33 +11,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from mgdm_ray.config import (
-    DatasetConfig,
-    InputError,
-    ReadingConfig,
-)
+from mgdm_ray.config import DatasetConfig, InputError, ReadingConfig
 from mgdm_ray.data.npz import resolve_data_dir
 from mgdm_ray.data.sources import medical
-from mgdm_ray.data.sources.folders import (
-    DICOM,
-    NIFTI,
-    PICTURES,
-    list_folders,
-)
+from mgdm_ray.data.sources.folders import DICOM, NIFTI, PICTURES, list_folders
 from mgdm_ray.data.sources.huggingface import is_huggingface, list_huggingface
-from mgdm_ray.data.sources.image_files import (
-    Raw,
-    Unreadable,
-    count_frames,
-    read_picture,
-)
-from mgdm_ray.data.sources.listing import (
-    Item,
-    Listing,
-    contained,
-    digest,
-    shown,
-)
+from mgdm_ray.data.sources.image_files import Raw, Unreadable, count_frames, read_picture
+from mgdm_ray.data.sources.listing import Item, Listing, contained, digest, shown
 from mgdm_ray.data.sources.manifest import list_manifest
 from mgdm_ray.data.sources.splits import divide
 from mgdm_ray.storage.remote.objects import is_url

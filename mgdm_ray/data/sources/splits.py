@@ -12,19 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mgdm_ray.config import (
-    DatasetConfig,
-    InputError,
-    SplitConfig,
-)
+from mgdm_ray.config import DatasetConfig, InputError, SplitConfig
 from mgdm_ray.data.apportion import apportion
 from mgdm_ray.data.npz import SPLITS, SplitName
-from mgdm_ray.data.sources.listing import (
-    SPLIT_NAMES,
-    Item,
-    Listing,
-    shown,
-)
+from mgdm_ray.data.sources.listing import SPLIT_NAMES, Item, Listing, shown
 from mgdm_ray.seeding import derive_seed
 
 HEADER = ("path", "slice", "label", "group", "stratum", "split")

@@ -24,17 +24,8 @@ from mgdm_ray.evaluation.stats.paired import (
     summarise,
 )
 from mgdm_ray.evaluation.stats.power import Design, detectable
-from mgdm_ray.evaluation.stats.ranks import (
-    Ranking,
-    critical_difference,
-    rank,
-)
-from mgdm_ray.evaluation.stats.table import (
-    PRIMARY,
-    IncompleteGrid,
-    contrast_table,
-    sentence,
-)
+from mgdm_ray.evaluation.stats.ranks import Ranking, critical_difference, rank
+from mgdm_ray.evaluation.stats.table import PRIMARY, IncompleteGrid, contrast_table, sentence
 
 __all__ = [
     "ALPHA",

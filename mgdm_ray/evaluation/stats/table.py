@@ -9,12 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mgdm_ray.evaluation.stats.paired import (
-    ALPHA,
-    Contrast,
-    holm,
-    paired_contrast,
-)
+from mgdm_ray.evaluation.stats.paired import ALPHA, Contrast, holm, paired_contrast
 
 CellKey = tuple[str, str, int]
 """Dataset, network, seed."""

@@ -12,26 +12,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mgdm_ray.config import (
-    DatasetConfig,
-    DenoiserConfig,
-    GuideConfig,
-    ReferenceFault,
-)
+from mgdm_ray.config import DatasetConfig, DenoiserConfig, GuideConfig, ReferenceFault
 from mgdm_ray.data.info import DatasetInfo, dataset_info
-from mgdm_ray.data.load import (
-    Split,
-    SplitName,
-    load_split,
-)
+from mgdm_ray.data.load import Split, SplitName, load_split
 from mgdm_ray.provenance import git_commit, versions
-from mgdm_ray.storage.records import (
-    NO_SPACE,
-    OUT_OF_MEMORY,
-    STORE_SILENT,
-    WORKER_DIED,
-    Record,
-)
+from mgdm_ray.storage.records import NO_SPACE, OUT_OF_MEMORY, STORE_SILENT, WORKER_DIED, Record
 from mgdm_ray.storage.remote.objects import ObjectsError
 from mgdm_ray.storage.remote.store import open_store
 from mgdm_ray.storage.store import Store, no_space

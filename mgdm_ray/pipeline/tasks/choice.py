@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mgdm_ray.pipeline.tasks.base import (
-    Context,
-    JobError,
-    stored_record,
-)
+from mgdm_ray.pipeline.tasks.base import Context, JobError, stored_record
 
 if TYPE_CHECKING:
     from mgdm_ray.pipeline.plan import Job

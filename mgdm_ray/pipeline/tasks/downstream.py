@@ -13,11 +13,7 @@ from mgdm_ray.classifiers.fit import fit
 from mgdm_ray.classifiers.metrics import score
 from mgdm_ray.config import DownstreamConfig, SyntheticConfig
 from mgdm_ray.data.load import Split, to_tensor
-from mgdm_ray.data.mix import (
-    duplicate_indices,
-    synthetic_labels,
-    training_set,
-)
+from mgdm_ray.data.mix import duplicate_indices, synthetic_labels, training_set
 from mgdm_ray.pipeline.tasks.base import (
     Context,
     Outcome,

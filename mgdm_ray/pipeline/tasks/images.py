@@ -13,11 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from mgdm_ray.data.load import to_uint8
-from mgdm_ray.pipeline.tasks.base import (
-    Context,
-    JobError,
-    artefact,
-)
+from mgdm_ray.pipeline.tasks.base import Context, JobError, artefact
 from mgdm_ray.storage.files import replacing
 
 SHARD_IMAGES = 512

@@ -13,18 +13,10 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from mgdm_ray.config import (
-    DenoiserConfig,
-    GuideConfig,
-    InputError,
-)
+from mgdm_ray.config import DenoiserConfig, GuideConfig, InputError
 from mgdm_ray.diffusion.schedule import NoiseSchedule, make_schedule
 from mgdm_ray.diffusion.unet import build_denoiser, build_guide
-from mgdm_ray.pipeline.tasks.base import (
-    WEIGHTS,
-    Context,
-    artefact,
-)
+from mgdm_ray.pipeline.tasks.base import WEIGHTS, Context, artefact
 
 LARGEST = 4096
 """Channels of a level, classes and pixels along a side beyond which a file is not believed."""

@@ -11,11 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from mgdm_ray.data.load import (
-    Split,
-    to_tensor,
-    to_uint8,
-)
+from mgdm_ray.data.load import Split, to_tensor, to_uint8
 
 TILE = 84
 """Smallest side of a drawn image."""

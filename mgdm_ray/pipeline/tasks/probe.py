@@ -26,20 +26,12 @@ from mgdm_ray.config import (
     SamplingConfig,
 )
 from mgdm_ray.diffusion.inference import Execution, Prepared
-from mgdm_ray.diffusion.pipeline import (
-    decode,
-    encode,
-    generate,
-)
+from mgdm_ray.diffusion.pipeline import decode, encode, generate
 from mgdm_ray.diffusion.schedule import make_schedule
 from mgdm_ray.diffusion.train import train
 from mgdm_ray.diffusion.unet import build_denoiser, build_guide
 from mgdm_ray.evaluation.fidelity.memorisation import nearest
-from mgdm_ray.pipeline.plan import (
-    CELLS,
-    SCORINGS,
-    fits_per_setting,
-)
+from mgdm_ray.pipeline.plan import CELLS, SCORINGS, fits_per_setting
 from mgdm_ray.pipeline.tasks.base import Context, info_of
 
 if TYPE_CHECKING:
@@ -113,12 +105,7 @@ def _training(job: Job, context: Context) -> tuple[float, float]:
 
 
 def _network(
-    name: str,
-    job: Job,
-    context: Context,
-    *,
-    augment: bool = False,
-    batch_size: int | None = None,
+    name: str, job: Job, context: Context, *, augment: bool = False, batch_size: int | None = None
 ) -> float:
     wanted = DownstreamConfig.model_validate(job.inputs.get("downstream", {}))
     images, labels = _noise(job, context, batch_size or wanted.batch_size)

@@ -17,12 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mgdm_ray.config import (
-    GuidanceSetting,
-    ReferenceFault,
-    SamplingConfig,
-    SyntheticConfig,
-)
+from mgdm_ray.config import GuidanceSetting, ReferenceFault, SamplingConfig, SyntheticConfig
 from mgdm_ray.data.mix import synthetic_labels
 from mgdm_ray.diffusion.inference import Execution, Prepared
 from mgdm_ray.diffusion.pipeline import Direction, batch_size_for
@@ -269,10 +264,7 @@ def encode(job: Job, context: Context, folder: Path) -> Outcome:
         moments[0].add(latents)
         moments[1].add(latents.square())
     spread = math.sqrt(max(0.0, moments[1].value - moments[0].value ** 2))
-    return {
-        "setting": source.setting,
-        "metrics": {"latent_std": spread, "images": float(total)},
-    }
+    return {"setting": source.setting, "metrics": {"latent_std": spread, "images": float(total)}}
 
 
 def decode(job: Job, context: Context, folder: Path) -> Outcome:

@@ -9,20 +9,12 @@ import torch
 
 from mgdm_ray.classifiers.fit import fit
 from mgdm_ray.classifiers.metrics import score
-from mgdm_ray.config import (
-    DownstreamConfig,
-    GuidanceSetting,
-    SamplingConfig,
-)
+from mgdm_ray.config import DownstreamConfig, GuidanceSetting, SamplingConfig
 from mgdm_ray.data.load import to_tensor
 from mgdm_ray.data.mix import training_set
 from mgdm_ray.diffusion.pipeline import forwards_per_image
 from mgdm_ray.pipeline.plan import search_seed
-from mgdm_ray.pipeline.tasks.base import (
-    Context,
-    info_of,
-    open_split,
-)
+from mgdm_ray.pipeline.tasks.base import Context, info_of, open_split
 from mgdm_ray.pipeline.tasks.downstream import class_weights
 from mgdm_ray.pipeline.tasks.images import count_images
 from mgdm_ray.pipeline.tasks.networks import network_for

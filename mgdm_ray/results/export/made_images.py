@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mgdm_ray.config import (
-    GUIDED_ARMS,
-    DatasetConfig,
-    InputError,
-    SampledArm,
-    SamplingConfig,
-)
+from mgdm_ray.config import GUIDED_ARMS, DatasetConfig, InputError, SampledArm, SamplingConfig
 from mgdm_ray.data.info import DatasetInfo, dataset_info
 from mgdm_ray.data.load import load_split
 from mgdm_ray.data.mix import synthetic_labels

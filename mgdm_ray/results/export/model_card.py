@@ -11,12 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mgdm_ray.config import SAMPLED_ARMS
 from mgdm_ray.results.export.finished import FinishedStudy
-from mgdm_ray.results.export.models_file import (
-    CONFIG_FILE,
-    DENOISER_FILE,
-    GUIDE_FILE,
-    ModelsFile,
-)
+from mgdm_ray.results.export.models_file import CONFIG_FILE, DENOISER_FILE, GUIDE_FILE, ModelsFile
 
 if TYPE_CHECKING:
     from mgdm_ray.config import TrainConfig

@@ -17,19 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mgdm_ray.results.mlflow.arm_means import (
-    ARM,
-    arm_rows,
-    headline,
-)
+from mgdm_ray.results.mlflow.arm_means import ARM, arm_rows, headline
 from mgdm_ray.results.mlflow.curves import curve_figure
 from mgdm_ray.results.mlflow.links import compare_page
-from mgdm_ray.results.mlflow.rows import (
-    Row,
-    metric_name,
-    record_digest,
-    record_row,
-)
+from mgdm_ray.results.mlflow.rows import Row, metric_name, record_digest, record_row
 from mgdm_ray.storage.records import Record
 
 if TYPE_CHECKING:

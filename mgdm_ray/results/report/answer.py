@@ -6,25 +6,12 @@ import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
-from mgdm_ray.evaluation.stats import (
-    ALPHA,
-    Contrast,
-    summarise,
-)
-from mgdm_ray.results.report import (
-    figures,
-    page,
-    tables,
-)
+from mgdm_ray.evaluation.stats import ALPHA, Contrast, summarise
+from mgdm_ray.results.report import figures, page, tables
 from mgdm_ray.results.report.draft import Draft
 from mgdm_ray.results.report.page import Html, text
 from mgdm_ray.results.report.table import Cell, number
-from mgdm_ray.results.report.tables import (
-    DASH,
-    MINUS,
-    Tested,
-    duration,
-)
+from mgdm_ray.results.report.tables import DASH, MINUS, Tested, duration
 
 POWER = 0.8
 NAMES_SHOWN = 3

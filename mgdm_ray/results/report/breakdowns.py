@@ -4,29 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mgdm_ray.evaluation.stats import (
-    Contrast,
-    Summary,
-    paired_contrast,
-    summarise,
-)
-from mgdm_ray.results.report import (
-    figures,
-    page,
-    tables,
-)
+from mgdm_ray.evaluation.stats import Contrast, Summary, paired_contrast, summarise
+from mgdm_ray.results.report import figures, page, tables
 from mgdm_ray.results.report.draft import Draft
 from mgdm_ray.results.report.page import Html, text
-from mgdm_ray.results.report.table import (
-    Cell,
-    interval,
-    number,
-)
-from mgdm_ray.results.report.tables import (
-    DASH,
-    MINUS,
-    CellId,
-)
+from mgdm_ray.results.report.table import Cell, interval, number
+from mgdm_ray.results.report.tables import DASH, MINUS, CellId
 from mgdm_ray.storage.records import Record
 
 PANELS = 4  # pairs of arms whose networks are shown

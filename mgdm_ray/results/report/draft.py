@@ -13,17 +13,8 @@ from typing import Any, TypeVar
 
 from matplotlib.figure import Figure
 
-from mgdm_ray.evaluation.stats import (
-    PRIMARY,
-    ImageContrast,
-    image_contrast,
-)
-from mgdm_ray.results.report import (
-    figures,
-    page,
-    paired_predictions,
-    tables,
-)
+from mgdm_ray.evaluation.stats import PRIMARY, ImageContrast, image_contrast
+from mgdm_ray.results.report import figures, page, paired_predictions, tables
 from mgdm_ray.results.report.assessed import assessments, judges
 from mgdm_ray.results.report.page import Html, text
 from mgdm_ray.results.report.table import Cell, Sheet

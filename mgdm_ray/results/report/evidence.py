@@ -7,11 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mgdm_ray.evaluation.stats import summarise
-from mgdm_ray.results.report import (
-    figures,
-    page,
-    tables,
-)
+from mgdm_ray.results.report import figures, page, tables
 from mgdm_ray.results.report.draft import Draft
 from mgdm_ray.results.report.page import Html, text
 from mgdm_ray.results.report.synthetic import entropy_grids

@@ -6,32 +6,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from mgdm_ray.evaluation.stats import (
-    Contrast,
-    sentence,
-    summarise,
-)
-from mgdm_ray.results.report import (
-    figures,
-    page,
-    tables,
-)
+from mgdm_ray.evaluation.stats import Contrast, sentence, summarise
+from mgdm_ray.results.report import figures, page, tables
 from mgdm_ray.results.report.answer import badge, tint
 from mgdm_ray.results.report.breakdowns import curves, networks
 from mgdm_ray.results.report.draft import Draft
 from mgdm_ray.results.report.page import Html, text
-from mgdm_ray.results.report.table import (
-    Cell,
-    interval,
-    number,
-    p_value,
-)
-from mgdm_ray.results.report.tables import (
-    DASH,
-    MINUS,
-    CellId,
-    Tested,
-)
+from mgdm_ray.results.report.table import Cell, interval, number, p_value
+from mgdm_ray.results.report.tables import DASH, MINUS, CellId, Tested
 
 METRIC_NAMES = {tables.METRIC: "Balanced accuracy", "auroc": "AUROC"}
 

@@ -20,23 +20,9 @@ from mgdm_ray.evaluation.stats.ranks import critical_difference
 from mgdm_ray.results.report import figures, page
 from mgdm_ray.results.report.draft import Draft
 from mgdm_ray.results.report.page import Html, text
-from mgdm_ray.results.report.paired_predictions import (
-    common_cells,
-    paired_answers,
-    without,
-)
-from mgdm_ray.results.report.table import (
-    Cell,
-    interval,
-    number,
-    p_value,
-)
-from mgdm_ray.results.report.tables import (
-    DASH,
-    MINUS,
-    NEAR_CHANCE,
-    Tested,
-)
+from mgdm_ray.results.report.paired_predictions import common_cells, paired_answers, without
+from mgdm_ray.results.report.table import Cell, interval, number, p_value
+from mgdm_ray.results.report.tables import DASH, MINUS, NEAR_CHANCE, Tested
 
 ALL = "all, as they are"
 

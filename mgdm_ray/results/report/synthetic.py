@@ -8,11 +8,7 @@ from collections.abc import Mapping, Sequence
 from scipy.stats import spearmanr
 
 from mgdm_ray.evaluation.stats import summarise
-from mgdm_ray.results.report import (
-    figures,
-    page,
-    tables,
-)
+from mgdm_ray.results.report import figures, page, tables
 from mgdm_ray.results.report.assessed import Assessed
 from mgdm_ray.results.report.draft import Draft
 from mgdm_ray.results.report.feature_map import SHOWN, feature_map

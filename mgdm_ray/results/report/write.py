@@ -6,15 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from mgdm_ray.results.report import (
-    answer,
-    evidence,
-    page,
-    results,
-    searches,
-    statistics,
-    synthetic,
-)
+from mgdm_ray.results.report import answer, evidence, page, results, searches, statistics, synthetic
 from mgdm_ray.results.report.draft import Draft, ReportContext
 from mgdm_ray.results.report.headline import HEADLINE_FILE, headline
 from mgdm_ray.storage.records import Record

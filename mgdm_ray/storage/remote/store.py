@@ -19,11 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mgdm_ray.storage.files import (
-    held,
-    replacing,
-    within,
-)
+from mgdm_ray.storage.files import held, replacing, within
 from mgdm_ray.storage.remote.cache import Cache, cache_root
 from mgdm_ray.storage.remote.objects import Objects, is_url
 from mgdm_ray.storage.store import Store, manifest_of

@@ -11,11 +11,7 @@ from pydicom.sequence import Sequence
 
 from mgdm_ray.config import ReadingConfig
 from mgdm_ray.data.sources import medical
-from mgdm_ray.data.sources.image_files import (
-    Raw,
-    Unreadable,
-    to_uint8,
-)
+from mgdm_ray.data.sources.image_files import Raw, Unreadable, to_uint8
 from mgdm_ray.data.sources.medical import read_dicom, read_nifti
 from tests.data.sources.files import dicom, nifti, ramp
 

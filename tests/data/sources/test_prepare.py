@@ -22,11 +22,7 @@ from mgdm_ray.data.load import (
     load_thumbnails,
     train_images,
 )
-from mgdm_ray.data.sources.prepare import (
-    patients_tested,
-    prepare,
-    tiny_classes,
-)
+from mgdm_ray.data.sources.prepare import patients_tested, prepare, tiny_classes
 from mgdm_ray.data.sources.source import own_listing
 from tests.data.sources.files import picture, ramp, tree
 

@@ -11,11 +11,7 @@ import pytest
 
 from mgdm_ray.config import DatasetConfig, InputError
 from mgdm_ray.data.sources.listing import Listing
-from mgdm_ray.data.sources.source import (
-    kind_of,
-    own_listing,
-    read_item,
-)
+from mgdm_ray.data.sources.source import kind_of, own_listing, read_item
 from tests.data.sources.files import dicom, nifti, picture, tree
 
 

@@ -9,18 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgdm_ray.config import (
-    DatasetConfig,
-    InputError,
-    SplitConfig,
-)
+from mgdm_ray.config import DatasetConfig, InputError, SplitConfig
 from mgdm_ray.data.sources.listing import Item, Listing
-from mgdm_ray.data.sources.splits import (
-    choose,
-    divide,
-    require_apart,
-    splits_csv,
-)
+from mgdm_ray.data.sources.splits import choose, divide, require_apart, splits_csv
 
 ALL = ("train", "val", "test")
 MINE = DatasetConfig(name="mine", path="x")

@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 
 from mgdm_ray.config import DatasetConfig, PhantomConfig
-from mgdm_ray.data.load import (
-    SplitName,
-    load_split,
-    to_tensor,
-)
+from mgdm_ray.data.load import SplitName, load_split, to_tensor
 from mgdm_ray.evaluation.fidelity.memorisation import (
     QUANTILE,
     SAME_IMAGE,

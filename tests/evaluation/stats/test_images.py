@@ -10,11 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgdm_ray.evaluation.stats import (
-    Answers,
-    components,
-    image_contrast,
-)
+from mgdm_ray.evaluation.stats import Answers, components, image_contrast
 
 
 def two_way(

@@ -8,17 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from mgdm_ray.evaluation.stats import (
-    Answers,
-    Design,
-    detectable,
-    image_contrast,
-)
-from mgdm_ray.evaluation.stats.power import (
-    COMMON,
-    DISAGREE,
-    student_t,
-)
+from mgdm_ray.evaluation.stats import Answers, Design, detectable, image_contrast
+from mgdm_ray.evaluation.stats.power import COMMON, DISAGREE, student_t
 
 
 @pytest.mark.parametrize("df", [4, 8, 30, 200])

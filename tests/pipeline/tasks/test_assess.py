@@ -15,22 +15,10 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from mgdm_ray.config import DatasetConfig, StudyConfig
-from mgdm_ray.data.load import (
-    Split,
-    load_split,
-    to_tensor,
-)
-from mgdm_ray.pipeline.plan import (
-    Job,
-    Plan,
-    make_plan,
-)
+from mgdm_ray.data.load import Split, load_split, to_tensor
+from mgdm_ray.pipeline.plan import Job, Plan, make_plan
 from mgdm_ray.pipeline.tasks.assess import _class_weights
-from mgdm_ray.pipeline.tasks.base import (
-    Context,
-    base_record,
-    run,
-)
+from mgdm_ray.pipeline.tasks.base import Context, base_record, run
 from mgdm_ray.pipeline.tasks.images import save_shard
 from mgdm_ray.storage.records import Record
 from mgdm_ray.storage.store import Store

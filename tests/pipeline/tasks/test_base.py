@@ -6,11 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mgdm_ray.pipeline.tasks.base import (
-    Context,
-    JobError,
-    artefact,
-)
+from mgdm_ray.pipeline.tasks.base import Context, JobError, artefact
 
 KEY = "0" * 32
 

@@ -12,11 +12,7 @@ import yaml
 from mgdm_ray import sample, study
 from mgdm_ray.config import StudyConfig
 from mgdm_ray.data.load import fingerprint
-from mgdm_ray.pipeline.plan import (
-    Job,
-    Plan,
-    make_plan,
-)
+from mgdm_ray.pipeline.plan import Job, Plan, make_plan
 from mgdm_ray.storage.records import Record
 from mgdm_ray.storage.store import Store
 from tests.conftest import TINY

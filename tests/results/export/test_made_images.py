@@ -11,22 +11,14 @@ import numpy as np
 import pytest
 import yaml
 
-from mgdm_ray.config import (
-    REFERENCE_FAULTS,
-    InputError,
-    StudyConfig,
-)
+from mgdm_ray.config import REFERENCE_FAULTS, InputError, StudyConfig
 from mgdm_ray.data.load import fingerprint, to_uint8
 from mgdm_ray.pipeline.plan import make_plan
 from mgdm_ray.pipeline.tasks.base import Context, run
 from mgdm_ray.pipeline.tasks.images import read_rows
 from mgdm_ray.results.export.finished import FinishedStudy
 from mgdm_ray.results.export.labelled_folder import LabelledFolder
-from mgdm_ray.results.export.made_images import (
-    MadeImages,
-    make_images,
-    mixed_labels,
-)
+from mgdm_ray.results.export.made_images import MadeImages, make_images, mixed_labels
 from tests.conftest import TINY
 from tests.test_sample import pixels_of
 

@@ -14,12 +14,7 @@ import pytest
 from mlflow.entities import Run, ViewType
 from mlflow.tracking import MlflowClient
 
-from mgdm_ray.results.mlflow import (
-    Tracker,
-    run_name,
-    ui_address,
-    ui_command,
-)
+from mgdm_ray.results.mlflow import Tracker, run_name, ui_address, ui_command
 from mgdm_ray.storage.records import Record
 from tests.study_example import ARMS, Example, make_example
 

@@ -9,13 +9,7 @@ import pytest
 
 from mgdm_ray.evaluation.stats import Contrast
 from mgdm_ray.results.report import tables, write_report
-from mgdm_ray.results.report.answer import (
-    answer,
-    how_sure,
-    signed,
-    unsaid,
-    visible_effect,
-)
+from mgdm_ray.results.report.answer import answer, how_sure, signed, unsaid, visible_effect
 from tests.results.report.test_report import read_page
 from tests.study_example import make_example
 

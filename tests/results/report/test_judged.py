@@ -11,11 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mgdm_ray.results.report import (
-    breakdowns,
-    tables,
-    write_report,
-)
+from mgdm_ray.results.report import breakdowns, tables, write_report
 from mgdm_ray.results.report.assessed import Judge
 from mgdm_ray.results.report.feature_map import feature_map
 from mgdm_ray.results.report.synthetic import distance_words, rank_correlation

@@ -12,19 +12,8 @@ from pathlib import Path
 import pytest
 
 from mgdm_ray.config import GuidanceSetting
-from mgdm_ray.evaluation.selection_bias import (
-    Agreement,
-    Confirmed,
-    Optimism,
-)
-from mgdm_ray.results.report import (
-    page,
-    result_rows,
-    result_table,
-    searches,
-    tables,
-    write_report,
-)
+from mgdm_ray.evaluation.selection_bias import Agreement, Confirmed, Optimism
+from mgdm_ray.results.report import page, result_rows, result_table, searches, tables, write_report
 from mgdm_ray.storage.records import Record
 from tests.judged_example import add_judged, add_ratios
 from tests.study_example import ARMS, DATASETS, SETTING, Example, make_example

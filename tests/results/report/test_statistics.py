@@ -14,11 +14,7 @@ from sklearn.metrics import balanced_accuracy_score
 from mgdm_ray.evaluation.stats import image_contrast
 from mgdm_ray.results.report import ReportContext, write_report
 from mgdm_ray.results.report.draft import Draft
-from mgdm_ray.results.report.paired_predictions import (
-    PREDICTIONS,
-    paired_answers,
-    read_answers,
-)
+from mgdm_ray.results.report.paired_predictions import PREDICTIONS, paired_answers, read_answers
 from mgdm_ray.results.report.tables import guessing
 from mgdm_ray.storage.records import Record
 from tests.results.report.test_report import read_page

@@ -11,21 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mgdm_ray.results.report.table import (
-    SPECIAL,
-    Cell,
-    Sheet,
-    escape,
-    interval,
-    number,
-    p_value,
-)
-from mgdm_ray.results.report.tables import (
-    DASH,
-    GAMMA,
-    MINUS,
-    TIMES,
-)
+from mgdm_ray.results.report.table import SPECIAL, Cell, Sheet, escape, interval, number, p_value
+from mgdm_ray.results.report.tables import DASH, GAMMA, MINUS, TIMES
 
 
 def read_csv(sheet: Sheet) -> list[dict[str, str]]:

@@ -11,12 +11,7 @@ from pathlib import Path
 import pytest
 
 from mgdm_ray.storage.remote import cache
-from mgdm_ray.storage.remote.cache import (
-    Cache,
-    at_hand,
-    cache_root,
-    limit_bytes,
-)
+from mgdm_ray.storage.remote.cache import Cache, at_hand, cache_root, limit_bytes
 from mgdm_ray.storage.remote.objects import Objects
 
 USE = """

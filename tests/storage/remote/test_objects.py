@@ -11,11 +11,7 @@ from typing import Any
 
 import pytest
 
-from mgdm_ray.storage.remote.objects import (
-    Objects,
-    ObjectsError,
-    is_url,
-)
+from mgdm_ray.storage.remote.objects import Objects, ObjectsError, is_url
 
 ROUNDS = 100
 

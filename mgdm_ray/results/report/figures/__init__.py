@@ -13,28 +13,10 @@ from mgdm_ray.results.report.figures.base import (
     png,
     styled,
 )
-from mgdm_ray.results.report.figures.judged import (
-    entropies,
-    fd_against_gain,
-    feature_map,
-)
-from mgdm_ray.results.report.figures.outcomes import (
-    forest,
-    gains,
-    network_gains,
-    ratio_curves,
-)
-from mgdm_ray.results.report.figures.searches import (
-    confirmed,
-    heat_map,
-    importance,
-    search_scatter,
-)
-from mgdm_ray.results.report.figures.training import (
-    guide_over_t,
-    loss_curves,
-    running_mean,
-)
+from mgdm_ray.results.report.figures.judged import entropies, fd_against_gain, feature_map
+from mgdm_ray.results.report.figures.outcomes import forest, gains, network_gains, ratio_curves
+from mgdm_ray.results.report.figures.searches import confirmed, heat_map, importance, search_scatter
+from mgdm_ray.results.report.figures.training import guide_over_t, loss_curves, running_mean
 
 __all__ = [
     "ARM_COLOURS",

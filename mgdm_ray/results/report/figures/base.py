@@ -73,11 +73,7 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 
 def panels_in_rows(
-    count: int,
-    height: float,
-    columns: int | None = None,
-    sharey: bool = True,
-    sharex: bool = False,
+    count: int, height: float, columns: int | None = None, sharey: bool = True, sharex: bool = False
 ) -> tuple[Figure, list[Axes]]:
     """A figure with ``count`` panels in rows of ``columns``; default: three, but four as 2 x 2."""
     columns = max(1, min(columns or (2 if count == 4 else 3), count))

@@ -7,11 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from mgdm_ray.evaluation.stats import (
-    Contrast,
-    Summary,
-    summarise,
-)
+from mgdm_ray.evaluation.stats import Contrast, Summary, summarise
 from mgdm_ray.results.report.figures.base import (
     ARM_COLOURS,
     FAINT,
