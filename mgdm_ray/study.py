@@ -51,7 +51,11 @@ def parser() -> argparse.ArgumentParser:
         "'doctor [STUDY.yaml]' in place of it says whether one can run here.",
         epilog="Exit codes: 0 all done, 1 some job failed, 2 the input is wrong, 130 interrupted.",
     )
-    new.add_argument("study", metavar="STUDY.yaml", help="the study file")
+    new.add_argument(
+        "study",
+        metavar="STUDY.yaml",
+        help="a study file, or the name of a shipped study: quickstart",
+    )
     new.add_argument(
         "--plan", action="store_true", help="show the jobs, what is left, what it costs; no start"
     )
@@ -75,16 +79,18 @@ def parser() -> argparse.ArgumentParser:
     new.add_argument(
         "--report-only", action="store_true", help="rebuild records, report and MLflow; run nothing"
     )
+    new.set_defaults(words=())
     return new
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    words = sys.argv[1:] if argv is None else argv
+    words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["doctor"]:
         from mgdm_ray import doctor
 
         return doctor.main(words[1:])
-    arguments = parser().parse_args(argv)
+    arguments = parser().parse_args(words)
+    arguments.words = words
     _interrupted.clear()
     _catch_signals()
     try:
@@ -101,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stop, SystemExit) and stop.code != signal.SIGTERM:
             raise
         print("\nStopped. What is finished is kept; the same command resumes:", file=sys.stderr)
-        print(f"  {_command_line(argv)}", file=sys.stderr)
+        print(f"  {_command_line(words)}", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -125,8 +131,8 @@ def _stop_if_interrupted() -> None:
         raise KeyboardInterrupt
 
 
-def _command_line(argv: Sequence[str] | None) -> str:
-    return shlex.join(["python", "-m", "mgdm_ray.study", *(sys.argv[1:] if argv is None else argv)])
+def _command_line(words: Sequence[str]) -> str:
+    return shlex.join(["python", "-m", "mgdm_ray.study", *words])
 
 
 class Study:
@@ -308,7 +314,7 @@ class Study:
         return DONE if summary(finalizer, known) else FAILED
 
     def finalizer(self) -> Finalizer:
-        command = _command_line(None)
+        command = _command_line(self.arguments.words)
         read = self.read.datasets
         return Finalizer(
             self.config, read, self.plan, self.store, self.fingerprints, command, self.started

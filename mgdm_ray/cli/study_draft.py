@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import yaml
 
+from mgdm_ray.config.file import shipped_studies
 from mgdm_ray.data.inspection.findings import UNEVEN
 from mgdm_ray.data.inspection.patients import guess_group
 from mgdm_ray.data.inspection.summary import median_sides
 from mgdm_ray.data.inspection.survey import Survey
 from mgdm_ray.environment import cores, gpus
 
-SCHEMA = Path(__file__).parents[2] / "studies" / "study.schema.json"
 FEW_IMAGES = 200
 """Training images below which a study is made shorter: more steps would learn them by heart."""
 MANY_CORES = 8
@@ -123,7 +122,8 @@ def _most_of(found: Survey) -> int:
 
 
 def _head(found: Survey, name: str, here: Machine) -> list[str]:
-    lines = [f"# yaml-language-server: $schema={SCHEMA}"] if SCHEMA.is_file() else []
+    schema = shipped_studies() / "study.schema.json"
+    lines = [f"# yaml-language-server: $schema={schema}"] if schema.is_file() else []
     train, val, test = (sum(numbers) for numbers in found.counts().values())
     return [
         *lines,

@@ -91,7 +91,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
 
 def read_study(path: str | Path, overrides: Sequence[str] = ()) -> tuple[StudyConfig, Source]:
     """As ``load_study``, with what the study was read from."""
-    path = Path(path)
+    path = find_study(path)
     try:
         if path.stat().st_size > MAX_STUDY_BYTES:
             raise InputError(f"{path}: larger than {MAX_STUDY_BYTES} bytes; this is no study file")
@@ -122,10 +122,28 @@ def _cut(message: str) -> str:
     return message if len(message) <= 2000 else f"{message[:1500]} ... {message[-300:]}"
 
 
+def shipped_studies() -> Path:
+    """The folder of the studies that come with the package: in the wheel, or in the checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "studies"
+    return inside if inside.is_dir() else package.parent / "studies"
+
+
+def find_study(given: str | Path) -> Path:
+    """``given``, or the shipped study of that name where it is a bare name and no file."""
+    path = Path(given)
+    if path.exists() or path.name != str(given) or path.suffix in (".yaml", ".yml"):
+        return path
+    shipped = shipped_studies() / f"{path.name}.yaml"
+    return shipped if shipped.is_file() else path
+
+
 def _missing(path: Path) -> str:
-    folder = path.parent if path.parent.is_dir() else Path("studies")
-    found = sorted(str(p) for p in folder.glob("*.yaml"))
-    return f"{path}: no such file." + (f" Study files here: {', '.join(found)}" if found else "")
+    here = sorted(map(str, path.parent.glob("*.yaml")))
+    shipped = sorted(p.stem for p in shipped_studies().glob("*.yaml"))
+    lists = {"study files here": here, "shipped studies": shipped}
+    known = "; ".join(f"{what}: {', '.join(names)}" for what, names in lists.items() if names)
+    return f"{path}: no such file; {known}"
 
 
 def _parse(path: Path, text: str) -> tuple[dict[str, Any], dict[Place, int]]:

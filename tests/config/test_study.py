@@ -225,8 +225,22 @@ def test_what_is_not_a_study_file_is_refused(tmp_path: Path, text: str, part: st
 
 def test_a_missing_file_lists_the_studies_there_are(tmp_path: Path) -> None:
     (tmp_path / "one.yaml").write_text("name: one")
-    with pytest.raises(InputError, match=r"no such file.*one\.yaml"):
+    with pytest.raises(InputError, match=r"one\.yaml.*quickstart"):
         load_study(tmp_path / "two.yaml")
+
+
+def test_a_bare_name_is_a_shipped_study_unless_a_file_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a shipped study that hides the user's own file, or a typo that runs another."""
+    monkeypatch.chdir(tmp_path)
+    assert load_study("quickstart").name == "quickstart"
+    with pytest.raises(InputError, match=r"quicksart.*grid, grid-cpu, medmnist-cpu, quickstart"):
+        load_study("quicksart")
+    with pytest.raises(InputError, match=r"quickstart\.yaml"):
+        load_study("quickstart.yaml")
+    (tmp_path / "quickstart").write_text("name: mine\ndatasets: [breastmnist]\nnetworks: [alexnet]")
+    assert load_study("quickstart").name == "mine"
 
 
 def test_overrides_reach_lists_and_new_keys(tiny: dict[str, Any], write_study: Any) -> None:
