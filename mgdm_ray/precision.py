@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from mgdm_ray.environment import cores
+
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Autocast to what ``precision`` means on ``device``; nothing for float32."""
@@ -59,3 +61,13 @@ def has_depthwise(network: nn.Module) -> bool:
         for module in network.modules()
         if isinstance(module, nn.Conv2d)
     )
+
+
+def describe_device() -> tuple[str, str]:
+    """The device type that torch computes on here, and a line about it."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    place = f"{cores()} cores"
+    if device == "cuda":
+        place = ", ".join(map(torch.cuda.get_device_name, range(torch.cuda.device_count())))
+    name = resolved_precision("auto", torch.device(device))
+    return device, f"torch {torch.__version__} computes in {name} on {place}"
