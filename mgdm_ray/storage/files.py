@@ -1,4 +1,4 @@
-"""Files that a crash leaves whole: writes that last, and locks that die with their holder."""
+"""Crash-safe files: durable atomic writes, and locks that end with their holder."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def held(lock: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold ``lock``, a file that is there only as long as somebody holds it.
+    """Hold the lock file ``lock``, which exists only while it is held.
 
-    The system frees the lock of a holder that dies, however it dies, so that neither process ids
-    nor clocks need to be trusted. Raises BlockingIOError where another one holds it and ``wait``
-    is off.
+    The system releases it when the holder dies. Raises BlockingIOError if another process holds
+    it and ``wait`` is off.
     """
     while True:
         with lock.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if not _is_at(lock, file.fileno()):
-                continue  # its last holder took it away between our opening and locking it
+                continue  # its last holder removed it between our opening and locking it
             try:
                 yield
             finally:
-                # Inside the lock. Where it fails, the lock is free all the same.
+                # While still locked. If it fails, the lock is free all the same.
                 with contextlib.suppress(OSError):
                     lock.unlink()
             return
@@ -43,10 +42,9 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Where to write what takes the place of ``path`` in one step, once it is on the disk.
+    """Yield a path to write to; on exit it atomically replaces ``path``, synced to disk.
 
-    An error leaves ``path`` as it was and nothing beside it. What a kill leaves is written over by
-    the next one who replaces ``path``; two at once wait for each other.
+    An error leaves ``path`` as it was. Concurrent writers wait for each other.
     """
     temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
     with held(path.with_name(f"{path.stem}.tmp.lock")):
@@ -62,7 +60,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def within(folder: Path, name: str) -> Path:
-    """``folder / name``; OSError for a name, from elsewhere, that would lead out of the folder."""
+    """Return ``folder / name``. Raises OSError for an untrusted name that leaves the folder."""
     parts = Path(name).parts
     if not parts or Path(name).is_absolute() or ".." in parts:
         raise OSError(f"{name!r} leads out of {folder}")
@@ -70,7 +68,7 @@ def within(folder: Path, name: str) -> Path:
 
 
 def sync(path: Path) -> None:
-    """Force a file's content, or the names in a folder, to the disk."""
+    """Flush a file's content, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,11 +1,11 @@
-"""The result row: one line of ``records.jsonl`` per job, trial and cell."""
+"""Records: one line of ``records.jsonl`` per job, trial and cell."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from mgdm_ray.storage.files import replacing
@@ -20,7 +20,7 @@ Status = Literal["done", "failed", "pruned", "refused"]
 STATUSES: tuple[Status, ...] = ("done", "failed", "pruned", "refused")
 
 
-# How the reasons of failures begin that are not the job's own fault.
+# Prefixes of failure reasons that are not the job's own fault.
 OUT_OF_MEMORY = "out of memory"
 NO_SPACE = "no space left on the disk"
 WORKER_DIED = "its worker died"
@@ -29,12 +29,12 @@ STORE_SILENT = "the object store does not answer"
 
 @dataclass(frozen=True)
 class Record:
-    """What one job, trial or cell came to.
+    """The outcome of one job, trial or cell.
 
     ``kind`` is a job kind (``fit_denoiser`` ... ``fit_downstream``) or ``trial``. A *cell* is a
     ``fit_downstream`` record: dataset x network x arm x seed, its ``metrics`` measured on
-    ``split``. ``metrics`` hold finite numbers only. ``setting`` is the guidance setting used.
-    ``reason`` says why, for every status but ``done``.
+    ``split``. ``metrics`` are finite. ``setting`` is the guidance setting used. Every status but
+    ``done`` needs a ``reason``.
     """
 
     key: str
@@ -64,7 +64,7 @@ class Record:
 
     @property
     def is_transient(self) -> bool:
-        """Whether it failed for what may be otherwise next time: a full disk, a dead machine."""
+        """Whether the same job may succeed next time: a full disk, a dead machine."""
         root = self.reason.rpartition("which failed: ")[2]
         return self.status == "failed" and root.startswith((NO_SPACE, WORKER_DIED, STORE_SILENT))
 
@@ -73,9 +73,8 @@ class Record:
 
     @staticmethod
     def from_dict(row: dict[str, Any]) -> Record:
-        """Raises ValueError naming the keys that are unknown or missing."""
-        known = {f.name for f in fields(Record)}
-        unknown = [key[:40] for key in sorted(set(row) - known)][:5]
+        """Parse a row. Raises ValueError naming the keys that are unknown, missing or mistyped."""
+        unknown = [key[:40] for key in sorted(set(row) - set(_TYPES))][:5]
         missing = sorted({"key", "kind", "status"} - set(row))
         if unknown or missing:
             raise ValueError(f"not a record: unknown keys {unknown}, missing keys {missing}")
@@ -89,49 +88,38 @@ class Record:
         return Record(**row)
 
 
-_TEXT, _OPTIONAL = (str,), (str, type(None))
 _TYPES: dict[str, tuple[type, ...]] = {
-    "key": _TEXT,
-    "kind": _TEXT,
-    "status": _TEXT,
-    "reason": _TEXT,
-    "dataset": _OPTIONAL,
-    "network": _OPTIONAL,
-    "arm": _OPTIONAL,
+    **dict.fromkeys(("key", "kind", "status", "reason"), (str,)),
+    **dict.fromkeys(("dataset", "network", "arm", "split", "git_commit"), (str, type(None))),
+    **dict.fromkeys(("setting", "metrics", "versions"), (dict,)),
     "seed": (int, type(None)),
-    "setting": (dict,),
-    "split": _OPTIONAL,
-    "metrics": (dict,),
     "seconds": (int, float),
-    "versions": (dict,),
-    "git_commit": _OPTIONAL,
 }
-"""What a row of JSON may hold, by field."""
+"""Types of a row's JSON values by field."""
 
 
 def read_records(path: Path) -> list[Record]:
-    """All records of a ``records.jsonl``; of several lines with one key the last one counts.
+    """Read a ``records.jsonl``; of several lines with one key the last one counts.
 
-    A damaged line (the writer was killed, the disk was full) is passed over with a warning that
-    names it: every record of a finished job can be had again from the store.
+    Damaged lines are skipped with a warning: the store has every record of a finished job.
     """
     if not path.exists():
         return []
-    # Rubbish where a disk lost a block must cost its lines only.
+    # A lost disk block must cost its lines only.
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     rows: dict[str, Record] = {}
     for number, line in enumerate(lines, start=1):
         try:
             record = Record.from_dict(json.loads(line))
         except (ValueError, TypeError, RecursionError) as error:
-            log.warning("%s:%d: passed over a damaged record: %s", path, number, error)
+            log.warning("%s:%d: skipped a damaged record: %s", path, number, error)
             continue
         rows[record.key] = record
     return list(rows.values())
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
-    """Replace ``path`` by these records, sorted by kind and key, in one atomic step."""
+    """Replace ``path`` atomically by these records, sorted by kind and key."""
     rows = {record.key: record for record in records}
     text = "".join(r.to_json() + "\n" for r in sorted(rows.values(), key=lambda r: (r.kind, r.key)))
     with replacing(path) as temporary:
@@ -139,10 +127,7 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
 
 
 def append_record(path: Path, record: Record) -> None:
-    """Add a line, on a line of its own even where the last one was torn.
-
-    A power failure may take it back: what the store does not have either is then computed again.
-    """
+    """Append a line, starting a new one if the last was torn. Not synced to disk."""
     with path.open("ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)

@@ -1,8 +1,7 @@
 """Content-addressed artefacts: ``STORAGE/artifacts/KIND/KEY/`` with payload and manifest.
 
-An artefact appears by one atomic rename of a finished folder, so a reader sees all of it or
-nothing. The done marker is written last, inside that folder, and is what counts. No clock is ever
-asked: what belongs to whom is told by locks, which the system takes back from the dead.
+An artefact is published by one atomic rename of a folder that already holds its done marker, so
+readers see all of it or nothing. Ownership is by file locks, never by clocks.
 """
 
 from __future__ import annotations
@@ -27,44 +26,43 @@ _NAME = re.compile(r"[a-z0-9_]{1,64}\Z")
 _FULL = re.compile("no space left on device|disk is full|disk quota exceeded", re.IGNORECASE)
 
 Contents = Literal["sizes", "changed", "all"]
-"""What of an artefact is compared with its manifest: the sizes of its files; also the checksums of
-files whose modification time is not what it was when the artefact was made; or all checksums."""
+"""What ``verify`` compares with the manifest: file sizes; also checksums of files whose
+modification time has changed; or all checksums."""
 
 
 class Store:
     """Artefacts on a local (or shared) disk.
 
-    ``root`` is the study's storage folder. Several processes may write artefacts: the first to
-    finish a key wins, the others' equal copy is dropped. Scratch space has no such protection:
-    it belongs to the driver that has claimed the job (``claims``).
+    Several processes may write: the first to finish a key wins, equal copies are dropped. Scratch
+    space belongs to the driver that holds the job's lock (``locks.Locks``).
     """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).absolute()
         self.location = str(self.root)
-        """What a user calls it, and what ``open_store`` takes."""
+        """Path or URL as the user gave it; ``open_store`` takes it."""
 
     def sweep(self) -> None:
-        """Remove what dead processes left: their temporary folders, and scratch of finished jobs.
+        """Remove temporary folders of dead processes and scratch space of finished jobs.
 
-        Safe beside others that write: a temporary folder whose lock is held stays.
+        Safe beside live writers: a temporary folder whose lock is held stays.
         """
         for name in sorted({path.stem for path in (self.root / "tmp").glob("*")}):
-            # An error is a folder whose writer lives, or which the next sweep may get.
+            # OSError: the writer is alive, or the next sweep may succeed.
             with contextlib.suppress(OSError), held(self._lock(name), wait=False):
                 shutil.rmtree(self._temporary() / name, ignore_errors=True)
         for kind, key in self.done():
             shutil.rmtree(self.work(kind, key), ignore_errors=True)
 
     def folder(self, kind: str, key: str) -> Path:
-        """Where the artefact is, or will be. Raises ValueError for a name that is not plain."""
+        """Return the artefact's folder, existing or not. Raises ValueError for an unsafe name."""
         for part in (kind, key):
             if not _NAME.match(part):
                 raise ValueError(f"not a plain artefact name: {part!r}")
         return self.root / "artifacts" / kind / key
 
     def work(self, kind: str, key: str) -> Path:
-        """Scratch space of a job that survives its death (checkpoints); dropped when it is done."""
+        """Return the job's scratch folder (checkpoints): survives a crash, removed when done."""
         self.folder(kind, key)
         return self.root / "work" / f"{kind}-{key}"
 
@@ -72,18 +70,18 @@ class Store:
         return (self.folder(kind, key) / "done").is_file()
 
     def here(self, kind: str, key: str) -> Path:
-        """The folder of a finished artefact, with its files on this machine.
+        """Return a finished artefact's folder with its files on this machine.
 
-        Raises FileNotFoundError for one that is not done.
+        Raises FileNotFoundError if it is not done.
         """
         if not self.is_done(kind, key):
             raise FileNotFoundError(f"no finished artefact {kind}/{key} in {self.location}")
         return self.folder(kind, key)
 
     def manifest(self, kind: str, key: str) -> dict[str, Any]:
-        """``{"record": ..., "inputs": ..., "needs": ..., "files": {name: {"bytes", ...}}}``.
+        """Return ``{"record", "inputs", "needs", "files": {name: {"bytes", ...}}}``.
 
-        Raises FileNotFoundError for an artefact that is not done.
+        Raises FileNotFoundError if it is not done.
         """
         text = (self.here(kind, key) / "manifest.json").read_text(encoding="utf-8")
         loaded: dict[str, Any] = json.loads(text)
@@ -91,10 +89,10 @@ class Store:
 
     @contextlib.contextmanager
     def writing(self, kind: str, key: str) -> Iterator[Path]:
-        """A private folder to fill; removed on leaving unless ``commit`` took it."""
+        """Yield a private folder to fill; removed on exit unless ``commit`` took it."""
         self.folder(kind, key)
         temporary = self._temporary() / f"{key}-{uuid.uuid4().hex}"
-        with held(self._lock(temporary.name)):  # tells a sweep that the writer lives
+        with held(self._lock(temporary.name)):  # keeps a sweep away
             temporary.mkdir()
             try:
                 yield temporary
@@ -109,10 +107,9 @@ class Store:
         record: Mapping[str, Any],
         provenance: Mapping[str, Any],
     ) -> Path:
-        """Publish ``temporary`` as the artefact and return its folder.
+        """Publish ``temporary`` as the artefact and return its folder, synced to disk.
 
-        ``record`` and ``provenance`` (what it was computed from) go into the manifest. On return
-        it is on the disk: a power failure does not take it back.
+        ``record`` and ``provenance`` (inputs and needs) go into the manifest.
         """
         manifest = manifest_of(kind, key, temporary, record, provenance)
         target = self.publish(kind, key, temporary, manifest)
@@ -120,7 +117,7 @@ class Store:
         return target
 
     def publish(self, kind: str, key: str, temporary: Path, manifest: Mapping[str, Any]) -> Path:
-        """The second half of ``commit``: ``temporary`` holds what ``manifest`` says."""
+        """Publish ``temporary``, whose files ``manifest`` describes."""
         text = json.dumps(manifest, sort_keys=True, indent=1, allow_nan=False).encode()
         (temporary / "manifest.json").write_bytes(text)
         (temporary / "done").write_text(hashlib.sha256(text).hexdigest())
@@ -129,43 +126,42 @@ class Store:
         target = self.folder(kind, key)
         target.parent.mkdir(parents=True, exist_ok=True)
         with held(self._lock(f"{kind}-{key}")):
-            # Where another process was first, its content is equal by construction.
+            # If another process was first, its content is equal by construction.
             if not self.is_done(kind, key):
                 self._set_aside(kind, key)
                 temporary.rename(target)
-        # The names on the way to it, too: these folders may be as new as the artefact.
+        # The parent folders may be as new as the artefact.
         for folder in (target.parent, target.parent.parent, self.root):
             sync(folder)
         return target
 
     def share(self, path: Path) -> None:
-        """Let other machines see ``path``, a file below ``root``: on a shared disk they do."""
+        """Make ``path``, a file below ``root``, visible to other machines (no-op on a disk)."""
 
     def bring(self, folder: Path, *, anew: bool = False, deep: bool = True) -> None:
-        """Have what other machines shared below ``folder`` (itself below ``root``) here too.
+        """Fetch what other machines shared below ``folder``, itself below ``root``.
 
-        What is here with the same size is taken to be the same, unless ``anew``. Not ``deep``:
-        only the files that lie in ``folder`` itself.
+        Files of the same size are kept unless ``anew``. Without ``deep`` only direct children.
         """
 
     def ray_storage(self, kind: str, key: str) -> tuple[str, Any]:
-        """(path, pyarrow file system or None) for what Ray itself keeps of a job's run."""
+        """Return (path, pyarrow file system or None) for what Ray keeps of a job's run."""
         return str(self.work(kind, key)), None
 
     def clear(self, folder: Path) -> None:
-        """Remove ``folder``, below ``root``, and what was shared of it."""
+        """Remove ``folder``, below ``root``, and its shared files."""
         shutil.rmtree(folder, ignore_errors=True)
 
     def release(self) -> None:
-        """This process needs none of the artefacts any more whose folders it asked for."""
+        """Drop this process's use of the artefacts whose folders it asked for."""
 
     def verify(self, kind: str, key: str, contents: Contents = "all") -> str:
-        """What is wrong with an artefact, in words for people; empty where nothing is."""
+        """Return what is wrong with an artefact, or an empty string."""
         folder = self.folder(kind, key)
         try:
             text = (folder / "manifest.json").read_bytes()
             marker = (folder / "done").read_text(encoding="utf-8")
-            # Artefacts of older versions have an empty marker.
+            # Older versions wrote an empty marker.
             if marker and marker != hashlib.sha256(text).hexdigest():
                 return "manifest.json is not what was written"
             for name, facts in json.loads(text)["files"].items():
@@ -179,22 +175,22 @@ class Store:
         return ""
 
     def check(self, kind: str, key: str, contents: Contents = "all") -> str:
-        """Move an artefact that is damaged to ``damaged/``, so that it is not done any more.
+        """Move a damaged artefact to ``damaged/``, so that it is computed again.
 
-        Returns what was wrong and where it is now; empty for one that is right, or is not there.
+        Returns what was wrong and where it is now; empty if it is intact or absent.
         """
         folder = self.folder(kind, key)
         if not folder.exists() or not self.verify(kind, key, contents):
             return ""
         self._temporary()
         with held(self._lock(f"{kind}-{key}")):
-            wrong = self.verify(kind, key, contents)  # again: another process may have mended it
+            wrong = self.verify(kind, key, contents)  # another process may have repaired it
             if not wrong or not folder.exists():
                 return ""
             return f"{wrong}; moved to {self._set_aside(kind, key)}"
 
     def _set_aside(self, kind: str, key: str) -> Path | None:
-        """Move away what lies in an artefact's place. For holders of its lock only."""
+        """Move away what lies in an artefact's place. The caller holds its lock."""
         folder = self.folder(kind, key)
         if not folder.exists():
             return None
@@ -202,7 +198,7 @@ class Store:
         damaged.mkdir(exist_ok=True)
         numbered = (damaged / f"{kind}-{key}-{number}" for number in itertools.count(1))
         place = next(path for path in numbered if not path.exists())
-        sync(self.root)  # a power failure must not take the place it is moved to
+        sync(self.root)  # ``damaged/`` must survive a power failure
         folder.rename(place)
         for changed in (damaged, folder.parent):
             sync(changed)
@@ -217,7 +213,7 @@ class Store:
         return self.root / "tmp" / f"{name}.lock"
 
     def done(self) -> Iterator[tuple[str, str]]:
-        """Every finished (kind, key)."""
+        """Yield every finished (kind, key)."""
         for marker in sorted((self.root / "artifacts").glob("*/*/done")):
             if marker.is_file():
                 yield marker.parent.parent.name, marker.parent.name
@@ -226,7 +222,7 @@ class Store:
 def manifest_of(
     kind: str, key: str, folder: Path, record: Mapping[str, Any], provenance: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What ``Store.manifest`` gives of an artefact with the files in ``folder``."""
+    """Build the manifest of an artefact with the files in ``folder``."""
     return {
         "kind": kind,
         "key": key,
@@ -241,41 +237,41 @@ def manifest_of(
 
 
 def no_space(error: BaseException) -> bool:
-    """Whether a full disk, or a used-up quota, is behind ``error``.
+    """Return whether a full disk or exhausted quota caused ``error``.
 
-    Libraries that write files themselves (safetensors, sqlite, Ray) say so in words only.
+    Some libraries (safetensors, sqlite, Ray) report it only in their message.
     """
     seen: set[int] = set()
-    behind: list[BaseException | None] = [error]
-    while behind:
-        one = behind.pop()
+    causes: list[BaseException | None] = [error]
+    while causes:
+        one = causes.pop()
         if one is None or id(one) in seen:
             continue
         seen.add(id(one))
         full = isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or _FULL.search(str(one)):
             return True
-        behind += [one.__cause__, one.__context__]
+        causes += [one.__cause__, one.__context__]
     return False
 
 
 def _facts(path: Path) -> dict[str, Any]:
     status = path.stat()
-    return {"bytes": status.st_size, "sha256": _sha256(path), "mtime_ns": status.st_mtime_ns}
+    return {"bytes": status.st_size, "sha256": sha256_of(path), "mtime_ns": status.st_mtime_ns}
 
 
 def _difference(path: Path, facts: Mapping[str, Any], contents: Contents) -> str:
-    """What a file of an artefact has against the manifest's ``facts``; empty where nothing."""
+    """Return how a file differs from the manifest's ``facts``, or an empty string."""
     status = path.stat()
     if status.st_size != facts["bytes"]:
         return f"has {status.st_size} bytes instead of {facts['bytes']}"
-    # Only whether it is the same: clocks jump, and copies of a storage have times of their own.
+    # Times are compared for equality only: clocks jump, and copies have their own.
     changed = status.st_mtime_ns != facts.get("mtime_ns", status.st_mtime_ns)
     if contents == "all" or (changed and contents == "changed"):
-        return "" if _sha256(path) == facts["sha256"] else "has another checksum"
+        return "" if sha256_of(path) == facts["sha256"] else "has another checksum"
     return ""
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -144,6 +144,6 @@ def test_a_place_that_cannot_be_used_is_the_users_error(
         return True
 
     monkeypatch.setattr(Objects, "create", careless)
-    with pytest.raises(InputError, match="lets a second writer replace"):
+    with pytest.raises(InputError, match="If-None-Match"):
         open_storage(url, write=True)
     open_storage(url, write=False)

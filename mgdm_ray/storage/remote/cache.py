@@ -1,4 +1,4 @@
-"""A machine's copies of what is stored elsewhere: artefacts, as many as fit, and data files."""
+"""A machine's local copies of remote artefacts (up to a size limit) and data files."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from mgdm_ray.storage.remote.objects import Objects, is_url
 FOLDER_VARIABLE, LIMIT_VARIABLE = "MGDM_CACHE_DIR", "MGDM_CACHE_GB"
 DEFAULT_GB = 50.0
 SHARE_UNWATCHED = 0.02
-"""Of the limit: what a process adds before it looks again, for that takes a stat per file."""
+"""Share of the limit that a process adds before it measures again (one stat per file)."""
 
 
 def cache_root(url: str) -> Path:
-    """Where this machine keeps copies of what is stored at ``url``."""
+    """Return this machine's cache folder for ``url``."""
     parent = Path(os.environ.get(FOLDER_VARIABLE) or "~/.cache/mgdm-ray").expanduser()
     return parent / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
 def limit_bytes() -> float:
-    """Raises ValueError where the environment's number is none."""
+    """Return the size limit in bytes. Raises ValueError for a bad environment variable."""
     given = os.environ.get(LIMIT_VARIABLE)
     try:
         limit = float(given) if given else DEFAULT_GB
@@ -39,10 +39,9 @@ def limit_bytes() -> float:
 
 
 def at_hand(folder: str | Path, name: str) -> Path:
-    """The file ``name`` of a folder, or this machine's copy of it where the folder is a URL.
+    """Return ``folder / name``; for a URL the path of a local copy, refreshed once per process.
 
-    A copy is compared with its object once per process. Nothing need be there: the path of a file
-    that is absent comes back all the same. Raises ObjectsError where the store does not answer.
+    The file may be absent. Raises ObjectsError if the object store does not answer.
     """
     if not is_url(str(folder)):
         return Path(folder) / name
@@ -69,24 +68,23 @@ def _copy_of(url: str, name: str) -> Path:
 
 
 class Cache:
-    """The artefacts in ``root/artifacts``; all processes of a machine may share a root.
+    """Artefacts in ``root/artifacts``, shared by all processes of a machine.
 
-    A process notes what it uses in a file of its own that it keeps locked: the lock is free once
-    the process is gone, however it went. What nobody uses goes, the least recently used first,
-    when all of it together passes the limit, which what is in use may exceed.
+    Each process lists what it uses in a file that it keeps locked until it ends. Above the limit,
+    unused artefacts are removed, least recently used first; those in use may exceed it.
     """
 
     _lists: ClassVar[dict[Path, Path]] = {}
-    """This process's list of what it uses, by root. Its lock is held until the process ends."""
+    """By root: this process's list of artefacts in use, locked until the process ends."""
     _locks: ClassVar[contextlib.ExitStack] = contextlib.ExitStack()
     _new_bytes: ClassVar[dict[Path, float]] = {}
-    """What this process added since it last looked at how much there is."""
+    """By root: bytes added since this process last measured."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def use(self, kind: str, key: str) -> None:
-        """From now on until ``release`` this process reads the files of an artefact."""
+        """Protect an artefact from removal until ``release``."""
         if self.root not in self._lists:
             path = self.root / "users" / uuid.uuid4().hex
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +98,7 @@ class Cache:
             self._lists[self.root].write_text("", encoding="utf-8")
 
     def added(self, kind: str, key: str) -> None:
-        """An artefact was brought here; now and then it is looked whether it is too much."""
+        """Account for a new artefact, and trim now and then."""
         new = self._new_bytes.get(self.root, 0.0) + _bytes(self.root / "artifacts" / kind / key)
         if new > limit_bytes() * SHARE_UNWATCHED:
             self.trim()
@@ -108,12 +106,12 @@ class Cache:
         self._new_bytes[self.root] = new
 
     def touch(self, kind: str, key: str) -> None:
-        """Note that it was used just now."""
+        """Mark an artefact as recently used."""
         with contextlib.suppress(OSError):
             os.utime(self.root / "artifacts" / kind / key / "done")
 
     def trim(self) -> None:
-        """Remove what is too much."""
+        """Remove unused artefacts above the limit."""
         found = [(_used(path), _bytes(path), path) for path in self.root.glob("artifacts/*/*")]
         excess = sum(size for _, size, _ in found) - limit_bytes()
         if excess <= 0:
@@ -125,14 +123,14 @@ class Cache:
 
     def _drop(self, folder: Path) -> bool:
         kind, key = folder.parent.name, folder.name
-        # Under the lock of those who bring it here, who say before that they use it.
+        # Under the lock of those who fetch it; they register their use before.
         with (
             contextlib.suppress(OSError),
             held(self.root / "tmp" / f"{kind}-{key}.lock", wait=False),
         ):
             if f"{kind} {key}" in self._in_use():
                 return False
-            # Renamed first: what is half removed must not look like an artefact.
+            # Renamed first: a half-removed folder must not look like an artefact.
             gone = self.root / "tmp" / f"{key}-{uuid.uuid4().hex}"
             folder.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
@@ -142,7 +140,7 @@ class Cache:
     def _in_use(self) -> set[str]:
         used: set[str] = set()
         for path in (self.root / "users").glob("*"):
-            # One that can be had is of a process that is gone; leaving removes it.
+            # A lock that can be taken belongs to a dead process; leaving removes the file.
             with contextlib.suppress(OSError), held(path, wait=False):
                 continue
             with contextlib.suppress(OSError):

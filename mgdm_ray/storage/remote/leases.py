@@ -1,13 +1,12 @@
-"""Who works on what in an object store, which has no locks: claims that a dead driver loses.
+"""Job locks in an object store, which has none of its own: leases that a dead driver loses.
 
 ```
-URL/drivers/DRIVER            rewritten every BEAT_S by a driver that lives, never the same
-URL/claims/KIND-KEY/NUMBER    the driver that holds it; the highest number counts
+URL/drivers/DRIVER            heartbeat: rewritten with a new value every BEAT_S
+URL/claims/KIND-KEY/NUMBER    the driver that holds the lock; the highest number counts
 ```
-A claim, and the taking over of a dead one's, is an object that is created only where there is
-none. No clocks are compared: a driver is dead for another one that saw its object stand still for
-LEASE_S by its own watch. One that was only cut off goes on, and computes what another one computes
-too: the store keeps the first result, so that this costs time and nothing else.
+Taking or taking over a lock is a create-if-absent. Clocks are not compared: a driver counts as
+dead once another has watched its heartbeat stand still for LEASE_S. A driver that was only cut off
+may compute a job twice; the store keeps the first result.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ BEAT_S, LEASE_S = 5.0, 30.0
 
 
 def open_locks(location: str) -> Locks:
-    """Of a store in a folder, or at a URL."""
+    """Return the locks of a store in a folder or at a URL."""
     return Leases(location) if is_url(location) else Locks(location)
 
 
 class Leases(Locks):
-    """The claims of this process in the object store ``url``."""
+    """The locks that this process holds in the object store ``url``."""
 
     def __init__(self, url: str) -> None:
         super().__init__(cache_root(url))
@@ -57,15 +56,15 @@ class Leases(Locks):
         number = int(held[-1].rpartition("/")[2]) + 1 if held else 0
         name = f"{prefix}/{number:08d}"
         who = f"{self.driver} process {os.getpid()} on {socket.gethostname()}"
-        # Where it was not, the answer to our own first try may only have been lost on the way.
+        # If it exists, the reply to our own first attempt may have been lost.
         if not self.objects.create(name, who.encode()) and self._driver_of(name) != self.driver:
             return False
-        # Between our look and our claim the old one may have been given back and taken anew.
+        # The old lock may have been released and taken again since we looked.
         others = {o: self._driver_of(o) for o in self.objects.sizes(prefix) if o != name}
         if any(o > name or not self._is_dead(driver) for o, driver in others.items()):
             self.objects.remove([name])
             return False
-        # Its sign of life goes as well. One that lives after all writes it again.
+        # The dead driver's heartbeat goes too. A live one writes it again.
         self.objects.remove([*others, *(f"drivers/{d}" for d in others.values() if d)])
         self._mine[kind, key] = name
         return True
@@ -91,7 +90,7 @@ class Leases(Locks):
         return "another process"
 
     def _driver_of(self, name: str) -> str:
-        """Empty for a claim that was given back just now."""
+        """Return the driver of a lock; empty if it was just released."""
         try:
             return self.objects.read(name).decode().partition(" ")[0]
         except FileNotFoundError:
@@ -103,7 +102,7 @@ class Leases(Locks):
         try:
             beat = self.objects.read(f"drivers/{driver}")
         except FileNotFoundError:
-            return True  # it ended, and gave back what it could
+            return True  # it ended regularly
         known, since = self._seen.get(driver, (b"", 0.0))
         if beat != known:
             self._seen[driver] = beat, time.monotonic()
@@ -121,7 +120,7 @@ class Leases(Locks):
         while not self._beating.wait(BEAT_S):
             try:
                 self._beat()
-            # Whatever it is: the next one may get through, and if not, others take over.
+            # Any error: the next beat may succeed; if none does, others take over.
             except Exception as error:  # noqa: BLE001
                 log.warning("%s does not answer: %s", self.objects.url, error)
 

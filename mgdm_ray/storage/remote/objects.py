@@ -1,4 +1,4 @@
-"""Objects in S3, Google Cloud Storage and their like, reached through fsspec."""
+"""Objects in S3, Google Cloud Storage and similar stores, through fsspec."""
 
 from __future__ import annotations
 
@@ -14,22 +14,17 @@ if TYPE_CHECKING:
     import pyarrow.fs
 
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs"}
-"""What fsspec needs for a protocol, where that is a package of its own."""
-
-
+"""The package that fsspec needs for a protocol."""
 CONFLICTS = 10
 
 
 class ObjectsError(OSError):
-    """The object store cannot be used, or does not answer; the message says what to do."""
+    """The object store is unusable or does not answer."""
 
 
 @contextlib.contextmanager
 def _answering(url: str) -> Iterator[None]:
-    """Raises ObjectsError for what a protocol's library has of errors of its own.
-
-    They have no common ancestor. OSErrors (not found, exists, no permission) stay as they are.
-    """
+    """Turn a protocol library's own errors into ObjectsError; OSErrors pass unchanged."""
     try:
         yield
     except OSError:
@@ -43,11 +38,10 @@ def is_url(location: str) -> bool:
 
 
 class Objects:
-    """The objects whose names begin with ``url``; all names here are relative to it.
+    """The objects below ``url``; all names are relative to it.
 
-    What is relied on: an object appears whole or not at all, a read after a write sees it, and
-    ``create`` lets exactly one of several writers win. S3 has all three since 2024. Credentials
-    and endpoint come from where the protocol's library looks for them (``AWS_*``, a role).
+    Requires atomic writes, read-after-write consistency and create-if-absent (S3 since 2024).
+    Credentials and endpoint come from the protocol's library (``AWS_*``, a role).
     """
 
     def __init__(self, url: str) -> None:
@@ -55,11 +49,11 @@ class Objects:
 
         self.url = url.rstrip("/")
         protocol = self.url.partition("://")[0]
-        # Else gcsfs asks by gRPC for the bucket's kind before anything else, again and again where
-        # it may not know; objects of every kind that we can use are reached without.
+        # Otherwise gcsfs asks by gRPC for the bucket's type before every request (60 s each where
+        # that is not permitted).
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         try:
-            # What others write must be seen at once: no listing is remembered.
+            # No cached listings: writes of others must be visible at once.
             self._fs, self._root = fsspec.url_to_fs(self.url, use_listings_cache=False)
         except ImportError as error:
             package = PACKAGES.get(protocol, f"fsspec's package for {protocol}")
@@ -70,10 +64,7 @@ class Objects:
             raise ObjectsError(f"{url}: {error}; known: s3://, gs://, or a folder") from error
 
     def require(self) -> None:
-        """Raises ObjectsError unless objects can be written, read, listed and created once.
-
-        The last is the one that some servers with S3's interface do not have.
-        """
+        """Raise ObjectsError unless objects can be written, read, listed and created only once."""
         name = f"tmp/{uuid.uuid4().hex}"
         try:
             won = [self.create(name, b"first"), self.create(name, b"second")]
@@ -86,9 +77,8 @@ class Objects:
             ) from error
         if won != [True, False] or there != (b"first", [name]):
             raise ObjectsError(
-                f"{self.url}: this server lets a second writer replace an object that was to be "
-                "created only where there is none (If-None-Match), so that no job could be known "
-                "to be done; take a newer server, or a shared folder"
+                f"{self.url}: this server ignores create-if-absent (If-None-Match), without which "
+                "finished jobs cannot be identified; use a newer server or a shared folder"
             )
 
     def read(self, name: str) -> bytes:
@@ -98,7 +88,7 @@ class Objects:
             return data
 
     def read_all(self, names: Iterable[str]) -> dict[str, bytes]:
-        """Of those that are there, many at a time."""
+        """Read the objects that exist, in parallel."""
         with _answering(self.url):
             paths = {self._path(name): name for name in names}
             if not paths:
@@ -111,7 +101,7 @@ class Objects:
             self._fs.pipe_file(self._path(name), data)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write an object that is not there; False, and nothing written, where it is."""
+        """Create an object; False, with nothing written, if it exists."""
         with _answering(self.url):
             for _ in range(CONFLICTS):
                 try:
@@ -123,7 +113,7 @@ class Objects:
                         return False
                     if "ConditionalRequestConflict" not in str(error):
                         raise
-                    continue  # so S3 answers where two create it in the same moment
+                    continue  # S3's answer to two simultaneous creations
                 return True
             raise ObjectsError(f"{self.url}: others kept writing {name}")
 
@@ -132,7 +122,7 @@ class Objects:
             return bool(self._fs.exists(self._path(name)))
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """Bytes of every object whose name is ``prefix`` or begins with ``prefix/``."""
+        """Return the bytes of every object named ``prefix`` or ``prefix/...``."""
         with _answering(self.url):
             self._fs.invalidate_cache()
             try:
@@ -140,7 +130,7 @@ class Objects:
             except FileNotFoundError:
                 return {}
             start = len(self._root.rstrip("/")) + 1
-            # A prefix without objects may be listed as what it then is, a folder.
+            # An empty prefix may be listed as a folder.
             files = {path: facts for path, facts in found.items() if facts["type"] == "file"}
             return {path[start:]: int(facts["size"]) for path, facts in files.items()}
 
@@ -155,14 +145,14 @@ class Objects:
             self._fs.get_file(self._path(name), str(path))
 
     def remove(self, names: Iterable[str]) -> None:
-        """Also of those that another one removes just now."""
+        """Remove objects; absent ones are ignored."""
         with _answering(self.url):
             paths = [self._path(name) for name in names]
             if not paths:
                 return
             try:
                 self._fs.rm(paths)
-            except FileNotFoundError:  # not all protocols go on after one that is not there
+            except FileNotFoundError:  # some protocols stop at the first absent one
                 for path in paths:
                     with contextlib.suppress(FileNotFoundError):
                         self._fs.rm_file(path)
@@ -171,13 +161,13 @@ class Objects:
         self.remove(self.sizes(prefix))
 
     def version(self, name: str) -> str:
-        """Changes when the object does. Raises FileNotFoundError."""
+        """Return a tag that changes with the object. Raises FileNotFoundError."""
         with _answering(self.url):
             self._fs.invalidate_cache()
             return str(self._fs.ukey(self._path(name)))
 
     def arrow(self, name: str) -> tuple[str, pyarrow.fs.FileSystem]:
-        """(path, file system) of the objects below ``name``, as Ray wants its storage."""
+        """Return (path, pyarrow file system) below ``name``, as Ray Train takes it."""
         from pyarrow.fs import FSSpecHandler, PyFileSystem
 
         return self._path(name), PyFileSystem(FSSpecHandler(self._fs))

@@ -1,17 +1,15 @@
-"""The store as objects of an object store, with a cache on every machine.
+"""The store in an object store, with a local cache on every machine.
 
 ```
 URL/artifacts/KIND/KEY/UPLOAD/...   the files of one writer; UPLOAD is a random name
 URL/artifacts/KIND/KEY/done         {"upload": UPLOAD, "manifest": ...}; created, never replaced
 ```
-Nothing can be renamed there, so an artefact appears with its done marker: one object that is
-created only where there is none, and that says whose files count. A writer that dies, or comes
-second, leaves files that no marker names; nobody reads them, and a later sweep removes them.
+Objects cannot be renamed, so an artefact is published by its done marker, a create-if-absent that
+names the upload. Uploads that no marker names are never read; a later sweep removes them.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import uuid
@@ -22,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from mgdm_ray.storage.files import held, replacing, within
 from mgdm_ray.storage.remote.cache import Cache, cache_root
 from mgdm_ray.storage.remote.objects import Objects, is_url
-from mgdm_ray.storage.store import Store, manifest_of
+from mgdm_ray.storage.store import Store, manifest_of, sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,21 +29,21 @@ if TYPE_CHECKING:
     from mgdm_ray.storage.store import Contents
 
 CONCURRENT = 8
-"""Files on their way at once."""
+"""Parallel transfers."""
 _PLACE = re.compile(
     r"^artifacts/(?P<kind>[a-z0-9_]{1,64})/(?P<key>[a-z0-9_]{1,64})/(?P<rest>(?P<upload>[^/]+).*)$"
 )
-"""Of an object of an artefact; a bucket may hold others."""
+"""Object names of artefacts; a bucket may hold other objects."""
 
 
 def open_store(location: str | Path) -> Store:
-    """The store in a folder, or at a URL (``s3://bucket/folder``)."""
+    """Open the store in a folder or at a URL (``s3://bucket/folder``)."""
     text = str(location)
     return RemoteStore(text) if is_url(text) else Store(Path(text).expanduser())
 
 
 def _parsed(marker: bytes) -> dict[str, Any]:
-    """What a done marker says; nothing where it says nothing that can be read."""
+    """Parse a done marker; empty if it is damaged."""
     try:
         found = json.loads(marker)
     except ValueError:
@@ -54,10 +52,9 @@ def _parsed(marker: bytes) -> dict[str, Any]:
 
 
 class RemoteStore(Store):
-    """As ``Store``, with the objects at ``url`` as the truth.
+    """A ``Store`` whose truth is the objects at ``url``.
 
-    ``root`` is this machine's cache: what is read comes there first, compared with the checksums
-    of its manifest, and what is written is there already.
+    ``root`` is this machine's cache. Downloads are compared with the manifest's checksums.
     """
 
     def __init__(self, url: str) -> None:
@@ -69,9 +66,9 @@ class RemoteStore(Store):
         self._sizes: dict[str, int] = {}
 
     def sweep(self) -> None:
-        """As that of a folder; also removes uploads that came second or were broken off.
+        """Also remove superseded and incomplete uploads of finished jobs.
 
-        Of a job that is not done they stay: their writer may live.
+        Uploads of unfinished jobs stay: their writer may be alive.
         """
         self._local.sweep()
         done = {pair: self._marker(*pair).get("upload") for pair in self.done()}
@@ -87,15 +84,13 @@ class RemoteStore(Store):
                 left.append(name)
         self.objects.remove(left)
 
-    # --- what is done -------------------------------------------------------------------
-
     def is_done(self, kind: str, key: str) -> bool:
         if self._listed and (kind, key) in self._listed:
             return True
         return self.objects.exists(self._name(kind, key, "done"))
 
     def done(self) -> Iterator[tuple[str, str]]:
-        """Every finished (kind, key), and their manifests: one listing, and many reads at once."""
+        """Yield every finished (kind, key); reads all markers and manifests in parallel."""
         self._sizes = self.objects.sizes("artifacts")
         places = {name: place for name in self._sizes if (place := _PLACE.match(name))}
         markers = self.objects.read_all(n for n, place in places.items() if place["rest"] == "done")
@@ -120,14 +115,12 @@ class RemoteStore(Store):
             ) from None
         return marker
 
-    # --- reading and writing ------------------------------------------------------------
-
     def here(self, kind: str, key: str) -> Path:
-        """Raises OSError where what came is not what was written."""
+        """Fetch a finished artefact. Raises OSError if the download does not match its manifest."""
         self._cache.use(kind, key)
-        # One process of a machine brings it, the others wait for that.
+        # One process of a machine fetches, the others wait.
         with self._held(f"fetch-{kind}-{key}"):
-            with self._held(f"{kind}-{key}"):  # against one that makes room
+            with self._held(f"{kind}-{key}"):  # against a concurrent trim
                 if self._local.is_done(kind, key):
                     self._cache.touch(kind, key)
                     return self.folder(kind, key)
@@ -147,11 +140,9 @@ class RemoteStore(Store):
                 ],
             )
             for name, facts in manifest["files"].items():
-                with (temporary / name).open("rb") as file:
-                    found = hashlib.file_digest(file, "sha256").hexdigest()
-                if found != facts["sha256"]:
+                if sha256_of(temporary / name) != facts["sha256"]:
                     raise OSError(f"{self.location}: {kind} {key}: {name} has another checksum")
-            # Times of files are this machine's own.
+            # File times are this machine's.
             local = manifest_of(kind, key, temporary, manifest["record"], {})
             facts = {**manifest, "files": local["files"]}
             return self._local.publish(kind, key, temporary, facts)
@@ -164,14 +155,14 @@ class RemoteStore(Store):
         record: Mapping[str, Any],
         provenance: Mapping[str, Any],
     ) -> Path:
-        """As that of a folder; on return it is in the object store."""
+        """Upload, then publish by creating the done marker."""
         manifest = manifest_of(kind, key, temporary, record, provenance)
         upload = uuid.uuid4().hex
         names = {name: self._name(kind, key, upload, name) for name in manifest["files"]}
         self._each(self.objects.upload, [(temporary / name, to) for name, to in names.items()])
         marker = json.dumps({"upload": upload, "manifest": manifest}, allow_nan=False)
         first = self.objects.create(self._name(kind, key, "done"), marker.encode())
-        # Where it was not, the answer to our own first try may only have been lost on the way.
+        # If it exists, the reply to our own first attempt may have been lost.
         if not first and self._marker(kind, key)["upload"] != upload:
             self.objects.remove(names.values())
         self._cache.use(kind, key)
@@ -209,19 +200,17 @@ class RemoteStore(Store):
         super().clear(folder)
         self.objects.remove_all(folder.relative_to(self.root).as_posix())
 
-    # --- damage -------------------------------------------------------------------------
-
     def verify(self, kind: str, key: str, contents: Contents = "all") -> str:
-        """Of the copy here, if there is one; else whether all objects have their sizes.
+        """Verify the local copy if there is one, else the sizes of all objects.
 
-        Checksums are compared whenever an artefact is brought here.
+        Checksums are compared at every download.
         """
         if self._local.is_done(kind, key) and self._marker(kind, key):
             return self._local.verify(kind, key, contents)
         return self._difference(kind, key)
 
     def check(self, kind: str, key: str, contents: Contents = "all") -> str:
-        """As that of a folder, for the objects; a damaged copy here is dropped as well."""
+        """Move the done marker of a damaged artefact away; drop a damaged local copy too."""
         if self._listed is not None and (kind, key) not in self._listed:
             return ""
         if not self.is_done(kind, key):
@@ -246,7 +235,7 @@ class RemoteStore(Store):
         except FileNotFoundError:
             return "done is missing"
         except LookupError:
-            return "its marker cannot be read"
+            return "its done marker cannot be read"
         listed = self._listed and (kind, key) in self._listed
         sizes = self._sizes if listed else self.objects.sizes(prefix)
         for name, facts in files.items():
@@ -257,10 +246,8 @@ class RemoteStore(Store):
                 return f"{name} has {size} bytes instead of {facts['bytes']}"
         return ""
 
-    # --- names --------------------------------------------------------------------------
-
     def _name(self, kind: str, key: str, *rest: str) -> str:
-        self.folder(kind, key)  # refuses what is no plain name
+        self.folder(kind, key)  # raises ValueError for an unsafe name
         return "/".join(("artifacts", kind, key, *rest))
 
     def _held(self, name: str) -> AbstractContextManager[None]:
@@ -268,7 +255,7 @@ class RemoteStore(Store):
         return held(self._lock(name))
 
     def _each(self, function: Callable[..., None], arguments: Iterable[tuple[Any, Any]]) -> None:
-        """``function`` of each pair, some at once; raises what the first failed one raised."""
+        """Call ``function`` for each pair in parallel; re-raises the first error."""
         todo = list(arguments)
         with ThreadPoolExecutor(CONCURRENT) as pool:
             for future in [pool.submit(function, *pair) for pair in todo]:

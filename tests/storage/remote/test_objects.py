@@ -139,7 +139,7 @@ def test_a_server_without_create_once_is_refused(monkeypatch: pytest.MonkeyPatch
         pipe(self, path, value)
 
     monkeypatch.setattr(type(objects._fs), "pipe_file", careless)
-    with pytest.raises(ObjectsError, match="lets a second writer replace"):
+    with pytest.raises(ObjectsError, match="If-None-Match"):
         objects.require()
 
 

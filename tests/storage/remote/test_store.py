@@ -243,8 +243,8 @@ def test_a_marker_that_says_nothing_is_damage(
     store.objects.write("artifacts/Not A Kind/x/y", b"somebody else's")
     driver = machine("a")
     driver.sweep()
-    assert driver.verify(KIND, KEY) == "its marker cannot be read"
-    assert "its marker cannot be read; its marker was moved" in driver.check(KIND, KEY)
+    assert driver.verify(KIND, KEY) == "its done marker cannot be read"
+    assert "its done marker cannot be read; its marker was moved" in driver.check(KIND, KEY)
     assert list(driver.done()) == []
     put(driver)
     assert content(machine("b").here(KIND, KEY)) == PAYLOAD
