@@ -1,4 +1,4 @@
-"""What to do after a study: chosen from its records, said in a line each."""
+"""What to do after a study, a line each, from its records."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mgdm_ray.evaluation.stats import ALPHA, PRIMARY
 from mgdm_ray.storage.records import Record
 
 AT_CHANCE = 0.5
-"""Share of the noise levels from which a guide at chance is named."""
+"""A guide at chance at a larger share of the noise levels is reported."""
 NEAR = 0.02
-"""A network within this of guessing has learnt nothing."""
+"""A network within this of chance level has learnt nothing."""
 EDGE = 0.05
-"""A setting lies at the edge of a range within this share of it."""
+"""A setting within this share of its range from an end lies at the edge."""
 FOR_ONE_RUN = ("--report-only", "--retry-failed", "--fail-fast")
 
 
@@ -28,41 +28,32 @@ class Step(NamedTuple):
 
 
 def show(steps: Sequence[Step]) -> str:
-    """The steps below each other, their texts aligned."""
+    """One line per step, the texts aligned."""
     width = max((len(step.word) for step in steps), default=0) + 1
     return "\n".join(f"{step.word + ':':<{width}} {step.text}" for step in steps)
 
 
 def run_again(records: Sequence[Record], planned: int, command: str) -> list[Step]:
-    """Which command tries what failed once more, or runs what has not run."""
+    """The command that retries failed jobs, or runs those that have not run."""
     failed = [record for record in records if record.status == "failed"]
-    words = [word for word in shlex.split(command) if word not in FOR_ONE_RUN]
-    again = shlex.join(words)
-    steps = []
+    again = shlex.join(word for word in shlex.split(command) if word not in FOR_ONE_RUN)
     if any(not record.is_transient for record in failed):
-        steps.append(Step("retry", f"once the cause is mended: {again} --retry-failed"))
-    elif failed:
-        steps.append(Step("retry", f"the same command tries again: {again}"))
-    if planned > len(records) and not steps:
-        steps.append(Step("resume", again))
-    return steps
+        text = f"fix the cause, then rerun with --retry-failed: {again} --retry-failed"
+        return [Step("retry", text)]
+    if failed:
+        return [Step("retry", f"temporary failure, rerun the same command: {again}")]
+    return [Step("resume", again)] if planned > len(records) else []
 
 
-def at_chance(records: Iterable[Record]) -> list[Step]:
-    """What helps a guide or a judge that knows too little."""
-    guides, judges = [], []
-    for record in records:
-        if guide_at_chance(record):
-            guides.append(str(record.dataset))
-        if judge_at_chance(record):
-            judges.append(str(record.dataset))
+def at_chance(records: Sequence[Record]) -> list[Step]:
+    """What to change for guides and judges at chance level."""
     steps = []
-    if guides:
-        text = f"the guide of {', '.join(guides)} longer (guide.steps), or on more images"
-        steps.append(Step("train", text))
-    if judges:
-        text = f"the judge of {', '.join(judges)} longer (judge.steps), or another judge.network"
-        steps.append(Step("train", text))
+    for name, check, advice in (
+        ("guide", guide_at_chance, "increase guide.steps, or use more images"),
+        ("judge", judge_at_chance, "increase judge.steps, or choose another judge.network"),
+    ):
+        if found := [str(record.dataset) for record in records if check(record)]:
+            steps.append(Step("train", f"{name} of {', '.join(found)} at chance: {advice}"))
     return steps
 
 
@@ -78,10 +69,10 @@ def judge_at_chance(record: Record) -> bool:
 
 
 def networks_at_chance(records: Iterable[Record], chance: Mapping[str, float]) -> list[Step]:
-    """Which networks learnt nothing from the real images, and so can show no difference.
+    """Networks that learnt nothing from the real images, and so can show no difference.
 
-    ``chance``: balanced accuracy of guessing by dataset, 1 / number of classes. Within NEAR of it
-    over all seeds counts.
+    ``chance``: chance level of balanced accuracy by dataset, 1 / number of classes. A network
+    within NEAR of it, on average over seeds, counts.
     """
     found: dict[tuple[str, str], list[float]] = {}
     for record in records:
@@ -95,30 +86,26 @@ def networks_at_chance(records: Iterable[Record], chance: Mapping[str, float]) -
     if not dead:
         return []
     names = "; ".join(f"{network} ({', '.join(where)})" for network, where in dead.items())
-    text = f"longer, or leave them out, for they guess even with real images: {names}"
-    return [Step("train", f"networks {text} (downstream.steps)")]
+    advice = "at chance even with real images: train longer or drop them"
+    return [Step("train", f"{advice} (downstream.steps): {names}")]
 
 
 def equal_trials(trials: Iterable[Record]) -> list[Step]:
-    """Which searches chose among settings that all scored the same."""
+    """Searches whose trials all have the same score."""
     scores: dict[str, list[float]] = {}
     for trial in trials:
         if trial.kind == "trial" and "score" in trial.metrics:
             scores.setdefault(str(trial.dataset), []).append(trial.metrics["score"])
-    same = [name for name, found in scores.items() if len(found) > 1 and len(set(found)) == 1]
-    if not same:
+    tied = [name for name, found in scores.items() if len(found) > 1 and len(set(found)) == 1]
+    if not tied:
         return []
-    return [
-        Step(
-            "search",
-            f"all trials of {', '.join(same)} scored the same, so that their setting was chosen by "
-            "nothing: give search.networks that learn in search.steps",
-        )
-    ]
+    advice = "use search.networks that learn within search.steps"
+    text = f"all trials tied: the chosen setting is arbitrary ({', '.join(tied)}); {advice}"
+    return [Step("search", text)]
 
 
 def at_the_edge(records: Iterable[Record], config: StudyConfig) -> list[Step]:
-    """Which range of the search to widen: the chosen setting lies at its edge."""
+    """Ranges of the search to widen: the chosen setting lies at their edge."""
     if config.search is None:
         return []
     space, found = config.search.space, dict[str, list[str]]()
@@ -137,7 +124,7 @@ def at_the_edge(records: Iterable[Record], config: StudyConfig) -> list[Step]:
 
 
 def edge_of(strength: ScaleRange, value: float) -> str:
-    """``low`` or ``high`` where ``value`` lies at that end of the range; else empty."""
+    """``low`` or ``high`` if ``value`` lies at that end of the range; else empty."""
     axis: Callable[[float], float] = math.log if strength.log else float
     low, high = axis(strength.low), axis(strength.high)
     share = (axis(value) - low) / (high - low)
@@ -149,23 +136,29 @@ def unresolved(
 ) -> list[Step]:
     """What would resolve the first of the study's primary contrasts.
 
-    ``numbers``: the report's headline; ``seeds_for``: how many seeds show a difference, None where
-    no reasonable number does.
+    ``numbers``: the report's headline; ``seeds_for``: seeds that resolve a difference, None if no
+    reasonable number does.
     """
-    pairs = [f"{a}-{b}" for a, b in PRIMARY if {a, b} <= set(config.arms)]
-    contrast = f"contrast/{pairs[0]}" if pairs else ""
-    difference = numbers.get(f"{contrast}/difference")
-    if difference is None:  # not asked, or planned cells are missing
+    pairs = [(a, b) for a, b in PRIMARY if {a, b} <= set(config.arms)]
+    if not pairs:
         return []
-    low, high = numbers.get(f"{contrast}/low"), numbers.get(f"{contrast}/high")
-    told = low is not None and high is not None and not low <= 0 <= high
-    if told and numbers.get(f"{contrast}/p_holm", 1.0) <= ALPHA:
+    a, b = pairs[0]
+    row = {
+        name: numbers[key]
+        for name in ("difference", "low", "high", "p_holm")
+        if (key := f"contrast/{a}-{b}/{name}") in numbers
+    }
+    if "difference" not in row:  # planned cells are missing
         return []
-    what = f"{pairs[0].replace('-', ' against ')}, {difference:+.3f}, is not resolvable"
-    seeds = seeds_for(abs(difference))
-    if seeds is None:
-        way = "seeds alone will not do for so small a difference: more test images, or datasets"
-    else:
-        way = f"if it is as large as it looks, about {seeds} seeds show it (seeds, now "
-        way += f"{len(config.seeds)}), or as many more networks"
-    return [Step("resolve", f"{what}: {way}")]
+    excludes_zero = "low" in row and "high" in row and not row["low"] <= 0 <= row["high"]
+    if excludes_zero and row.get("p_holm", 1.0) <= ALPHA:
+        return []
+    seeds = seeds_for(abs(row["difference"]))
+    advice = (
+        "the difference is too small to resolve by adding seeds; use more test images or datasets"
+        if seeds is None
+        else f"a difference of this size needs about {seeds} seeds (seeds, now "
+        f"{len(config.seeds)}), or as many more networks"
+    )
+    shown = f"{row['difference']:+.3f}".replace("-", "\N{MINUS SIGN}")
+    return [Step("resolve", f"{a} against {b} ({shown}) is not resolved: {advice}")]

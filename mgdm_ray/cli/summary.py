@@ -1,9 +1,11 @@
-"""What the console says when a study has ended: results, warnings, failures, next steps."""
+"""What the console shows at the end of a study: results, warnings, failures, next steps."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections import Counter
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 
 from mgdm_ray.cli import next_steps
 from mgdm_ray.cli.next_steps import Step, show
@@ -13,63 +15,115 @@ from mgdm_ray.results.finalize import REPORT_FILE, Finalizer
 from mgdm_ray.results.report import result_table
 from mgdm_ray.storage.records import Record
 
+MOST_SHOWN = 20
+"""Failures with a line each; a broken dataset fails hundreds."""
+BLOCKED_BY = re.compile(r"needs \w+ (\w+), which \w+: ")
+"""In the reason of a blocked job, once per job between it and its root cause."""
+
 
 def summary(finalizer: Finalizer, known: dict[str, Record]) -> bool:
-    """Print what came out and what to do next; False where a job failed or has not run."""
+    """Print results and next steps; False if a job failed or has not run."""
     records = list(known.values())
     print("\nbalanced accuracy on the test split, mean and sd over networks and seeds\n")
     print(result_table(records))
-    for warning in filter(None, map(_warning, records)):
+    for warning in filter(None, map(warning_of, records)):
         print(f"\nwarning: {warning}")
-    _print_refused(records)
-    missing = len(finalizer.plan.jobs) - len(records)
+    _print_block(refused_lines(records))
+    planned = len(finalizer.plan.jobs)
+    missing = planned - len(records)
     if missing:
-        print(f"\n{missing} of {len(finalizer.plan.jobs)} jobs have not run")
+        print(f"\n{missing} of {planned} jobs have not run")
     failed = [record for record in records if record.status == "failed"]
-    if failed:
-        _print_failed(finalizer, failed)
+    _print_block(failure_lines(finalizer, failed))
     print(f"\n{show(steps_after(finalizer, records))}")
     return not failed and not missing
 
 
-def _print_failed(finalizer: Finalizer, failed: list[Record]) -> None:
-    print(f"\n{len(failed)} jobs failed:")
-    for record in [r for r in failed if not r.reason.startswith("needs ")][:20]:
+def _print_block(lines: list[str]) -> None:
+    if lines:
+        print("\n" + "\n".join(lines))
+
+
+def counted(number: int, noun: str = "job") -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def failure_lines(finalizer: Finalizer, failed: Iterable[Record]) -> list[str]:
+    """Failed jobs with their logs; blocked jobs are grouped by their root cause."""
+    roots, blocked = list[Record](), defaultdict[str, list[Record]](list)
+    for record in failed:
+        if through := BLOCKED_BY.findall(record.reason):
+            blocked[through[-1]].append(record)
+        else:
+            roots.append(record)
+    if not roots and not blocked:
+        return []
+    total = sum(map(len, blocked.values()))
+    lines = [f"{counted(len(roots))} failed" + (f", {counted(total)} blocked:" if total else ":")]
+    for record in roots[:MOST_SHOWN]:
         job = finalizer.plan.jobs[record.key]
-        print(f"  {job.label}: {record.reason}\n    log: {log_path(finalizer.store, job)}")
+        lines.append(f"  {job.label}: {record.reason}")
+        lines.append(f"    log: {log_path(finalizer.store, job)}")
+        if found := blocked.pop(record.key[:8], None):
+            lines.append(f"    blocks {_kinds(found)}")
+    # Blocked by a job that was refused, or is not shown above.
+    lines += [f"  {_kinds(found)}: {found[0].reason}" for found in blocked.values()]
+    if len(roots) > MOST_SHOWN:
+        lines.append(f"  and {len(roots) - MOST_SHOWN} more: {finalizer.folder / REPORT_FILE}")
+    return lines
+
+
+def _kinds(records: Sequence[Record]) -> str:
+    kinds = Counter(record.kind for record in records)
+    return f"{counted(len(records))} ({', '.join(f'{n} {kind}' for kind, n in kinds.items())})"
+
+
+def refused_lines(records: Iterable[Record]) -> list[str]:
+    """How many jobs of each dataset and arm the study's limits refused, and why."""
+    groups = Counter(
+        (f"{record.dataset} {record.arm}", record.reason)
+        for record in records
+        if record.status == "refused"
+    )
+    if not groups:
+        return []
+    lines = [f"  {where} ({count}): {reason}" for (where, reason), count in groups.items()]
+    return [f"{counted(groups.total())} refused by the study's limits:", *lines]
 
 
 def steps_after(finalizer: Finalizer, records: list[Record]) -> list[Step]:
-    """Where to look, and what to do: what went wrong first, then what would tell more."""
-    steps = next_steps.run_again(records, len(finalizer.plan.jobs), finalizer.command)
-    steps += next_steps.at_chance(records)
+    """What to fix first, then what would sharpen the answer, then where to look."""
+    trials = [row for record in records for row in finalizer.with_trials(record)]
     chance = {
         d.name: 1 / dataset_info(d, finalizer.config.data_dir).num_classes for d in finalizer.read
     }
-    steps += next_steps.networks_at_chance(records, chance)
-    trials = [row for record in records for row in finalizer.with_trials(record)]
-    steps += next_steps.equal_trials(trials)
-    steps += next_steps.at_the_edge(records, finalizer.config)
-    steps += next_steps.unresolved(
-        finalizer.headline(),
-        finalizer.config,
-        lambda difference: _seeds_to_see(finalizer, difference, records),
-    )
-    steps.append(Step("report", str(finalizer.folder / REPORT_FILE)))
-    steps.append(Step("compare", finalizer.mlflow_command()))
+    steps = [
+        *next_steps.run_again(records, len(finalizer.plan.jobs), finalizer.command),
+        *next_steps.at_chance(records),
+        *next_steps.networks_at_chance(records, chance),
+        *next_steps.equal_trials(trials),
+        *next_steps.at_the_edge(records, finalizer.config),
+        *next_steps.unresolved(
+            finalizer.headline(),
+            finalizer.config,
+            lambda difference: _seeds_to_see(finalizer, difference, records),
+        ),
+        Step("report", str(finalizer.folder / REPORT_FILE)),
+        Step("compare", finalizer.mlflow_command()),
+    ]
     if address := finalizer.compare_address():
         steps.append(Step("then", address))
     return steps
 
 
 def _seeds_to_see(finalizer: Finalizer, difference: float, records: list[Record]) -> int | None:
-    """How many seeds would show ``difference``, by the spread of this study's own cells."""
+    """Seeds that would resolve ``difference``, from the spread of this study's own cells."""
     from mgdm_ray.data.load import count_test_images
     from mgdm_ray.evaluation.power_analysis import seeds_to_see
 
     tests = {d.name: count_test_images(d, finalizer.config.data_dir) for d in finalizer.read}
     cells = [
-        {"record": dataclasses.asdict(record), "inputs": finalizer.plan.jobs[record.key].inputs}
+        {"record": asdict(record), "inputs": finalizer.plan.jobs[record.key].inputs}
         for record in records
         if record.is_cell
     ]
@@ -77,31 +131,18 @@ def _seeds_to_see(finalizer: Finalizer, difference: float, records: list[Record]
     return seeds_to_see(difference, finalizer.config, counts, cells)
 
 
-def _warning(record: Record) -> str:
-    """Of a model that knows too little to be of use; empty for all others."""
+def warning_of(record: Record) -> str:
+    """A warning about a guide or judge at chance level; empty for all other records."""
     if next_steps.guide_at_chance(record):
-        share = record.metrics["share_of_t_at_chance"]
+        share = 100 * record.metrics["share_of_t_at_chance"]
         return (
-            f"the guide of {record.dataset} is no better than chance at {share:.0%} of the noise "
-            "levels: guidance hardly knows the classes there"
+            f"the guide of {record.dataset} is at chance at {share:.0f} % of the noise levels: "
+            "guidance carries little class information at these noise levels"
         )
     if next_steps.judge_at_chance(record):
         accuracy = record.metrics["val_balanced_accuracy"]
         return (
-            f"the judge of {record.dataset} is no better than chance on validation images "
-            f"(balanced accuracy {accuracy:.2f}): what it says of synthetic images means little"
+            f"the judge of {record.dataset} is at chance on validation images (balanced accuracy "
+            f"{accuracy:.2f}): its assessment of synthetic images is unreliable"
         )
     return ""
-
-
-def _print_refused(records: list[Record]) -> None:
-    """How many of each dataset and arm the limits refused, and why."""
-    groups = Counter(
-        (f"{record.dataset} {record.arm}", record.reason)
-        for record in records
-        if record.status == "refused"
-    )
-    if groups:
-        print(f"\n{groups.total()} jobs were refused, as the study's limits ask:")
-    for (where, reason), count in groups.items():
-        print(f"  {where} ({count}): {reason}")

