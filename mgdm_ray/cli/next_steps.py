@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from mgdm_ray.config import ScaleRange, StudyConfig
+from mgdm_ray.evaluation.chance import networks_at_chance
 from mgdm_ray.evaluation.stats import ALPHA, PRIMARY
 from mgdm_ray.storage.records import Record
 
 AT_CHANCE = 0.5
 """A guide at chance at a larger share of the noise levels is reported."""
-NEAR = 0.02
-"""A network within this of chance level has learnt nothing."""
 EDGE = 0.05
 """A setting within this share of its range from an end lies at the edge."""
 FOR_ONE_RUN = ("--report-only", "--retry-failed", "--fail-fast")
@@ -68,21 +67,18 @@ def judge_at_chance(record: Record) -> bool:
     return record.kind == "fit_judge" and accuracy <= chance
 
 
-def networks_at_chance(records: Iterable[Record], chance: Mapping[str, float]) -> list[Step]:
-    """Networks that learnt nothing from the real images, and so can show no difference.
-
-    ``chance``: chance level of balanced accuracy by dataset, 1 / number of classes. A network
-    within NEAR of it, on average over seeds, counts.
-    """
-    found: dict[tuple[str, str], list[float]] = {}
-    for record in records:
-        if record.is_cell and record.arm == "real" and record.status == "done":
-            where = str(record.dataset), str(record.network)
-            found.setdefault(where, []).append(record.metrics["balanced_accuracy"])
+def train_networks(
+    records: Iterable[Record], chance: Mapping[str, float], arms: Collection[str]
+) -> list[Step]:
+    """Which networks are at chance in all ``arms``; ``chance`` is 1 / classes by dataset."""
+    cells = {
+        (str(r.dataset), str(r.network), str(r.arm), r.seed or 0): r.metrics["balanced_accuracy"]
+        for r in records
+        if r.is_cell and r.status == "done"
+    }
     dead: dict[str, list[str]] = {}
-    for (dataset, network), values in found.items():
-        if sum(values) / len(values) <= chance.get(dataset, 0.0) + NEAR:
-            dead.setdefault(network, []).append(dataset)
+    for dataset, network in networks_at_chance(cells, chance, arms):
+        dead.setdefault(network, []).append(dataset)
     if not dead:
         return []
     names = "; ".join(f"{network} ({', '.join(where)})" for network, where in dead.items())

@@ -100,7 +100,7 @@ def steps_after(finalizer: Finalizer, records: list[Record]) -> list[Step]:
     steps = [
         *next_steps.run_again(records, len(finalizer.plan.jobs), finalizer.command),
         *next_steps.at_chance(records),
-        *next_steps.networks_at_chance(records, chance),
+        *next_steps.train_networks(records, chance, finalizer.config.arms),
         *next_steps.equal_trials(trials),
         *next_steps.at_the_edge(records, finalizer.config),
         *next_steps.unresolved(

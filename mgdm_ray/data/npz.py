@@ -35,13 +35,12 @@ THUMBNAIL = 32
 """Sides of the small stretched copies of own images, for finding images that are there twice."""
 LARGEST_RATIO = 1032
 """Bytes that deflate can make of one."""
-MAX_CLASSES = 10_000
 MAX_NAME_BYTES = 4 * 200
 MAX_IMAGES = 20_000_000
-"""A label beyond is a mistake, and counting up to it would take all memory."""
 CLASSES = "classes"
 """Array of names `[K]`, in the order of the labels; a file need not have it."""
 MAX_CLASSES = 10_000
+"""A larger label is a mistake; counting up to it would exhaust memory."""
 
 # What zipfile, zlib and numpy raise for bytes that are not what they should be.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mgdm_ray.config import DenoiserConfig, GuideConfig, TrainConfig
+from mgdm_ray.diffusion import STATE_FILE, TENSORS_FILE
 from mgdm_ray.diffusion.batches import BatchSource, Draw
 from mgdm_ray.diffusion.inference import in_layout
 from mgdm_ray.diffusion.losses import denoiser_loss, guide_loss
@@ -39,8 +40,6 @@ Kind = Literal["denoiser", "guide"]
 History = list[dict[str, float]]
 """Rows {"step": 1-based, "loss": mean over the batch of all workers}."""
 
-TENSORS_FILE = "state.safetensors"
-STATE_FILE = "state.json"
 ALONE = Workers()
 LOOK_EVERY_S = 5.0
 """Between two looks whether a machine will be taken away: each makes all workers wait for all."""

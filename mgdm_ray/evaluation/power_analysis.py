@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from mgdm_ray.config import DatasetConfig, StudyConfig
+from mgdm_ray.evaluation import METRIC
 from mgdm_ray.evaluation.stats import ALPHA, PRIMARY, Design, detectable
 from mgdm_ray.evaluation.stats.power import CELL_SD, COMMON, DISAGREE, POWER
 
-METRIC = "balanced_accuracy"
 MOST_SEEDS = 20
 """More are not advised: other test images or datasets tell more."""
 FEWEST = 6

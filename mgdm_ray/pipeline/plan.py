@@ -46,6 +46,8 @@ CELLS = ("fit_downstream", "fit_at_ratio")
 """Kinds that open the test split: the study's cells, and those of its ratio curve."""
 SCORINGS = ("search", "confirm")
 """Kinds that score settings: decode under each, train networks, look at validation data."""
+FEATURES = "features.safetensors"
+"""What the judge sees in images, in the artefacts of ``fit_judge`` and ``assess``."""
 
 
 @dataclass(frozen=True)

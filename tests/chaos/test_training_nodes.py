@@ -18,8 +18,9 @@ from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
 from mgdm_ray.config import ResourcesConfig
+from mgdm_ray.diffusion import STATE_FILE
 from mgdm_ray.pipeline.tasks import fit
-from mgdm_ray.pipeline.tasks.base import STATE_FILE, TrainingTask, silent
+from mgdm_ray.pipeline.tasks.base import TrainingTask, silent
 from mgdm_ray.runtime import training
 from tests.chaos.storm import quick_head
 from tests.runtime.test_training import task, weights

@@ -13,9 +13,9 @@ from mgdm_ray.cli.next_steps import (
     at_the_edge,
     edge_of,
     equal_trials,
-    networks_at_chance,
     run_again,
     show,
+    train_networks,
     unresolved,
 )
 from mgdm_ray.config import ScaleRange, StudyConfig
@@ -164,16 +164,18 @@ def cell(network: str, value: float, arm: str = "real", seed: int = 0) -> Record
     )  # fmt: skip
 
 
-def test_networks_that_learnt_nothing_are_named() -> None:
-    """Would catch a study whose networks guess, and whose answer is taken for one about images:
-    in the first study of a stranger one of three networks was at 0.500 in every cell."""
-    rows = [cell("dead", 0.5), cell("dead", 0.52, seed=1), cell("dead", 0.9, "disturb")]
-    rows += [cell("alive", 0.5), cell("alive", 0.7, seed=1)]
-    (step,) = networks_at_chance(rows, {"d": 0.5})
-    assert step.word == "train"
+def test_networks_at_chance_in_every_arm_are_named() -> None:
+    """Would catch a study whose networks guess, and whose answer is taken for one about images;
+    and a network blamed that learnt from the added images."""
+    arms = ["real", "disturb"]
+    rows = [cell("dead", 0.5, arm, seed) for arm in arms for seed in (0, 1)]
+    rows += [cell("saved", 0.5), cell("saved", 0.9, "disturb")]
+    rows += [cell("alive", 0.5), cell("alive", 0.7, seed=1), cell("alive", 0.7, "disturb")]
+    (step,) = train_networks(rows, {"d": 0.5}, arms)
     assert "dead (d)" in step.text
     assert "alive" not in step.text
-    assert networks_at_chance(rows, {"d": 0.2}) == []
+    assert "saved" not in step.text
+    assert train_networks(rows, {"d": 0.2}, arms) == []
 
 
 def trial(score: float | None, number: int) -> Record:

@@ -18,9 +18,10 @@ from ray.train.torch import TorchTrainer
 from safetensors.numpy import load_file
 
 from mgdm_ray.config import InputError, ResourcesConfig, StudyConfig
+from mgdm_ray.diffusion import STATE_FILE, TENSORS_FILE
 from mgdm_ray.diffusion.train import NonFiniteLoss
 from mgdm_ray.pipeline.tasks import fit
-from mgdm_ray.pipeline.tasks.base import STATE_FILE, TENSORS_FILE, TrainingTask, silent
+from mgdm_ray.pipeline.tasks.base import TrainingTask, silent
 from mgdm_ray.runtime import engine, training
 from tests.conftest import TINY
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from sklearn.neighbors import NearestNeighbors
 
-CELLS = 28
+SIDE = 28
 """Images are compared at about so many pixels a side, blurred by one of them: noise, and a shift
 of less than that, do not hide a copy."""
 NEIGHBOURS = 50
@@ -73,7 +73,7 @@ def nearest(images: NDArray[np.floating], train: NDArray[np.floating]) -> Neares
 def _comparable(images: NDArray[np.floating]) -> NDArray[np.float32]:
     """`[N, P]`: blurred, thinned out, mean 0 and length 1 (all 0 for a flat image)."""
     size = images.shape[-1]
-    sigma, step = size / CELLS, max(1, size // CELLS)
+    sigma, step = size / SIDE, max(1, size // SIDE)
     parts = [
         gaussian_filter(images[i : i + _CHUNK].astype(np.float32), (0, 0, sigma, sigma))[
             ..., ::step, ::step

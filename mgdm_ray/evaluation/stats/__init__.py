@@ -23,13 +23,14 @@ from mgdm_ray.evaluation.stats.paired import (
     rank_biserial,
     summarise,
 )
-from mgdm_ray.evaluation.stats.power import Design, detectable
+from mgdm_ray.evaluation.stats.power import POWER, Design, detectable, detectable_after
 from mgdm_ray.evaluation.stats.ranks import Ranking, critical_difference, rank
 from mgdm_ray.evaluation.stats.table import PRIMARY, IncompleteGrid, contrast_table, sentence
 
 __all__ = [
     "ALPHA",
     "LEVEL",
+    "POWER",
     "PRIMARY",
     "RANDOM_FLIPS",
     "TIE",
@@ -46,6 +47,7 @@ __all__ = [
     "contrast_table",
     "critical_difference",
     "detectable",
+    "detectable_after",
     "holm",
     "image_contrast",
     "paired_contrast",

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
+from mgdm_ray.evaluation.stats.paired import ALPHA, Contrast
+
 POWER = 0.8
-ALPHA = 0.05
 DISAGREE = 0.15
 """Share of test images on which two arms' networks of a cell differ in being right. Measured 0.08
 to 0.18 on breastmnist and retinamnist at 28 px (8 cells each), 0.15 to 0.4 on phantoms."""
@@ -77,8 +78,30 @@ def detectable(designs: Sequence[Design], tests: int = 1, power: float = POWER) 
         variance += weight * (design.of_cells + design.of_images)
         spread += (weight * design.of_cells) ** 2 / (design.cells - 1)
     df = variance**2 / spread if spread > 0 else math.inf
-    t = student_t(1 - ALPHA / (2 * tests), df) + student_t(power, df)
-    return t * math.sqrt(variance)
+    return minimum_detectable(math.sqrt(variance), tests, df, power)
+
+
+def detectable_after(contrast: Contrast, tests: int = 1, power: float = POWER) -> float:
+    """The same for a finished contrast, its standard error taken from its 95 % intervals.
+
+    A verdict needs both intervals, so the wider one counts. nan without an interval, or with one of
+    no width.
+    """
+    widths = [contrast.high - contrast.low]
+    if contrast.here is not None:
+        widths.append(contrast.here.high - contrast.here.low)
+    error = max(widths) / (2 * NormalDist().inv_cdf(0.975))
+    return minimum_detectable(error, tests, power=power) if error > 0 else math.nan
+
+
+def minimum_detectable(
+    error: float, tests: int = 1, df: float = math.inf, power: float = POWER
+) -> float:
+    """(t at 1 - alpha / 2m + t at the power) standard errors ``error``; m = ``tests``.
+
+    Source: Bloom (1995), Evaluation Review 19.
+    """
+    return (student_t(1 - ALPHA / (2 * tests), df) + student_t(power, df)) * error
 
 
 def student_t(q: float, df: float) -> float:

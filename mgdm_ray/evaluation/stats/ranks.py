@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-ALPHA = 0.05
+from mgdm_ray.evaluation.stats.paired import ALPHA
+
 LEAST_TREATMENTS = 3
 LEAST_BLOCKS = 6
 """Fewer datasets cannot tell two treatments apart even where one wins in all of them: the two-sided

@@ -69,7 +69,6 @@ class TrainingTask:
 
 # Names of files that travel between jobs.
 WEIGHTS = "weights.safetensors"
-TENSORS_FILE, STATE_FILE = "state.safetensors", "state.json"
 
 Launcher = Callable[[TrainingTask, Progress], Path]
 Spread = Callable[["Job", "Context", Sequence[Sequence[range]]], None]

@@ -19,9 +19,9 @@ from safetensors.numpy import load_file, save_file
 from mgdm_ray.config import DatasetConfig
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.data.load import load_split, to_tensor
+from mgdm_ray.diffusion import STATE_FILE, TENSORS_FILE
+from mgdm_ray.evaluation.chance import chance_limit
 from mgdm_ray.pipeline.tasks.base import (
-    STATE_FILE,
-    TENSORS_FILE,
     WEIGHTS,
     Context,
     Outcome,
@@ -136,17 +136,6 @@ def _measure_guide(task: TrainingTask, guide: torch.nn.Module, device: str) -> N
     }
     task.work.mkdir(parents=True, exist_ok=True)
     save_json(task.work / ACCURACY_FILE, curve)
-
-
-def chance_limit(labels: np.ndarray) -> float:
-    """The balanced accuracy that guessing passes in one of twenty cases.
-
-    Guesses hit class k of n_k images with standard error sqrt(q (1 - q) / n_k), q = 1 / K.
-    """
-    counts = np.bincount(labels)
-    counts = counts[counts > 0]
-    q = 1 / len(counts)
-    return float(q + 1.645 * np.sqrt((q * (1 - q) / counts).sum()) / len(counts))
 
 
 def train_here(task: TrainingTask, progress: Progress) -> Path:

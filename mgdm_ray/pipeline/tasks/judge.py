@@ -24,7 +24,9 @@ from mgdm_ray.classifiers.metrics import score
 from mgdm_ray.classifiers.networks import build_network
 from mgdm_ray.config import DownstreamConfig, JudgeConfig
 from mgdm_ray.data.load import Split, to_tensor
+from mgdm_ray.evaluation.chance import chance_limit
 from mgdm_ray.evaluation.fidelity.memorisation import nearest
+from mgdm_ray.pipeline.plan import FEATURES
 from mgdm_ray.pipeline.tasks.base import (
     WEIGHTS,
     Context,
@@ -35,12 +37,9 @@ from mgdm_ray.pipeline.tasks.base import (
     save_json,
 )
 from mgdm_ray.pipeline.tasks.downstream import class_weights
-from mgdm_ray.pipeline.tasks.fit import chance_limit
 
 if TYPE_CHECKING:
     from mgdm_ray.pipeline.plan import Job
-
-FEATURES = "features.safetensors"
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mgdm_ray.pipeline.plan import CELLS
 from mgdm_ray.results.mlflow.curves import Curve, read_curves
 from mgdm_ray.storage.records import Record
 
 SWEPT = ("guidance_scale", "classifier_scale", "uncertainty_scale", "measurement")
 RUN_STATUS = {"done": "FINISHED", "failed": "FAILED", "pruned": "KILLED", "refused": "KILLED"}
 IMAGES = ("grid.png", "real.png", "strengths.png", "closest.png", "entropy.png")
-CELLS = ("fit_downstream", "fit_at_ratio")
-"""Of each of hundreds, a picture of its curve is too slow: the curve is in its metrics."""
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 
-from mgdm_ray.evaluation.stats import ALPHA, Contrast, summarise
+from mgdm_ray.evaluation.stats import Contrast, detectable_after, summarise
 from mgdm_ray.results.report import figures, page, tables
 from mgdm_ray.results.report.draft import Draft
 from mgdm_ray.results.report.page import Html, text
 from mgdm_ray.results.report.table import Cell, number
 from mgdm_ray.results.report.tables import DASH, MINUS, Tested, duration
 
-POWER = 0.8
 NAMES_SHOWN = 3
 NOUN = {
     "duplicate": "copies of real images",
@@ -67,7 +65,7 @@ def _answer(draft: Draft) -> Html:
         ("Against real alone", _against_real(draft, first.contrast.arm_a)),
         ("Other controls", " ".join(_in_short(t, _absent(draft, t.contrast)) for t in others)),
         ("Says nothing of", unsaid(first.contrast)),
-        ("Reservation", f"{_sentence_of(first.contrast.note)} {_guessing(draft)}".strip()),
+        ("Reservation", f"{_sentence_of(first.contrast.note)} {_at_chance(draft)}".strip()),
     ]
     return page.tag(
         "div",
@@ -80,13 +78,13 @@ def _answer(draft: Draft) -> Html:
     )
 
 
-def _guessing(draft: Draft) -> str:
+def _at_chance(draft: Draft) -> str:
     """How much of the grid cannot show a difference."""
-    if not draft.guessing:
+    if not draft.at_chance:
         return ""
     pairs = len({cell[:2] for cell in draft.cells})
     return (
-        f"In {len(draft.guessing)} of {pairs} pairs of dataset and network the network guesses in "
+        f"In {len(draft.at_chance)} of {pairs} pairs of dataset and network the network guesses in "
         "every arm: no difference can show there, and the mean is pulled towards zero."
     )
 
@@ -156,25 +154,10 @@ def how_sure(tested: Tested, family: int) -> str:
     if c.here is not None and not math.isnan(c.here.low):
         ends = f"{signed(c.here.low)} to {signed(c.here.high)}"
         words += f" With test images varied as well: {ends}."
-    seen = visible_effect(c, family)
+    seen = detectable_after(c, family)
     if not math.isnan(seen):
         words += f" The smallest change this study could have seen is about {seen:.3f}."
     return words[:1].upper() + words[1:]
-
-
-def visible_effect(contrast: Contrast, family: int = 1, power: float = POWER) -> float:
-    """Smallest true difference that a study with this interval resolves with ``power``.
-
-    (z at 1 - alpha / 2m, plus z at the power) standard errors, of which a 95 % interval is 3.92
-    wide; m = ``family`` contrasts are Holm's first and hardest step. Source: Bloom (1995),
-    Evaluation Review 19. nan without an interval, or with one of no width.
-    """
-    z = NormalDist().inv_cdf
-    widths = [contrast.high - contrast.low]
-    if contrast.here is not None:  # a verdict needs both intervals
-        widths.append(contrast.here.high - contrast.here.low)
-    error = max(widths) / (2 * z(0.975))
-    return (z(1 - ALPHA / (2 * family)) + z(power)) * error if error > 0 else math.nan
 
 
 def unsaid(c: Contrast) -> str:

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from mgdm_ray.evaluation.chance import chance_limit
+from mgdm_ray.pipeline.plan import FEATURES
 from mgdm_ray.results.report.tables import in_order
 from mgdm_ray.storage.records import Record
 
-FEATURES = "features.safetensors"
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -39,22 +39,14 @@ class Judge:
         return math.nan
 
     @property
-    def guessing(self) -> float:
-        """The balanced accuracy on the test split that guessing passes in one of twenty cases.
-
-        Guesses hit class k of n_k images with standard error sqrt(q (1 - q) / n_k), q = 1 / K. nan
-        where the test labels are not at hand.
-        """
+    def chance_limit(self) -> float:
+        """See ``evaluation.chance``; nan where the test labels are not at hand."""
         labels = self.features.get("test/labels")
-        if labels is None or len(labels) == 0:
-            return math.nan
-        counts = np.unique(labels, return_counts=True)[1]
-        q = 1 / len(counts)
-        return float(q + 1.645 * np.sqrt((q * (1 - q) / counts).sum()) / len(counts))
+        return math.nan if labels is None or len(labels) == 0 else chance_limit(labels)
 
     @property
-    def is_guessing(self) -> bool:
-        return self.accuracy <= self.guessing
+    def at_chance(self) -> bool:
+        return self.accuracy <= self.chance_limit
 
 
 @dataclass(frozen=True)
@@ -77,9 +69,6 @@ class Assessed:
     @property
     def classes(self) -> Sequence[Mapping[str, Any]]:
         return self.content.get("classes") or ()
-
-    def features(self) -> Arrays:
-        return _arrays(self.folder)
 
     def picture(self, name: str) -> bytes | None:
         path = self.folder / name if self.folder else None

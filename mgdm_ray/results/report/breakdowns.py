@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from mgdm_ray.evaluation import METRIC
 from mgdm_ray.evaluation.stats import Contrast, Summary, paired_contrast, summarise
 from mgdm_ray.results.report import figures, page, tables
 from mgdm_ray.results.report.draft import Draft
@@ -122,7 +123,7 @@ def ratio_curves(
         if record.kind != "fit_at_ratio" or record.status != "done":
             continue
         dataset, network, arm, seed = tables.cell_id(record)
-        value = record.metrics.get(tables.METRIC)
+        value = record.metrics.get(METRIC)
         base = cells.get((dataset, network, "real", seed))
         if value is None or base is None or "ratio" not in record.metrics:
             continue

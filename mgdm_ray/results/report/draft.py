@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from matplotlib.figure import Figure
 
+from mgdm_ray.evaluation.chance import networks_at_chance
 from mgdm_ray.evaluation.stats import PRIMARY, ImageContrast, image_contrast
 from mgdm_ray.results.report import figures, page, paired_predictions, tables
 from mgdm_ray.results.report.assessed import assessments, judges
@@ -84,11 +85,11 @@ class Draft:
         self.seeds = sorted({cell[3] for cell in everything})
         self.info = {info["name"]: info for info in map(_as_mapping, context.datasets)}
         self.origins = {d: context.origins.get(d, d) for d in self.datasets}
-        self.answered = paired_predictions.read_answers(self.records, context.artefact)
+        self.predictions = paired_predictions.read_predictions(self.records, context.artefact)
         self.primary = self.contrasts(PRIMARY)
         self.secondary = self.contrasts(tables.SECONDARY)
         chance = {d: 1 / len(i["classes"]) for d, i in self.info.items() if i.get("classes")}
-        self.guessing = tables.guessing(self.cells, chance, self.arms)
+        self.at_chance = networks_at_chance(self.cells, chance, self.arms)
         """Of the pairs of dataset and network those that guess in every arm."""
         self.trials = tables.trials(self.records, context.artefact)
         self.judges = self._in_order(judges(self.records, context.artefact))
@@ -104,7 +105,7 @@ class Draft:
 
     def contrasts_of_learners(self, pairs: Sequence[tuple[str, str]]) -> list[Tested]:
         """The same without networks that guess in every arm, over cells only."""
-        dead = set(self.guessing)
+        dead = set(self.at_chance)
         cells = {cell: value for cell, value in self.cells.items() if cell[:2] not in dead}
         expected = [cell for cell in self.expected if cell[:2] not in dead]
         reasons = tables.reasons(self.records)
@@ -113,7 +114,7 @@ class Draft:
     def over_images(self, pair: tuple[str, str]) -> ImageContrast | None:
         """Over cells and test images of all datasets; None where predictions are not at hand."""
         cells = paired_predictions.common_cells(self.cells, pair)
-        found = paired_predictions.paired_answers(self.answered, pair, cells, self.origins)
+        found = paired_predictions.pair_predictions(self.predictions, pair, cells, self.origins)
         return image_contrast(list(found.values())) if found else None
 
     def _in_order(self, found: Mapping[str, Found]) -> dict[str, Found]:

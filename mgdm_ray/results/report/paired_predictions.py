@@ -22,16 +22,16 @@ PairCell = tuple[str, str, int]
 
 
 @dataclass(frozen=True)
-class Answered:
+class Predictions:
     """``right`` bool `[images]`: whether the most probable class is the label; ``labels``."""
 
     right: NDArray[np.bool_]
     labels: NDArray[np.int64]
 
 
-def read_answers(
+def read_predictions(
     records: Iterable[Record], artefact: Callable[[Record], Path | None]
-) -> dict[CellId, Answered]:
+) -> dict[CellId, Predictions]:
     """Of every done cell whose predictions are at hand; a damaged file counts as none."""
     found = {}
     for record in records:
@@ -46,12 +46,14 @@ def read_answers(
         except SafetensorError:
             continue
         labels = stored["labels"].astype(np.int64)
-        found[cell_id(record)] = Answered(stored["probabilities"].argmax(axis=1) == labels, labels)
+        found[cell_id(record)] = Predictions(
+            stored["probabilities"].argmax(axis=1) == labels, labels
+        )
     return found
 
 
-def paired_answers(
-    answered: Mapping[CellId, Answered],
+def pair_predictions(
+    answered: Mapping[CellId, Predictions],
     pair: Pair,
     cells: Collection[PairCell],
     origins: Mapping[str, str] | None = None,
@@ -61,7 +63,7 @@ def paired_answers(
     None where a cell's predictions are not at hand, or where cells of one dataset (or of its
     variants) saw different test images, so that they cannot be compared image by image.
     """
-    rows: dict[str, list[tuple[Answered, Answered]]] = {}
+    rows: dict[str, list[tuple[Predictions, Predictions]]] = {}
     for dataset, network, seed in cells:
         both = [answered.get((dataset, network, arm, seed)) for arm in pair]
         if both[0] is None or both[1] is None:

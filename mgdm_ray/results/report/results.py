@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from mgdm_ray.evaluation import METRIC
 from mgdm_ray.evaluation.stats import Contrast, sentence, summarise
 from mgdm_ray.results.report import figures, page, tables
 from mgdm_ray.results.report.answer import badge, tint
@@ -15,7 +16,7 @@ from mgdm_ray.results.report.page import Html, text
 from mgdm_ray.results.report.table import Cell, interval, number, p_value
 from mgdm_ray.results.report.tables import DASH, MINUS, CellId, Tested
 
-METRIC_NAMES = {tables.METRIC: "Balanced accuracy", "auroc": "AUROC"}
+METRIC_NAMES = {METRIC: "Balanced accuracy", "auroc": "AUROC"}
 
 
 def asked(draft: Draft) -> Html:
@@ -51,7 +52,7 @@ def results(draft: Draft) -> Html:
         if not cells:
             continue
         shown = [_score_table(draft, metric, cells, dataset) for dataset in draft.datasets]
-        if metric == tables.METRIC:
+        if metric == METRIC:
             parts += [page.tag("h3", text(f"{name} on the test split")), *shown]
         else:
             parts.append(page.fold(f"{name} on the test split", *shown))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
+from mgdm_ray.evaluation.chance import NEAR_CHANCE
 from mgdm_ray.evaluation.stats import (
     Answers,
     Contrast,
@@ -20,9 +21,9 @@ from mgdm_ray.evaluation.stats.ranks import critical_difference
 from mgdm_ray.results.report import figures, page
 from mgdm_ray.results.report.draft import Draft
 from mgdm_ray.results.report.page import Html, text
-from mgdm_ray.results.report.paired_predictions import common_cells, paired_answers, without
+from mgdm_ray.results.report.paired_predictions import common_cells, pair_predictions, without
 from mgdm_ray.results.report.table import Cell, interval, number, p_value
-from mgdm_ray.results.report.tables import DASH, MINUS, NEAR_CHANCE, Tested
+from mgdm_ray.results.report.tables import DASH, MINUS, Tested
 
 ALL = "all, as they are"
 
@@ -31,7 +32,7 @@ def statistics(draft: Draft) -> Html | None:
     """Per-dataset contrasts, sensitivity to leaked images, ranks of arms and of networks."""
     if not draft.cells:
         return None
-    parts = [_by_dataset(draft), _without_guessing(draft), _without_leaks(draft), *_ranks(draft)]
+    parts = [_by_dataset(draft), _without_chance(draft), _without_leaks(draft), *_ranks(draft)]
     return page.section("statistics", "How far it can be believed", *parts)
 
 
@@ -42,7 +43,7 @@ def _tested(draft: Draft) -> list[Tested]:
 def _answers(draft: Draft, tested: Tested, together: bool = False) -> dict[str, Answers] | None:
     pair = tested.contrast.arm_a, tested.contrast.arm_b
     origins = draft.origins if together else None
-    return paired_answers(draft.answered, pair, common_cells(draft.cells, pair), origins)
+    return pair_predictions(draft.predictions, pair, common_cells(draft.cells, pair), origins)
 
 
 def _by_dataset(draft: Draft) -> Html | None:
@@ -94,12 +95,12 @@ def _both(found: ImageContrast | None) -> list[Cell]:
     return [number(found.difference, sign=True), interval(found.low, found.high)]
 
 
-def _without_guessing(draft: Draft) -> Html | None:
+def _without_chance(draft: Draft) -> Html | None:
     """The contrasts again where networks have learnt something."""
-    if not draft.guessing:
+    if not draft.at_chance:
         return None
     by_network: dict[str, list[str]] = {}
-    for dataset, network in draft.guessing:
+    for dataset, network in draft.at_chance:
         by_network.setdefault(network, []).append(dataset)
     names = "; ".join(f"{network} ({', '.join(where)})" for network, where in by_network.items())
     intro = page.paragraph(

@@ -11,7 +11,6 @@ from mgdm_ray.evaluation.stats import summarise
 from mgdm_ray.results.report import figures, page, tables
 from mgdm_ray.results.report.assessed import Assessed
 from mgdm_ray.results.report.draft import Draft
-from mgdm_ray.results.report.feature_map import SHOWN, feature_map
 from mgdm_ray.results.report.page import Html, text
 from mgdm_ray.results.report.table import Cell, number
 from mgdm_ray.results.report.tables import DASH
@@ -61,7 +60,6 @@ def synthetic(draft: Draft) -> Html | None:
         page.fold("Class by class", *_by_class(draft)),
         _distance(draft),
         _entropies(draft),
-        *_maps(draft),
     )
 
 
@@ -121,7 +119,7 @@ def _judges(draft: Draft) -> Html | None:
     lost = []
     for dataset, judge in draft.judges.items():
         classes = draft.info.get(dataset, {}).get("classes") or ()
-        if judge.is_guessing:
+        if judge.at_chance:
             lost.append(dataset)
         rows.append(
             [
@@ -129,8 +127,8 @@ def _judges(draft: Draft) -> Html | None:
                 number(judge.metrics.get("val_balanced_accuracy")),
                 number(judge.accuracy),
                 number(1 / len(classes) if classes else None),
-                number(judge.guessing),
-                "no better than guessing" if judge.is_guessing else "",
+                number(judge.chance_limit),
+                "no better than guessing" if judge.at_chance else "",
             ]
         )
     if not rows:
@@ -308,37 +306,3 @@ def _entropies(draft: Draft) -> Html | None:
         "right; far beyond the area lie images such as no patient gives.",
     )
     return page.join([page.tag("h3", text("How uncertain is the judge?")), plot])
-
-
-def _maps(draft: Draft) -> list[Html]:
-    parts: list[Html] = []
-    for dataset, judge in draft.judges.items():
-        found = feature_map(judge, draft.assessed.get(dataset, ()))
-        if found is None:
-            continue
-        highest = max(int(labels.max()) for _, labels in found.panels.values())
-        names = [str(name) for name in draft.info.get(dataset, {}).get("classes") or ()]
-        names += [str(label) for label in range(len(names), highest + 1)]
-        right = (
-            "" if math.isnan(found.accuracy) else f"; right on {found.accuracy:.0%} of real test"
-        )
-        parts.append(
-            draft.plot(
-                f"map-{dataset}",
-                figures.feature_map(found.panels, (found.x, found.y, found.uncertainty), names),
-                f"{dataset}: features of real and added images in two dimensions",
-                f"{dataset}: {found.explained:.0%} of the variance in the plane{right}.",
-            )
-        )
-    if not parts:
-        return []
-    intro = page.paragraph(
-        "The judge's features on the first two principal components of the real training images, "
-        f"at most {SHOWN} images a panel, coloured by their label; hollow: beyond the frame. The "
-        "shading, white to dark, is the uncertainty (entropy, 0 to 1) of a logistic regression on "
-        "the real training images in this plane: a picture of where classes meet, not the judge's "
-        "own uncertainty. Compare with real, test: the judge knows its training images and may set "
-        "them apart from all others. A plane hides what lies across it.",
-        "note",
-    )
-    return [page.tag("h3", text("Where the images lie")), intro, *parts]

@@ -9,11 +9,12 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mgdm_ray.evaluation import METRIC
 from mgdm_ray.evaluation.stats import (
     ALPHA,
     Contrast,
@@ -25,7 +26,6 @@ from mgdm_ray.evaluation.stats import (
 )
 from mgdm_ray.storage.records import Record
 
-METRIC = "balanced_accuracy"
 DASH, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 GAMMA = "\N{GREEK SMALL LETTER GAMMA}"
 ARM_MEANING = {
@@ -39,7 +39,6 @@ ARM_MEANING = {
 }
 """What each arm adds to the real training set; the order is that of all tables."""
 SYNTHETIC = ("generate", "roundtrip", "perturb", "disturb")
-NEAR_CHANCE = 0.02
 SECONDARY = (
     ("disturb", "perturb"),
     ("disturb", "real"),
@@ -111,27 +110,6 @@ def scores(records: Iterable[Record], metric: str = METRIC) -> dict[CellId, floa
         for record in records
         if record.is_cell and record.status == "done" and metric in record.metrics
     }
-
-
-def guessing(
-    cells: Mapping[CellId, float], chance: Mapping[str, float], arms: Collection[str]
-) -> list[tuple[str, str]]:
-    """Which (dataset, network) learnt nothing in any of ``arms``, so that they cannot differ there.
-
-    ``cells`` are balanced accuracies; ``chance`` is that of guessing, by dataset. The mean over
-    seeds of every arm must be there and lie within 0.02 of it. All arms alike decide: by one arm
-    alone, or by the best, a contrast with that arm would be selected for.
-    """
-    by_arm: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for (dataset, network, arm, _), value in cells.items():
-        by_arm.setdefault((dataset, network), {}).setdefault(arm, []).append(value)
-    return [
-        (dataset, network)
-        for (dataset, network), found in by_arm.items()
-        if dataset in chance
-        and set(arms) <= set(found)
-        and all(sum(v) / len(v) <= chance[dataset] + NEAR_CHANCE for v in found.values())
-    ]
 
 
 def reasons(records: Iterable[Record]) -> dict[CellId, str]:

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from mgdm_ray.evaluation.stats import Answers, Design, detectable, image_contrast
+from mgdm_ray.evaluation.stats import (
+    Answers,
+    Contrast,
+    Design,
+    detectable,
+    detectable_after,
+    image_contrast,
+)
 from mgdm_ray.evaluation.stats.power import COMMON, DISAGREE, student_t
 
 
@@ -70,3 +77,16 @@ def test_at_the_minimum_detectable_effect_four_of_five_studies_find_it(
         contrast = image_contrast([Answers(d, labels)], n_boot=200)
         found += contrast is not None and contrast.low > 0
     assert 0.70 <= found / 300 <= 0.88
+
+
+def test_detectable_after_a_study_by_hand() -> None:
+    """An interval 3.92 standard errors wide: 1.96 + 0.8416 of them for one contrast, and
+    2.394 + 0.8416 for the first of three."""
+
+    def contrast(low: float, high: float) -> Contrast:
+        return Contrast(0.0, low, high, 0.5, 1, 0, 1, 0.0, 2)
+
+    assert detectable_after(contrast(-0.0196, 0.0196)) == pytest.approx(0.0280, abs=1e-4)
+    assert detectable_after(contrast(-0.0196, 0.0196), 3) == pytest.approx(0.03236, abs=1e-4)
+    assert math.isnan(detectable_after(contrast(math.nan, math.nan)))
+    assert math.isnan(detectable_after(contrast(0.0, 0.0)))

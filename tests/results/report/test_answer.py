@@ -9,7 +9,7 @@ import pytest
 
 from mgdm_ray.evaluation.stats import Contrast
 from mgdm_ray.results.report import tables, write_report
-from mgdm_ray.results.report.answer import answer, how_sure, signed, unsaid, visible_effect
+from mgdm_ray.results.report.answer import answer, signed, unsaid
 from tests.results.report.test_report import read_page
 from tests.study_example import make_example
 
@@ -56,19 +56,6 @@ def test_an_incomplete_grid_is_no_answer() -> None:
     words = answer(found(0.012, 0.003, 0.027), absent=2)
     assert words.startswith("No answer yet, 2 of the cells that it needs are missing;")
     assert "better" not in words
-
-
-def test_smallest_visible_effect_by_hand() -> None:
-    """An interval 3.92 standard errors wide: 1.96 + 0.8416 of them for one contrast, and
-    2.394 + 0.8416 for the first of three."""
-    contrast = found(0.0, -0.0196, 0.0196).contrast
-    assert visible_effect(contrast) == pytest.approx(0.0280, abs=1e-4)
-    assert visible_effect(contrast, family=3) == pytest.approx(0.03236, abs=1e-4)
-    assert math.isnan(visible_effect(found(0.0, math.nan, math.nan).contrast))
-    assert math.isnan(visible_effect(found(0.0, 0.0, 0.0).contrast))
-    words = how_sure(found(0.0, -0.0196, 0.0196), 3)
-    assert words.startswith("Adjusted p = 0.010 over 40 paired cells: 20 better, 3 equal, 17 worse")
-    assert words.endswith("could have seen is about 0.032.")
 
 
 def test_what_the_answer_does_not_speak_of() -> None:

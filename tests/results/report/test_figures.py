@@ -117,23 +117,6 @@ def test_distance_against_gain() -> None:
     assert list(drawn["held-out real images"].get_xdata()) == [2.0, 2.0]
 
 
-def test_feature_map_shows_every_point_and_marks_those_beyond_the_frame() -> None:
-    """Catches points that fall off the panel unseen: five inside, one put on the border."""
-    points = np.array([[0.5, 0.5]] * 5 + [[7.0, 0.5]])
-    labels = np.array([0, 1, 0, 1, 0, 1])
-    side = np.linspace(0, 1, 20)
-    shade = np.full((20, 20), 0.35)
-    figure = figures.feature_map({"real": (points, labels)}, (side, side, shade), ["x", "y"])
-    axes = figure.axes[0]
-    drawn = [line.get_xydata() for line in axes.lines]
-    assert sum(map(len, drawn)) == len(points)
-    (hollow,) = [line for line in axes.lines if line.get_markerfacecolor() == "none"]
-    assert hollow.get_xydata().tolist() == [[1.0, 0.5]]
-    assert axes.get_xlim() == (0.0, 1.0)
-    (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["x", "y"]
-
-
 def test_a_picture_keeps_its_colours() -> None:
     """Catches a palette that turns a rare colour into another: one red dot among many greys."""
     figure = Figure(figsize=(3, 2))

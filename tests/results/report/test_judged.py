@@ -9,11 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from mgdm_ray.results.report import breakdowns, tables, write_report
 from mgdm_ray.results.report.assessed import Judge
-from mgdm_ray.results.report.feature_map import feature_map
 from mgdm_ray.results.report.synthetic import distance_words, rank_correlation
 from tests.judged_example import add_judged, add_ratios
 from tests.results.report.test_report import cell, read_page
@@ -86,20 +84,19 @@ def test_guessing_limit_by_hand() -> None:
     """50 images of each of two classes: 0.5 + 1.645 * sqrt(2 * 0.25 / 50) / 2 = 0.582."""
     labels = np.repeat([0, 1], 50)
     judge = Judge("d", {"balanced_accuracy": 0.58}, {"test/labels": labels})
-    assert judge.guessing == pytest.approx(0.58225)
-    assert judge.is_guessing
-    assert not replace(judge, metrics={"test_balanced_accuracy": 0.6}).is_guessing
-    assert not Judge("d", {"balanced_accuracy": 0.5}, {}).is_guessing  # nothing is known
+    assert judge.chance_limit == pytest.approx(0.58225)
+    assert judge.at_chance
+    assert not replace(judge, metrics={"test_balanced_accuracy": 0.6}).at_chance
+    assert not Judge("d", {"balanced_accuracy": 0.5}, {}).at_chance  # nothing is known
 
 
 def test_records_without_files_give_the_table_only(tmp_path: Path) -> None:
     """Catches a crash, or a figure made up, where the artefacts lie on another machine."""
-    path, words = report(small(tmp_path / "a", files=False), tmp_path / "s")
+    path, _ = report(small(tmp_path / "a", files=False), tmp_path / "s")
     assert len(rows_of(path, "synthetic-d")) == 5
     figures = {p.stem for p in (path.parent / "figures").glob("*.png")}
     assert "fd-against-gain" in figures
-    assert not {"entropy", "map-d", "closest-d-disturb"} & figures
-    assert "Where the images lie" not in words
+    assert not {"entropy", "closest-d-disturb"} & figures
 
 
 def test_damaged_and_failed_artefacts_are_left_out(tmp_path: Path) -> None:
@@ -113,7 +110,6 @@ def test_damaged_and_failed_artefacts_are_left_out(tmp_path: Path) -> None:
     ]
     path, _ = report(example, tmp_path / "s")
     assert "disturb" not in {row["arm"] for row in rows_of(path, "synthetic-d")}
-    assert not (path.parent / "figures" / "map-d.png").exists()
 
 
 def test_a_study_without_judge_has_none_of_it(tmp_path: Path) -> None:
@@ -149,44 +145,6 @@ def test_what_is_said_of_distance_is_careful() -> None:
     assert "a perfect ranking of 4 has p = 0.083" in words
     assert "Copies of real images are near whatever they are worth" in words
     assert "Not to be told" in distance_words({"z": {"a": (1, 0, 0.1)}})
-
-
-def test_feature_map_of_two_separate_classes() -> None:
-    """Two clouds at x = -5 and +5 in the first of four dimensions: the plane keeps them apart, the
-    uncertainty is 1 between them and 0 inside them, the same every time."""
-    rng = np.random.default_rng(0)
-    labels = np.repeat([0, 1], 400)
-    features = 0.3 * rng.normal(size=(800, 4))
-    features[:, 0] += np.where(labels == 1, 5, -5)
-    arrays = {"train/features": features, "train/labels": labels,
-              "test/features": features[::2], "test/labels": labels[::2]}  # fmt: skip
-    judge = Judge("d", {}, arrays)
-    found = feature_map(judge, ())
-    assert found is not None
-    assert found.explained > 0.95
-    assert found.accuracy == 1.0
-    assert {name: len(points) for name, (points, _) in found.panels.items()} == {
-        "real, train": 300, "real, test": 300,
-    }  # fmt: skip
-    middle = len(found.x) // 2
-    assert found.uncertainty[:, middle].min() > 0.9
-    cloud = int(np.abs(found.x - 5).argmin())
-    assert found.uncertainty[:, cloud].max() < 0.2
-    again = feature_map(judge, ())
-    assert again is not None
-    assert np.array_equal(found.panels["real, test"][0], again.panels["real, test"][0])
-    assert feature_map(Judge("d", {}, {}), ()) is None
-    one = Judge("d", {}, {**arrays, "train/labels": np.zeros(800, int)})
-    assert feature_map(one, ()) is None
-
-
-def test_images_of_another_judge_stay_off_the_map(tmp_path: Path) -> None:
-    """Catches a crash where stored features have another width than the judge's."""
-    example = small(tmp_path / "a")
-    torn = tmp_path / "a" / "assess" / "assess-d-disturb" / "features.safetensors"
-    save_file({"features": np.zeros((4, 3), np.float16), "labels": np.zeros(4, np.int64)}, torn)
-    path, _ = report(example, tmp_path / "s")
-    assert (path.parent / "figures" / "map-d.png").is_file()
 
 
 def test_ratio_curves_by_hand(tmp_path: Path) -> None:

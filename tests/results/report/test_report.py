@@ -100,7 +100,7 @@ def test_every_section_and_file_is_there(written: Path) -> None:
     figures = {path.stem for path in (written.parent / "figures").glob("*.png")}
     assert {"contrasts", "gains", "search", "guide", "training", "downstream"} <= figures
     assert {"confirm", "importance", "heat-map", "networks", "ratios"} <= figures
-    assert {"fd-against-gain", "entropy", "map-phantom-fundus", "map-phantom-ultrasound"} <= figures
+    assert {"fd-against-gain", "entropy"} <= figures
     assert {f"{what}-phantom-fundus-disturb" for what in ("entropy", "closest")} <= figures
     assert {f"grid-phantom-fundus-{arm}" for arm in ARMS if arm != "duplicate"} <= figures
     csvs = {path.stem for path in (written.parent / "tables").glob("*.csv")}

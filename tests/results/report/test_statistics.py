@@ -14,8 +14,11 @@ from sklearn.metrics import balanced_accuracy_score
 from mgdm_ray.evaluation.stats import image_contrast
 from mgdm_ray.results.report import ReportContext, write_report
 from mgdm_ray.results.report.draft import Draft
-from mgdm_ray.results.report.paired_predictions import PREDICTIONS, paired_answers, read_answers
-from mgdm_ray.results.report.tables import guessing
+from mgdm_ray.results.report.paired_predictions import (
+    PREDICTIONS,
+    pair_predictions,
+    read_predictions,
+)
 from mgdm_ray.storage.records import Record
 from tests.results.report.test_report import read_page
 
@@ -134,8 +137,8 @@ def test_without_leaked_images(tmp_path: Path) -> None:
     path = write_report(tmp_path, study.records, study.context(leaked={"p": leaked}))
     _, words = read_page(path)
     assert "16 of p" in words
-    answers = paired_answers(
-        read_answers(study.records, lambda record: study.root / record.key),
+    answers = pair_predictions(
+        read_predictions(study.records, lambda record: study.root / record.key),
         ("disturb", "duplicate"),
         [("p", n, s) for n in sorted(NETWORKS) for s in SEEDS],
     )
@@ -173,15 +176,15 @@ def test_cells_on_other_images_are_not_compared_image_by_image(tmp_path: Path) -
     study = Study(tmp_path / "a", ["p"], EFFECT)
     cells = [("p", n, s) for n in NETWORKS for s in SEEDS]
     pair = ("disturb", "duplicate")
-    answered = read_answers(study.records, lambda record: study.root / record.key)
-    assert paired_answers(answered, pair, cells) is not None
+    answered = read_predictions(study.records, lambda record: study.root / record.key)
+    assert pair_predictions(answered, pair, cells) is not None
     one = answered["p", "alexnet", "disturb", 0]
     other = {**answered, ("p", "alexnet", "disturb", 0): type(one)(one.right, one.labels[::-1])}
-    assert paired_answers(other, pair, cells) is None
+    assert pair_predictions(other, pair, cells) is None
     (study.root / "p-alexnet-disturb-0" / PREDICTIONS).write_bytes(b"torn")
-    damaged = read_answers(study.records, lambda record: study.root / record.key)
+    damaged = read_predictions(study.records, lambda record: study.root / record.key)
     assert len(damaged) == len(answered) - 1
-    assert paired_answers(damaged, pair, cells) is None
+    assert pair_predictions(damaged, pair, cells) is None
 
 
 def test_networks_that_guess_in_every_arm_are_told(tmp_path: Path) -> None:
@@ -203,18 +206,6 @@ def test_networks_that_guess_in_every_arm_are_told(tmp_path: Path) -> None:
     _, words = read_page(path)
     assert "In 1 of 4 pairs of dataset and network the network guesses in every arm" in words
     assert "Guess in every arm, within 0.02 of chance: squeezenet1_1 (d)." in words
-
-
-def test_only_guessing_in_every_arm_counts() -> None:
-    """Catches a network that is left out because it fails with real images alone: where added
-    images made it learn, that is the answer."""
-    cells = {("d", "dead", arm, seed): 0.5 + 0.01 * seed for arm in ARMS for seed in (0, 1)}
-    cells |= {("d", "saved", arm, 0): 0.9 if arm == "disturb" else 0.5 for arm in ARMS}
-    assert guessing(cells, {"d": 0.5}, ARMS) == [("d", "dead")]
-    assert guessing(cells, {"d": 0.2}, ARMS) == []
-    assert guessing(cells, {}, ARMS) == []
-    # While a study runs, an arm may not have been tried yet.
-    assert guessing(cells, {"d": 0.5}, [*ARMS, "generate"]) == []
 
 
 def test_a_study_in_which_all_guess_has_a_report(tmp_path: Path) -> None:

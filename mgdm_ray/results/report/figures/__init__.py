@@ -13,7 +13,7 @@ from mgdm_ray.results.report.figures.base import (
     png,
     styled,
 )
-from mgdm_ray.results.report.figures.judged import entropies, fd_against_gain, feature_map
+from mgdm_ray.results.report.figures.judged import entropies, fd_against_gain
 from mgdm_ray.results.report.figures.outcomes import forest, gains, network_gains, ratio_curves
 from mgdm_ray.results.report.figures.searches import confirmed, heat_map, importance, search_scatter
 from mgdm_ray.results.report.figures.training import guide_over_t, loss_curves, running_mean
@@ -27,7 +27,6 @@ __all__ = [
     "confirmed",
     "entropies",
     "fd_against_gain",
-    "feature_map",
     "forest",
     "gains",
     "guide_over_t",

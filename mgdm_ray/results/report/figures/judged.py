@@ -1,13 +1,11 @@
-"""Figures of what the judge says of the images: entropy, distance, and a map of its features."""
+"""Figures of what the judge says of the images: entropy and distance."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from mgdm_ray.results.report.figures.base import (
     ARM_COLOURS,
@@ -19,12 +17,6 @@ from mgdm_ray.results.report.figures.base import (
 )
 
 REAL = "real"
-CLASS_COLOURS = ("#3d7ab8", "#d9822b", "#2f9587", "#c8384f", "#8d5fbf", "#6b7a1f", "#d17bb0",
-                 "#5b6470", "#00a0c6", "#8c564b")  # fmt: skip
-"""In the order of labels; the tenth and later classes start again."""
-PER_ROW = 4
-LEVELS = [round(0.1 * i, 1) for i in range(11)]
-"""Of the shading: steps are told apart where a smooth one is not."""
 
 
 @styled
@@ -74,45 +66,5 @@ def fd_against_gain(panels_of: Mapping[str, Mapping[str, Sequence[float]]]) -> F
         axes.set(title=dataset, xlabel="Frechet distance to real training images")
         if index % 2 == 0:
             axes.set_ylabel("mean gain over real")
-    legend_below(figure)
-    return figure
-
-
-@styled
-def feature_map(
-    panels_of: Mapping[str, tuple[NDArray[Any], NDArray[Any]]],
-    grid: tuple[NDArray[Any], NDArray[Any], NDArray[Any]],
-    classes: Sequence[str],
-) -> Figure:
-    """Panels of points ``[N, 2]`` coloured by label ``[N]``, on one shading.
-
-    ``grid`` is (x ``[W]``, y ``[H]``, uncertainty ``[H, W]`` in [0, 1]); points outside lie on the
-    border, as hollow marks.
-    """
-    xs, ys, shade = grid
-    figure, panels = panels_in_rows(len(panels_of), 2.3, columns=PER_ROW, sharex=True)
-    for index, (axes, (name, (points, labels))) in enumerate(
-        zip(panels, panels_of.items(), strict=True)
-    ):
-        axes.contourf(xs, ys, shade, levels=LEVELS, cmap="Greys", vmin=0, vmax=1.6, gid="shading")
-        low, high = np.array([xs[0], ys[0]]), np.array([xs[-1], ys[-1]])
-        inside = ((points >= low) & (points <= high)).all(axis=1)
-        shown = np.clip(points, low, high)
-        for label in range(len(classes)):
-            colour = CLASS_COLOURS[label % len(CLASS_COLOURS)]
-            mine = labels == label
-            axes.plot(
-                *shown[mine & inside].T, "o", ms=3.4, mew=0.3, mec="white", color=colour, alpha=0.85
-            )
-            if (mine & ~inside).any():  # an empty unclipped line has no place, and no layout
-                outside = shown[mine & ~inside].T
-                axes.plot(*outside, "o", ms=4, mfc="none", mec=colour, clip_on=False)
-        axes.set_title(f"{name} ({len(points)})", fontsize=9.5)
-        axes.set(xticks=[], yticks=[], xlim=(xs[0], xs[-1]), ylim=(ys[0], ys[-1]))
-        axes.grid(visible=False)
-        if index == 0:
-            for label, name_of_class in enumerate(classes):
-                colour = CLASS_COLOURS[label % len(CLASS_COLOURS)]
-                axes.plot([], [], "o", ms=5, color=colour, label=name_of_class)
     legend_below(figure)
     return figure
