@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mgdm_ray.config import InputError, ResourcesConfig
 from mgdm_ray.pipeline.plan import CELLS, FITS, KINDS, SAMPLINGS, SCORINGS, Job, fits_per_setting
+from mgdm_ray.pipeline.trials import TRIALS_FILE, read_trials
 from mgdm_ray.storage.records import Record
 
 if TYPE_CHECKING:
@@ -375,8 +376,9 @@ def _work_seconds(
         share = work / manifest["inputs"]["train"]["batch_size"] / speed["steps"]
         return speed["seconds"] * share * speed["workers"], speed["seconds"]
     if kind == "search":
-        trials = _read(store, manifest, "trials.json")
-        total = sum(float(row["seconds"]) for row in trials or ())
+        held = TRIALS_FILE in manifest["files"]
+        trials = read_trials(store.here(kind, manifest["key"])) if held else ()
+        total = sum(trial.seconds for trial in trials)
         if not total:
             return None
         at_once = math.ceil(total / seconds)  # they cannot have taken longer than the search

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mgdm_ray.config import DatasetConfig, StudyConfig
 from mgdm_ray.pipeline.plan import Plan
+from mgdm_ray.pipeline.trials import read_trials
 from mgdm_ray.seeding import content_key
 from mgdm_ray.storage.records import Record, write_records
 from mgdm_ray.storage.store import Store
@@ -84,8 +84,8 @@ class Finalizer:
         """A search's record together with one record per trial."""
         if record.kind != "search" or record.status != "done":
             return [record]
-        rows = json.loads((self.store.here("search", record.key) / "trials.json").read_text())
-        return [record, *(_trial(record, row) for row in rows)]
+        trials = read_trials(self.store.here("search", record.key))
+        return [record, *(trial.record(record) for trial in trials)]
 
     def close(self, known: dict[str, Record], seconds: float, *, anew: bool = False) -> None:
         """Bring records.jsonl, MLflow and report up to date with ``known``.
@@ -215,23 +215,3 @@ class Finalizer:
 
     def tracking_uri(self) -> str:
         return self.config.tracking.uri or f"sqlite:///{self.store.root}/mlflow.db"
-
-
-def _trial(search: Record, row: dict[str, Any]) -> Record:
-    """The record of one trial of a search, from a row of its trials.json."""
-    metrics: dict[str, float] = {}
-    if "score" in row:
-        metrics = {"score": row["score"]}
-        metrics |= {f"score_{network}": value for network, value in row["per_network"].items()}
-        if "cost" in row:
-            metrics |= {"cost": row["cost"], "on_pareto_front": float(row["front"])}
-    return dataclasses.replace(
-        search,
-        key=content_key(["trial", search.key, row["number"]]),
-        kind="trial",
-        status=row["status"],
-        reason=row["reason"],
-        setting=row["setting"],
-        metrics=metrics,
-        seconds=row["seconds"],
-    )

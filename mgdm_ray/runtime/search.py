@@ -30,6 +30,7 @@ from ray.tune.search.optuna import OptunaSearch
 from mgdm_ray.config import ResourcesConfig
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.pipeline.tasks.base import Context, JobError, Outcome, reason_of, silent
+from mgdm_ray.pipeline.trials import Trial, best_trial, write_trials
 from mgdm_ray.runtime.importance import importance, write_importance
 from mgdm_ray.runtime.optuna_storage import ObjectJournal
 from mgdm_ray.runtime.proposals import (
@@ -40,7 +41,7 @@ from mgdm_ray.runtime.proposals import (
     should_prune,
     space,
 )
-from mgdm_ray.storage.records import WORKER_DIED
+from mgdm_ray.storage.records import WORKER_DIED, Status
 from mgdm_ray.storage.remote.objects import Objects, is_url
 
 if TYPE_CHECKING:
@@ -49,7 +50,11 @@ if TYPE_CHECKING:
 METRIC, COST = "score", "cost"
 OUTCOME = "outcome"
 """The user attribute of an Optuna trial that holds what its record needs."""
-STATUSES = {TrialState.COMPLETE: "done", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+STATUSES: dict[TrialState, Status] = {
+    TrialState.COMPLETE: "done",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
 
 
 class Scorer(Protocol):
@@ -266,30 +271,32 @@ class Ledger(OptunaSearch):  # type: ignore[misc]
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study is on disk."""
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One per finished trial, by number: what trials.json holds."""
+    def results(self) -> list[Trial]:
+        """The finished trials, by number."""
         several = len(self._names) > 1
         front = {t.number for t in self.study.best_trials} if several else set()
-        rows = []
+        found = []
         for trial in self.trials():
             if not trial.state.is_finished():
                 continue
-            outcome = trial.user_attrs[OUTCOME]
-            row = {
-                "number": trial.number,
-                "setting": outcome["setting"],
-                "seconds": outcome["seconds"],
-                "status": STATUSES[trial.state],
-                "reason": outcome.get("reason", ""),
-            }
+            outcome, failed = trial.user_attrs[OUTCOME], trial.state == TrialState.FAIL
+            reason = outcome.get("reason", "")
             if trial.state == TrialState.PRUNED:
-                row["reason"] = f"stopped after {len(outcome['per_network'])} networks"
-            if trial.state != TrialState.FAIL:
-                row |= {METRIC: outcome[METRIC], "per_network": outcome["per_network"]}
-                if several:
-                    row |= {COST: outcome[COST], "front": trial.number in front}
-            rows.append(row)
-        return rows
+                reason = f"stopped after {len(outcome['per_network'])} networks"
+            found.append(
+                Trial(
+                    number=trial.number,
+                    setting=outcome["setting"],
+                    status=STATUSES[trial.state],
+                    reason=reason,
+                    score=None if failed else outcome[METRIC],
+                    per_network={} if failed else outcome["per_network"],
+                    seconds=outcome["seconds"],
+                    cost=outcome[COST] if several and not failed else None,
+                    front=trial.number in front,
+                )
+            )
+        return found
 
 
 class PruningScheduler(FIFOScheduler):  # type: ignore[misc]
@@ -322,19 +329,19 @@ def search(
     ledger = open_ledger(job, context)
     if ledger.missing:
         _run_missing(ledger, job, context, resources, max_concurrent, make_scorer)
-    rows = ledger.rows()
-    scored = [row for row in rows if row["status"] == "done"]
-    if not scored:
-        reasons = sorted({row["reason"] for row in rows})
-        raise JobError(f"none of {len(rows)} trials gave a score: {'; '.join(reasons)[:300]}")
-    # The most accurate trial of all is on the Pareto front too; of equals, the cheaper one is.
-    best = max(scored, key=lambda row: (row[METRIC], -row.get(COST, 0.0)))
-    (folder / "trials.json").write_text(json.dumps(rows, allow_nan=False), encoding="utf-8")
+    trials = ledger.results()
+    best = best_trial(trials)
+    if best is None or best.score is None:
+        reasons = sorted({trial.reason for trial in trials})
+        raise JobError(f"none of {len(trials)} trials gave a score: {'; '.join(reasons)[:300]}")
+    # The most accurate trial is on the Pareto front: of equals the cheapest is taken.
+    write_trials(folder, trials)
     write_importance(folder, importance(job, ledger.within, ledger.trials()))
-    metrics = {"best_score": best[METRIC], "trials": float(len(scored))}
-    if COST in best:
-        metrics["best_cost"] = best[COST]
-    return {"setting": best["setting"], "split": "val", "metrics": metrics}
+    scored = sum(trial.status == "done" for trial in trials)
+    metrics = {"best_score": best.score, "trials": float(scored)}
+    if best.cost is not None:
+        metrics["best_cost"] = best.cost
+    return {"setting": dict(best.setting), "split": "val", "metrics": metrics}
 
 
 def open_ledger(job: Job, context: Context) -> Ledger:

@@ -77,7 +77,7 @@ def _finish(plan: Plan, store: Store) -> None:
         record = base_record(job)
         with store.writing(job.kind, job.key) as folder:
             (folder / "history.json").write_text("[]")
-            (folder / "trials.json").write_text('[{"seconds": 1.0}]')
+            (folder / "trials.json").write_text('[{"number": 0, "setting": {}, "status": "done"}]')
             (folder / "speed.json").write_text('{"seconds": 1.0, "steps": 4, "workers": 1}')
             provenance = {"inputs": job.inputs, "needs": job.needs}
             store.commit(job.kind, job.key, folder, asdict(record), provenance)

@@ -297,6 +297,12 @@ def put(store: Store, job: Job, seconds: float, files: dict[str, str], **metrics
         store.commit(job.kind, job.key, folder, record, {"inputs": job.inputs, "needs": job.needs})
 
 
+def trials_of(*seconds: float) -> str:
+    return json.dumps(
+        [{"number": 0, "setting": {}, "status": "done", "seconds": one} for one in seconds]
+    )
+
+
 def test_figures_of_a_store(tmp_path: Path) -> None:
     """A fit of 6 steps that waited, and was resumed: 3 steps in 6 s of 40 s, so 12 s for all,
     on two workers each; a search of 30 s with trials of 8, 8 and 9 s: 5 s around them."""
@@ -306,7 +312,7 @@ def test_figures_of_a_store(tmp_path: Path) -> None:
     put(store, of_kind(plan, "fit_guide"), 33, {"weights": "x" * 10})
     put(store, of_kind(plan, "generate"), 4, {"images": "x" * 100}, images=20)
     put(store, of_kind(plan, "encode"), 4, {}, images=20)
-    trials = json.dumps([{"seconds": s} for s in (8, 8, 9)])
+    trials = trials_of(8, 8, 9)
     put(store, of_kind(plan, "search"), 30, {"trials.json": trials})
     figures = {f.effort.kind: f for f in figures_in(store, manifests_in(store), {})}
     fit, guide = figures["fit_denoiser"], figures["fit_guide"]
@@ -332,7 +338,7 @@ def test_two_trials_at_once_are_recognised(tmp_path: Path) -> None:
         put(store, of_kind(plan, kind), 9, {})
     put(store, of_kind(plan, "generate"), 4, {}, images=20)
     put(store, of_kind(plan, "encode"), 4, {}, images=20)
-    trials = json.dumps([{"seconds": 10.0}] * 3)
+    trials = trials_of(10, 10, 10)
     put(store, of_kind(plan, "search"), 20, {"trials.json": trials})
     [search] = [f for f in figures_in(store, manifests_in(store), {}) if f.effort.kind == "search"]
     assert (search.seconds, search.fixed) == (30, 5)

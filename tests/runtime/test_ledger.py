@@ -88,7 +88,7 @@ def play(ledger: Ledger, job: Job) -> None:
 def undisturbed(job: Job, path: Path) -> list[dict[str, Any]]:
     ledger = Ledger(job, 2, RDBStorage(f"sqlite:///{path}"))
     play(ledger, job)
-    return without_seconds(ledger.rows())
+    return without_seconds([t.row() for t in ledger.results()])
 
 
 SEARCHES: list[dict[str, Any]] = [
@@ -124,7 +124,7 @@ def test_deaths_at_any_write_change_nothing(
         except Killed:
             deaths += 1
     assert deaths >= 4
-    assert without_seconds(ledger.rows()) == expected
+    assert without_seconds([t.row() for t in ledger.results()]) == expected
     assert [t.number for t in ledger.trials()] == list(range(job.inputs["trials"]))
     assert all(trial.state.is_finished() for trial in ledger.trials())
     if job.inputs["pruner"] != "none":
@@ -158,10 +158,10 @@ def test_a_measurement_may_have_a_range_of_its_own(empty: Path, tmp_path: Path) 
     ledger = Ledger(job, 2, RDBStorage(f"sqlite:///{tmp_path / 'own.db'}"))
     play(ledger, job)
     seen = set()
-    for trial, row in zip(ledger.trials(), ledger.rows(), strict=True):
-        own = row["setting"]["measurement"] == "energy"
+    for trial, row in zip(ledger.trials(), ledger.results(), strict=True):
+        own = row.setting["measurement"] == "energy"
         low, high = (0.001, 0.01) if own else (0.02, 0.5)
-        assert low <= row["setting"]["uncertainty_scale"] <= high
+        assert low <= row.setting["uncertainty_scale"] <= high
         name = "uncertainty_scale/energy" if own else "uncertainty_scale"
         assert set(trial.params) == {"stage_one", "measurement", name}
         seen.add(name)
@@ -277,7 +277,7 @@ def test_several_trials_that_died_at_once_are_all_taken_on(empty: Path, tmp_path
     again = Ledger(job, 2, RDBStorage(f"sqlite:///{tmp_path / 'three.db'}"))
     assert again.missing == 5
     play(again, job)
-    rows = again.rows()
+    rows = [t.row() for t in again.results()]
     assert [row["setting"] for row in rows[:3]] == settings
     assert [row["number"] for row in rows] == [0, 1, 2, 3, 4]
     assert all(trial.state == TrialState.COMPLETE for trial in again.trials())

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mgdm_ray.evaluation.selection_bias import Confirmed
 from mgdm_ray.pipeline.plan import fits_per_setting
@@ -22,6 +22,7 @@ from mgdm_ray.pipeline.tasks.base import (
     save_json,
     stored_record,
 )
+from mgdm_ray.pipeline.trials import Trial, read_trials
 from mgdm_ray.seeding import content_key
 from mgdm_ray.storage.files import replacing
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from mgdm_ray.pipeline.plan import Job
 
 CONFIRM_FILE = "confirm.json"
+
+T = TypeVar("T")
 
 
 class Scorer(Protocol):
@@ -74,54 +77,50 @@ def confirm(
     Every score is kept in the scratch folder as soon as it is there, so that a kill costs one.
     Raises JobError where a score is not finite.
     """
-    artefact(context, "search", job.needs["search"])  # whole, or JobError
+    found_by_search = artefact(context, "search", job.needs["search"])  # whole, or JobError
     chosen = stored_record(context.store, "search", job.needs["search"]).setting
-    trials = ranked(_trials(job, context), chosen)
+    trials = ranked(read_trials(found_by_search), chosen)
     settings = spread(trials, job.inputs["settings"])
     networks, seeds = fits_per_setting(job.inputs)
-    scores = _scores(job, context, [row["setting"] for row in settings], make_scorer)
+    scores = _scores(job, context, [trial.setting for trial in settings], make_scorer)
     rows = [
         {
-            "number": row["number"],
+            "number": trial.number,
             "network": network,
             "is_proxy": network in job.inputs["proxies"],
             "seed": seed,
             "score": scores[index, network, seed],
         }
-        for index, row in enumerate(settings)
+        for index, trial in enumerate(settings)
         for network in networks
         for seed in range(seeds)
     ]
     found = {
         "trials": len(trials),
-        "settings": [{k: row[k] for k in ("number", "setting", "score")} for row in settings],
+        "settings": [
+            {"number": t.number, "setting": t.setting, "score": t.score} for t in settings
+        ],
         "rows": rows,
     }
     save_json(folder / CONFIRM_FILE, found)
     return {"setting": chosen, "split": "val", "metrics": Confirmed.of(found).metrics()}
 
 
-def _trials(job: Job, context: Context) -> list[dict[str, Any]]:
-    path = artefact(context, "search", job.needs["search"]) / "trials.json"
-    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    return rows
-
-
-def ranked(trials: Sequence[dict[str, Any]], chosen: Mapping[str, Any]) -> list[dict[str, Any]]:
+def ranked(trials: Sequence[Trial], chosen: Mapping[str, Any]) -> list[Trial]:
     """The finished trials of a search, each setting once: the chosen one, then by falling score."""
-    done = [row for row in trials if row["status"] == "done"]
-    done.sort(key=lambda row: (row["setting"] != chosen, -row["score"], row["number"]))
-    by_setting: dict[str, dict[str, Any]] = {}
-    for row in done:
-        by_setting.setdefault(json.dumps(row["setting"], sort_keys=True), row)
+    done = [(trial.score, trial) for trial in trials if trial.status == "done"]
+    done.sort(key=lambda found: (found[1].setting != chosen, -(found[0] or 0.0), found[1].number))
+    by_setting: dict[str, Trial] = {}
+    for _, trial in done:
+        by_setting.setdefault(json.dumps(trial.setting, sort_keys=True), trial)
     return list(by_setting.values())
 
 
-def spread(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+def spread(trials: Sequence[T], count: int) -> list[T]:
     """At most ``count`` of them, evenly: the first one, and the last one where there are two."""
-    count = min(count, len(rows))
+    count = min(count, len(trials))
     last = max(1, count - 1)
-    return [rows[round(index * (len(rows) - 1) / last)] for index in range(count)]
+    return [trials[round(index * (len(trials) - 1) / last)] for index in range(count)]
 
 
 def _scores(

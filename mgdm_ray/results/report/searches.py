@@ -9,11 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 from mgdm_ray.evaluation.selection_bias import FEWEST, Agreement, Confirmed
+from mgdm_ray.pipeline.trials import Trial
 from mgdm_ray.results.report import figures, page, tables
 from mgdm_ray.results.report.draft import Draft
 from mgdm_ray.results.report.page import Html, text
 from mgdm_ray.results.report.table import Cell, interval, number
-from mgdm_ray.results.report.tables import DASH, GAMMA, Trial, duration, setting_text
+from mgdm_ray.results.report.tables import DASH, GAMMA, duration, setting_text
 from mgdm_ray.storage.records import Record
 
 PARAMETERS = {

@@ -5,7 +5,6 @@ All statistics come from ``stats``; nothing here draws or writes.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -24,6 +23,7 @@ from mgdm_ray.evaluation.stats import (
     holm,
     summarise,
 )
+from mgdm_ray.pipeline.trials import TRIALS_FILE, Trial, best_trial, read_trials
 from mgdm_ray.storage.records import Record
 
 DASH, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
@@ -77,21 +77,6 @@ class Tested:
             return "not resolvable"
         verdict = "better" if self.contrast.difference > 0 else "worse"
         return f"{verdict} here" if self.contrast.scope else verdict
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One setting that a search tried. ``where`` is the dataset, or dataset and network."""
-
-    where: str
-    number: int
-    setting: Mapping[str, Any]
-    score: float | None
-    per_network: Mapping[str, float]
-    status: str
-    seconds: float
-    cost: float = 0.0
-    """Of a search with two objectives."""
 
 
 def cell_id(record: Record) -> CellId:
@@ -241,28 +226,11 @@ def trials(records: Sequence[Record], artefact: Callable[[Record], Path | None])
     """What the searches tried: from each search's ``trials.json``, else from the trial records."""
     found: list[Trial] = []
     for record in sorted(records, key=lambda r: (r.kind, r.dataset or "", r.key)):
-        if record.kind != "search":
-            continue
-        folder = artefact(record)
-        path = folder / "trials.json" if folder else None
-        if path is not None and path.is_file():
-            rows = json.loads(path.read_text(encoding="utf-8"))
-            found += [_trial(where_of(record), row) for row in rows]
-    if found:
-        return found
+        folder = artefact(record) if record.kind == "search" else None
+        if folder is not None and (folder / TRIALS_FILE).is_file():
+            found += read_trials(folder, where_of(record))
     single = [record for record in records if record.kind == "trial"]
-    return [
-        Trial(
-            where=where_of(record),
-            number=number,
-            setting=record.setting,
-            score=record.metrics.get("score"),
-            per_network={},
-            status=record.status,
-            seconds=record.seconds,
-        )
-        for number, record in enumerate(single)
-    ]
+    return found or [Trial.of_record(r, number, where_of(r)) for number, r in enumerate(single)]
 
 
 def where_of(record: Record) -> str:
@@ -270,29 +238,13 @@ def where_of(record: Record) -> str:
     return " · ".join(part for part in (record.dataset, record.network) if part) or "?"
 
 
-def _trial(where: str, row: Mapping[str, Any]) -> Trial:
-    return Trial(
-        where=where,
-        number=int(row["number"]),
-        setting=dict(row["setting"]),
-        score=None if row.get("score") is None else float(row["score"]),
-        per_network=dict(row.get("per_network") or {}),
-        status=str(row.get("status", "done")),
-        seconds=float(row.get("seconds") or 0.0),
-        cost=float(row.get("cost") or 0.0),
-    )
-
-
 def best_trials(found: Iterable[Trial]) -> dict[str, Trial]:
-    """Per search the finished trial with the best score; of equals the cheapest, then the first."""
-    best: dict[str, Trial] = {}
+    """``best_trial`` per search."""
+    grouped: dict[str, list[Trial]] = {}
     for trial in found:
-        if trial.score is None or trial.status not in ("done", "complete"):
-            continue
-        held = best.get(trial.where)
-        if held is None or (trial.score, -trial.cost) > (held.score or 0.0, -held.cost):
-            best[trial.where] = trial
-    return best
+        grouped.setdefault(trial.where, []).append(trial)
+    best = {where: best_trial(trials) for where, trials in grouped.items()}
+    return {where: trial for where, trial in best.items() if trial is not None}
 
 
 def problems(

@@ -13,8 +13,9 @@ import pytest
 
 from mgdm_ray.config import GuidanceSetting
 from mgdm_ray.evaluation.selection_bias import Agreement, Confirmed, Optimism
+from mgdm_ray.pipeline.trials import Trial
 from mgdm_ray.results.report import page, result_rows, result_table, searches, tables, write_report
-from mgdm_ray.storage.records import Record
+from mgdm_ray.storage.records import Record, Status
 from tests.judged_example import add_judged, add_ratios
 from tests.study_example import ARMS, DATASETS, SETTING, Example, make_example
 
@@ -242,8 +243,8 @@ def test_jobs_that_were_held_up_stand_under_the_root() -> None:
 def test_best_trial_is_finished_and_highest() -> None:
     """Catches a pruned or failed trial that is called best."""
 
-    def trial(number: int, score: float | None, status: str) -> tables.Trial:
-        return tables.Trial("d", number, SETTING, score, {}, status, 1.0)
+    def trial(number: int, score: float | None, status: Status) -> Trial:
+        return Trial(number, SETTING, status, score=score, where="d")
 
     rows = [trial(0, 0.6, "done"), trial(1, 0.9, "pruned"), trial(2, None, "failed"),
             trial(3, 0.7, "done"), trial(4, 0.7, "done")]  # fmt: skip
