@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mgdm_ray.classifiers.networks import build_network
 from mgdm_ray.config import DownstreamConfig, ResourcesConfig, StudyConfig, UNetConfig, load_study
 from mgdm_ray.data.info import dataset_info
-from mgdm_ray.data.load import train_images
+from mgdm_ray.data.load import data_source
 from mgdm_ray.diffusion.unet import build_denoiser, build_guide
 from mgdm_ray.pipeline.cost_model import Node, ask_of, effort, fits_per_setting, images_of
 from mgdm_ray.pipeline.plan import CELLS, FITS, Job, Plan, make_plan
@@ -102,7 +102,7 @@ class Counter:
     def __init__(self, config: StudyConfig, plan: Plan) -> None:
         self.config, self.plan = config, plan
         self.nodes = {key: Node.of(job) for key, job in plan.jobs.items()}
-        counts = {d.name: train_images(d, config.data_dir) for d in config.datasets}
+        counts = {d.name: data_source(d, config.data_dir).train_images() for d in config.datasets}
         self.train = {d.name: counts[d.name] or TRAINING_IMAGES[d.origin] for d in config.datasets}
         self.facts = {d.name: (dataset_info(d, config.data_dir), d.size) for d in config.datasets}
 

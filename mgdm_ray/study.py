@@ -222,10 +222,11 @@ class Study:
 
     def plan_estimate(self) -> PlanEstimate:
         """The plan, what the storage holds, and this machine."""
-        from mgdm_ray.data.load import count_test_images, train_images
+        from mgdm_ray.data.load import data_source
 
-        tests = {d.name: count_test_images(d, self.config.data_dir) for d in self.config.datasets}
-        counts = {d.name: train_images(d, self.config.data_dir) for d in self.config.datasets}
+        sources = {d.name: data_source(d, self.config.data_dir) for d in self.config.datasets}
+        tests = {name: source.counts("test") for name, source in sources.items()}
+        counts = {name: source.train_images() for name, source in sources.items()}
         manifests = manifests_in(self.store)
         return PlanEstimate(
             self.config,
@@ -251,17 +252,18 @@ class Study:
 
     def check_data(self) -> None:
         """Fetch what can be fetched, refuse what is missing or damaged, before anything starts."""
-        from mgdm_ray.data.load import check_source, check_top_up, download
+        from mgdm_ray.data.load import data_source
 
         self.prepare_own()
         for index, dataset in enumerate(self.read.datasets):
+            source = data_source(dataset, self.config.data_dir)
             if self.fingerprints[dataset.name] == "absent" and dataset.path is None:
                 print(f"downloading {dataset.name} ({dataset.size} px)", flush=True)
-                download(dataset, self.config.data_dir)
+                source.download()
             try:
-                warnings = check_source(dataset, self.config.data_dir)
+                warnings = source.check()
                 if set(self.config.arms) - {"real", "augment"}:
-                    check_top_up(self.config.synthetic, dataset, self.config.data_dir)
+                    source.check_top_up(self.config.synthetic)
             except InputError as error:
                 raise InputError(f"{self.arguments.study}: datasets[{index}]: {error}") from None
             for warning in warnings:

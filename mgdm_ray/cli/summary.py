@@ -118,16 +118,16 @@ def steps_after(finalizer: Finalizer, records: list[Record]) -> list[Step]:
 
 def _seeds_to_see(finalizer: Finalizer, difference: float, records: list[Record]) -> int | None:
     """Seeds that would resolve ``difference``, from the spread of this study's own cells."""
-    from mgdm_ray.data.load import count_test_images
+    from mgdm_ray.data.load import data_source
     from mgdm_ray.evaluation.power_analysis import seeds_to_see
 
-    tests = {d.name: count_test_images(d, finalizer.config.data_dir) for d in finalizer.read}
+    sources = {d.name: data_source(d, finalizer.config.data_dir) for d in finalizer.read}
     cells = [
         {"record": asdict(record), "inputs": finalizer.plan.jobs[record.key].inputs}
         for record in records
         if record.is_cell
     ]
-    counts = {name: count for name, count in tests.items() if count is not None}
+    counts = {name: n for name, source in sources.items() if (n := source.counts("test"))}
     return seeds_to_see(difference, finalizer.config, counts, cells)
 
 

@@ -1,4 +1,4 @@
-"""Whole numbers in given proportions, and orders in which every prefix keeps them."""
+"""Integer counts in given proportions, and orders in which every prefix keeps them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def apportion(
     minimum: int = 0,
     capacity: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
-    """Counts `[K]` int64 that sum to ``total``, proportional to ``weights`` (>= 0, not all zero).
+    """Split ``total`` into counts `[K]` int64 proportional to ``weights`` (>= 0, not all zero).
 
     Largest remainder method (Hamilton); ties go to the lower index. Every count is at least
-    ``minimum`` and at most ``capacity[k]``. Raises ValueError where that cannot be.
+    ``minimum`` and at most ``capacity[k]``; ValueError where that is impossible.
     """
     share = np.asarray(weights, dtype=np.float64)
     if share.ndim != 1 or (share < 0).any() or not share.sum() > 0:
@@ -31,7 +31,7 @@ def apportion(
         )
     quota = share / share.sum() * total
     counts: NDArray[np.int64] = np.clip(np.floor(quota).astype(np.int64), minimum, most)
-    # One at a time to where it is owed most: without bounds this is the largest remainder.
+    # One at a time to where most is missing: without bounds this is the largest remainder.
     while (missing := total - int(counts.sum())) != 0:
         owed = quota - counts
         if missing > 0:
@@ -44,10 +44,10 @@ def apportion(
 def interleave(
     counts: NDArray[np.int64], *seed_parts: str | int | float | bool
 ) -> NDArray[np.int64]:
-    """Labels `[sum(counts)]` int64 with ``counts[k]`` times k, evenly mixed.
+    """Labels `[sum(counts)]` int64, ``counts[k]`` times k, evenly mixed.
 
-    The j-th of n labels of a class stands at about (j + u) / n of the way, u seeded per label, so
-    that every prefix has nearly the shares of the whole: a trial may use the first images only.
+    Label j of the n of a class stands at about (j + u) / n of the way, u random, so that every
+    prefix (the first images of a trial) has nearly the shares of the whole.
     """
     rng = np.random.default_rng(derive_seed("interleave", *seed_parts))
     labels = np.repeat(np.arange(len(counts)), counts)

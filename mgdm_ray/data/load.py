@@ -1,42 +1,32 @@
-"""Reading, checking and downloading the images of a dataset, one split at a time."""
+"""Read, check and download the images of a dataset, one split at a time.
+
+``data_source`` gives one of three classes: phantoms, an .npz file, a user's own image files.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
+import shutil
 import urllib.request
 import zipfile
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mgdm_ray.config import DatasetConfig, InputError, SyntheticConfig
+from mgdm_ray.data import npz
 from mgdm_ray.data.apportion import apportion
 from mgdm_ray.data.info import DatasetInfo, dataset_info
-from mgdm_ray.data.npz import (
-    IMAGE_SUFFIX,
-    LABEL_SUFFIX,
-    SPLITS,
-    THUMBNAIL,
-    THUMBNAIL_SUFFIX,
-    SplitName,
-    channels_of,
-    missing_file,
-    npz_path,
-    open_npz,
-    read_array,
-    read_header,
-    read_labels,
-    resolve_data_dir,
-)
+from mgdm_ray.data.npz import SPLITS, SplitName, npz_path, resolve_data_dir
 from mgdm_ray.data.phantoms import PHANTOM_VERSION, class_counts, draw_split
 from mgdm_ray.data.sources.prepare import own_fingerprint
-from mgdm_ray.data.sources.source import own_listing
+from mgdm_ray.data.sources.source import is_own, list_own
 from mgdm_ray.seeding import derive_seed
+from mgdm_ray.storage.files import replacing
 from mgdm_ray.storage.remote.objects import Objects, is_url
 
 if TYPE_CHECKING:
@@ -44,15 +34,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SPLITS",
+    "DataSource",
     "Split",
     "SplitName",
     "check_source",
-    "check_top_up",
-    "count_test_images",
-    "download",
+    "data_source",
     "fingerprint",
     "load_split",
-    "load_thumbnails",
     "npz_path",
     "resolve_data_dir",
     "to_tensor",
@@ -60,10 +48,9 @@ __all__ = [
 ]
 
 ABSENT = "absent"
-# Files up to this size are read through once by check_source (well under a second); larger ones
-# are verified member by member when they are loaded.
+# Files up to this size are verified as a whole by ``check`` (well under a second); of larger
+# ones, each array is verified when it is loaded.
 _VERIFY_BYTES = 64 * 2**20
-_CHUNK = 2**20
 
 
 @dataclass(frozen=True)
@@ -77,304 +64,304 @@ class Split:
         return len(self.labels)
 
 
-def load_split(
-    config: DatasetConfig, split: SplitName, data_dir: str | Path | None = None
-) -> Split:
-    """Images and labels of one split; the other splits' arrays are not opened.
+class DataSource(ABC):
+    """One dataset of a study."""
 
-    ``train`` is cut down to ``train_size``: a seeded, stratified choice with at least one image
-    per class, in the file's order; smaller choices are (nearly) contained in larger ones.
-    Raises InputError where the file is missing or not what it should be.
-    """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; allowed: {', '.join(SPLITS)}")
-    if config.phantom is not None:
-        loaded = Split(*draw_split(config.origin, config.phantom, config.size, split))
-    else:
-        loaded = _read_split(config, split, data_dir)
-    keep = _kept(config, split, loaded.labels)
-    if len(keep) == len(loaded):
-        return loaded
-    return Split(loaded.images[keep], loaded.labels[keep])
+    def __init__(self, config: DatasetConfig, data_dir: str | Path | None) -> None:
+        self.config, self.data_dir = config, data_dir
 
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Identity of the content, without reading pixels; "absent" where the file is missing."""
 
-def _read_split(config: DatasetConfig, split: SplitName, data_dir: str | Path | None) -> Split:
-    path = npz_path(config, data_dir)
-    if not path.is_file():
-        raise missing_file(config, path, dataset_info(config, data_dir).url)
-    with open_npz(path) as archive:
-        _check_images(archive, split, config)
-        images = read_array(archive, split + IMAGE_SUFFIX).astype(np.uint8, copy=False)
-        labels = read_labels(archive, split + LABEL_SUFFIX)
-        if len(images) != len(labels):
-            raise InputError(f"{split} has {len(images)} images but {len(labels)} labels")
-    if images.ndim == 3:
-        images = images[..., None]
-    return Split(np.ascontiguousarray(images), labels)
+    @abstractmethod
+    def counts(self, split: SplitName) -> list[int] | None:
+        """Images per class before ``train_size``; None where the file is missing. No pixels."""
 
+    @abstractmethod
+    def read(self, split: SplitName) -> Split:
+        """All images of ``split``, whatever ``train_size``; the other splits stay closed."""
 
-def load_thumbnails(
-    config: DatasetConfig, split: SplitName, data_dir: str | Path | None = None
-) -> NDArray[np.uint8] | None:
-    """`[N, 32, 32, 1]`: the images of ``load_split`` stretched, without the bars that made them
-    square; None where the file has none, as only prepared own images do."""
-    if config.phantom is not None:
+    def check(self) -> list[str]:
+        """Warnings; InputError for data that would fail in a job."""
+        return []
+
+    def thumbnails(self, split: SplitName) -> NDArray[np.uint8] | None:  # noqa: ARG002
+        """`[N, 32, 32, 1]`, the images of ``load`` stretched to a square without black bars.
+
+        Only prepared own images have them.
+        """
         return None
-    with open_npz(npz_path(config, data_dir)) as archive:
-        if split + THUMBNAIL_SUFFIX + ".npy" not in archive.namelist():
-            return None
-        labels = read_labels(archive, split + LABEL_SUFFIX)
-        header = read_header(archive, split + THUMBNAIL_SUFFIX)
-        if header.shape != (len(labels), THUMBNAIL, THUMBNAIL) or header.dtype != np.uint8:
-            return None  # somebody else's array of that name
-        found = read_array(archive, split + THUMBNAIL_SUFFIX).astype(np.uint8, copy=False)
-    return found[_kept(config, split, labels), :, :, None]
+
+    def download(self) -> None:  # noqa: B027
+        """Fetch the official file unless it exists; it appears whole or not at all."""
+
+    def load(self, split: SplitName) -> Split:
+        """Images and labels of ``split``; of ``train`` the ``train_size`` images of the study."""
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}; allowed: {', '.join(SPLITS)}")
+        whole = self.read(split)
+        keep = self._kept(split, whole.labels)
+        if len(keep) == len(whole):
+            return whole
+        return Split(whole.images[keep], whole.labels[keep])
+
+    def train_images(self) -> int | None:
+        """Number of training images of the study; None where the file is missing."""
+        counts = self.counts("train")
+        return None if counts is None else min(sum(counts), self.config.train_size or sum(counts))
+
+    def check_top_up(self, synthetic: SyntheticConfig) -> None:
+        """Raise InputError where ``balance: top_up`` would add nothing."""
+        counts = np.array(self.counts("train") or [], dtype=np.int64)
+        if synthetic.per_class is None or not len(counts):
+            return
+        if self.config.train_size is not None and self.config.train_size < counts.sum():
+            counts[counts > 0] = self._shares(counts[counts > 0], self.config.train_size)
+        if counts.min() >= synthetic.per_class:
+            raise InputError(
+                f"dataset {self.config.name!r}: synthetic.per_class {synthetic.per_class} adds "
+                f"nothing: its classes have {', '.join(map(str, counts))} training images; set it "
+                f"above {counts.min()}"
+            )
+
+    def _kept(self, split: SplitName, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Sorted indices of the images in the study: a seeded, stratified choice of ``train``.
+
+        Smaller choices are (nearly) contained in larger ones.
+        """
+        size = self.config.train_size
+        if split != "train" or size is None or size >= len(labels):
+            return np.arange(len(labels))
+        values, counts = np.unique(labels, return_counts=True)
+        chosen = []
+        for value, n in zip(values, self._shares(counts, size), strict=True):
+            rng = np.random.default_rng(derive_seed("train_size", self.config.origin, int(value)))
+            chosen.append(rng.permutation(np.flatnonzero(labels == value))[:n])
+        return np.sort(np.concatenate(chosen))
+
+    def _shares(self, counts: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+        """Images of each class among ``size``, each class at least once."""
+        if size < len(counts):
+            raise InputError(
+                f"dataset {self.config.origin!r}: train_size {size} is less than its {len(counts)} "
+                "classes; every class needs at least one training image"
+            )
+        return apportion(counts, size, minimum=1, capacity=counts)
 
 
-def _kept(config: DatasetConfig, split: SplitName, labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Which of the split's images a study has: all, or the ``train_size`` chosen of train."""
-    if split != "train" or config.train_size is None or config.train_size >= len(labels):
-        return np.arange(len(labels))
-    return _stratified(labels, config.train_size, config.origin)
+class Phantom(DataSource):
+    """Images drawn by code; their identity is the version of the drawing code."""
 
+    def __init__(self, config: DatasetConfig, data_dir: str | Path | None) -> None:
+        super().__init__(config, data_dir)
+        assert config.phantom is not None
+        self.phantom = config.phantom
 
-def _stratified(labels: NDArray[np.int64], size: int, name: str) -> NDArray[np.int64]:
-    """Sorted indices `[size]`, classes in the shares of ``labels``, each class at least once."""
-    values, counts = np.unique(labels, return_counts=True)
-    if size < len(values):
-        raise InputError(
-            f"dataset {name!r}: train_size {size} is less than its {len(values)} classes; "
-            "every class needs at least one training image"
-        )
-    take = apportion(counts, size, minimum=1, capacity=counts)
-    chosen = []
-    for value, n in zip(values, take, strict=True):
-        rng = np.random.default_rng(derive_seed("train_size", name, int(value)))
-        chosen.append(rng.permutation(np.flatnonzero(labels == value))[:n])
-    return np.sort(np.concatenate(chosen))
-
-
-def fingerprint(config: DatasetConfig, data_dir: str | Path | None = None) -> str:
-    """Identity of the dataset's content, without reading pixels.
-
-    Of a file: sha256 over name, CRC-32 and size of every member, as its zip directory has them;
-    "absent" where the file is not there. Of one's own images: of all files, labels and splits. Of a
-    phantom: the version of the drawing code.
-    Raises InputError where the file is no zip.
-    """
-    if config.phantom is not None:
+    def fingerprint(self) -> str:
         return PHANTOM_VERSION
-    listing = own_listing(config, data_dir)
-    if listing is not None:
-        return own_fingerprint(config, listing)
-    path = npz_path(config, data_dir)
-    if not path.is_file():
-        return ABSENT
-    digest = hashlib.sha256()
-    with open_npz(path) as archive:
-        for member in sorted(archive.infolist(), key=lambda m: m.filename):
-            digest.update(f"{member.filename}\0{member.CRC:08x}\0{member.file_size}\n".encode())
-    return digest.hexdigest()
+
+    def counts(self, split: SplitName) -> list[int]:
+        number = {"train": self.phantom.train, "val": self.phantom.val, "test": self.phantom.test}
+        classes = dataset_info(self.config, self.data_dir).num_classes
+        counts: list[int] = class_counts(number[split], classes, self.phantom.imbalance).tolist()
+        return counts
+
+    def read(self, split: SplitName) -> Split:
+        return Split(*draw_split(self.config.origin, self.phantom, self.config.size, split))
 
 
-def train_images(config: DatasetConfig, data_dir: str | Path | None = None) -> int | None:
-    """How many training images a study has of this dataset, without reading pixels; None where the
-    file is not there."""
-    if config.phantom is not None:
-        number = config.phantom.train
-    elif (listing := own_listing(config, data_dir)) is not None:
-        number = len(listing.of("train"))
-    else:
-        path = npz_path(config, data_dir)
+class Npz(DataSource):
+    """A file in MedMNIST's format: an official one, a user's, or prepared own images."""
+
+    @property
+    def path(self) -> Path:
+        return npz_path(self.config, self.data_dir)
+
+    @property
+    def info(self) -> DatasetInfo:
+        return dataset_info(self.config, self.data_dir)
+
+    def fingerprint(self) -> str:
+        """sha256 over name, CRC-32 and size of every member, as the zip directory has them."""
+        path = self.path
+        if not path.is_file():
+            return ABSENT
+        digest = hashlib.sha256()
+        with npz.open_npz(path) as archive:
+            for member in sorted(archive.infolist(), key=lambda m: m.filename):
+                line = f"{member.filename}\0{member.CRC:08x}\0{member.file_size}\n"
+                digest.update(line.encode())
+        return digest.hexdigest()
+
+    def counts(self, split: SplitName) -> list[int] | None:
+        path = self.path
         if not path.is_file():
             return None
-        with open_npz(path) as archive:
-            header = read_header(archive, "train" + IMAGE_SUFFIX)
-            channels_of(header)  # it has images at all
-            number = header.shape[0]
-    return min(number, config.train_size or number)
+        with npz.open_npz(path) as archive:
+            labels = npz.read_labels(archive, split + npz.LABEL_SUFFIX)
+        counts: list[int] = np.bincount(labels).tolist()
+        return counts
 
+    def read(self, split: SplitName) -> Split:
+        path = self._existing()
+        with npz.open_npz(path) as archive:
+            labels = self._labels(archive, split)
+            images = npz.read_array(archive, split + npz.IMAGE_SUFFIX).astype(np.uint8, copy=False)
+        if images.ndim == 3:
+            images = images[..., None]
+        return Split(np.ascontiguousarray(images), labels)
 
-def count_test_images(
-    config: DatasetConfig, data_dir: str | Path | None = None
-) -> list[int] | None:
-    """Test images per class, without reading pixels; None where the file is not there.
+    def thumbnails(self, split: SplitName) -> NDArray[np.uint8] | None:
+        name = split + npz.THUMBNAIL_SUFFIX
+        with npz.open_npz(self.path) as archive:
+            if f"{name}.npy" not in archive.namelist():
+                return None
+            labels = npz.read_labels(archive, split + npz.LABEL_SUFFIX)
+            header = npz.read_header(archive, name)
+            wanted = (len(labels), npz.THUMBNAIL, npz.THUMBNAIL)
+            if header.shape != wanted or header.dtype != np.uint8:
+                return None  # another program's array of that name
+            found = npz.read_array(archive, name).astype(np.uint8, copy=False)
+        return found[self._kept(split, labels), :, :, None]
 
-    For what a plan says of a study's power: that needs how many there are, and nothing of them.
-    """
-    if config.phantom is not None:
-        classes = dataset_info(config, data_dir).num_classes
-        counts = class_counts(config.phantom.test, classes, config.phantom.imbalance)
-        return [int(count) for count in counts]
-    listing = own_listing(config, data_dir)
-    if listing is not None:
-        return listing.counts("test")
-    path = npz_path(config, data_dir)
-    if not path.is_file():
-        return None
-    with open_npz(path) as archive:
-        labels = read_labels(archive, "test" + LABEL_SUFFIX)
-    return [int(count) for count in np.bincount(labels)]
+    def check(self) -> list[str]:
+        """Warnings about the file; small files are verified whole, large ones by their headers.
 
-
-def check_source(config: DatasetConfig, data_dir: str | Path | None = None) -> list[str]:
-    """Check the dataset before anything is started; returns warnings, one sentence each.
-
-    Raises InputError with the file and what to do: missing, not a zip, an array missing, pickled,
-    of the wrong dtype, shape or size, labels out of range, fewer than two classes, a class without
-    training image. Small files are verified whole; large ones by headers and labels only.
-    """
-    info = dataset_info(config, data_dir)
-    if config.phantom is not None:
-        return []
-    path = npz_path(config, data_dir)
-    if not path.is_file():
-        raise missing_file(config, path, info.url)
-    with open_npz(path) as archive:
-        warnings = _check_arrays(archive, config, info)
-        if path.stat().st_size <= _VERIFY_BYTES:
-            broken = archive.testzip()
-            if broken is not None:
-                raise zipfile.BadZipFile(f"the checksum of {broken} is wrong")
-    if info.md5 is not None and path.stat().st_size <= _VERIFY_BYTES:
-        found = _md5(path)
-        if found != info.md5:
+        Raises InputError for a file that is missing or no zip, and for arrays that are missing,
+        pickled, of a wrong dtype, shape, size or label, or without one of at least two classes.
+        """
+        info, path = self.info, self._existing()
+        small = path.stat().st_size <= _VERIFY_BYTES
+        with npz.open_npz(path) as archive:
+            warnings = [w for split in SPLITS for w in self._check_split(archive, split, info)]
+            if small and (broken := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"wrong checksum of {broken}")
+        if info.md5 is not None and small and (found := _md5(path)) != info.md5:
             warnings.append(
                 f"{path} is not the official {path.name} (md5 {found}, official {info.md5}): "
-                "results are not comparable with published ones."
+                "results are not comparable with published ones"
             )
-    return warnings
+        return warnings
 
+    def download(self) -> None:
+        """As above, from Zenodo.
 
-def check_top_up(
-    synthetic: SyntheticConfig, config: DatasetConfig, data_dir: str | Path | None = None
-) -> None:
-    """InputError where ``balance: top_up`` would add nothing to this dataset; reads labels only."""
-    if synthetic.per_class is None:
-        return
-    if config.phantom is not None:
-        labels = draw_split(config.origin, config.phantom, config.size, "train")[1]
-    else:
-        with open_npz(npz_path(config, data_dir)) as archive:
-            labels = read_labels(archive, "train" + LABEL_SUFFIX)
-    if config.train_size is not None and config.train_size < len(labels):
-        labels = labels[_stratified(labels, config.train_size, config.origin)]
-    counts = np.bincount(labels)
-    if counts.min() >= synthetic.per_class:
-        raise InputError(
-            f"dataset {config.name!r}: synthetic.per_class {synthetic.per_class} tops up nothing: "
-            f"its classes have {', '.join(map(str, counts))} training images; give more than "
-            f"{counts.min()}"
-        )
+        InputError where there is no source, the network fails or the md5 is not the official one.
+        """
+        info, path = self.info, self.path
+        if path.is_file():
+            return
+        if info.url is None:
+            raise npz.missing_file(self.config, path, None)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as temporary:
+                with (
+                    urllib.request.urlopen(info.url, timeout=30) as answer,
+                    temporary.open("wb") as file,
+                ):
+                    shutil.copyfileobj(answer, file)
+                if (found := _md5(temporary)) != info.md5:
+                    raise InputError(f"{info.url} has md5 {found}, not {info.md5}. Try again")
+            folder = resolve_data_dir(self.data_dir)
+            if is_url(folder):
+                Objects(folder).upload(path, path.name)
+        except OSError as error:  # urllib's errors are
+            missing = npz.missing_file(self.config, path, info.url)
+            raise InputError(f"cannot download: {error}. {missing}") from error
 
+    def _existing(self) -> Path:
+        path = self.path
+        if not path.is_file():
+            raise npz.missing_file(self.config, path, self.info.url)
+        return path
 
-def _check_images(
-    archive: zipfile.ZipFile, split: SplitName, config: DatasetConfig
-) -> tuple[int, int]:
-    """Number and channels of a split's images; InputError where dtype, shape or size is wrong."""
-    header = read_header(archive, split + IMAGE_SUFFIX)
-    channels = channels_of(header)
-    number, height, width = header.shape[:3]
-    if number == 0:
-        raise InputError(f"array {header.name!r} is empty")
-    if (height, width) != (config.size, config.size):
-        advice = f"set size: {height}" if height == width else "images must be square"
-        raise InputError(
-            f"array {header.name!r} has images of {height} x {width} pixels, but dataset "
-            f"{config.name!r} has size {config.size}; {advice}"
-        )
-    return number, channels
-
-
-def _check_arrays(archive: zipfile.ZipFile, config: DatasetConfig, info: DatasetInfo) -> list[str]:
-    warnings = []
-    for split in SPLITS:
-        number, channels = _check_images(archive, split, config)
-        labels = read_labels(archive, split + LABEL_SUFFIX)
+    def _labels(self, archive: zipfile.ZipFile, split: SplitName) -> NDArray[np.int64]:
+        """Labels of ``split``; InputError unless they fit the header of its images."""
+        header = npz.read_header(archive, split + npz.IMAGE_SUFFIX)
+        npz.channels_of(header)
+        number, height, width = header.shape[:3]
+        if number == 0:
+            raise InputError(f"array {header.name!r} is empty")
+        if (height, width) != (self.config.size, self.config.size):
+            advice = f"set size: {height}" if height == width else "images must be square"
+            raise InputError(
+                f"array {header.name!r} has images of {height} x {width} pixels, but dataset "
+                f"{self.config.name!r} has size {self.config.size}; {advice}"
+            )
+        labels = npz.read_labels(archive, split + npz.LABEL_SUFFIX)
         if len(labels) != number:
             raise InputError(f"{split} has {number} images but {len(labels)} labels")
+        return labels
+
+    def _check_split(
+        self, archive: zipfile.ZipFile, split: SplitName, info: DatasetInfo
+    ) -> list[str]:
+        labels = self._labels(archive, split)
+        channels = npz.channels_of(npz.read_header(archive, split + npz.IMAGE_SUFFIX))
         if channels != info.channels:
             raise InputError(f"{split}_images have {channels} channel(s), not {info.channels}")
         counts = np.bincount(labels, minlength=info.num_classes)
         if len(counts) > info.num_classes:
             raise InputError(
-                f"{split}_labels go up to {len(counts) - 1}, but there are {info.num_classes} "
-                f"classes: 0..{info.num_classes - 1}"
-                + (" (those of train_labels)" if config.path is not None else "")
+                f"{split}_labels go up to {len(counts) - 1}, but the dataset has "
+                f"{info.num_classes} classes: 0..{info.num_classes - 1}"
             )
-        absent = [str(k) for k in np.flatnonzero(counts == 0)]
-        if absent and split == "train":
-            raise InputError(f"train_labels have no image of class {', '.join(absent)}")
+        absent = ", ".join(map(str, np.flatnonzero(counts == 0)))
+        if split != "train":
+            where = f"dataset {self.config.name!r}: {split} has no image of class {absent}"
+            return [f"{where}; its recall cannot be measured there"] if absent else []
         if absent:
-            warnings.append(
-                f"dataset {config.name!r}: {split} has no image of class {', '.join(absent)}, "
-                "whose recall cannot be measured there."
-            )
-        if split == "train" and config.train_size is not None:
-            _warn_train_size(config, labels, warnings)
-    return warnings
+            raise InputError(f"train_labels have no image of class {absent}")
+        size = self.config.train_size
+        if size is not None and size > len(labels):
+            return [
+                f"dataset {self.config.name!r}: train_size {size} is more than the {len(labels)} "
+                "training images; all are used"
+            ]
+        if size is not None:
+            self._shares(counts, size)
+        return []
 
 
-def _warn_train_size(config: DatasetConfig, labels: NDArray[np.int64], warnings: list[str]) -> None:
-    if config.train_size is None:
-        return
-    if config.train_size > len(labels):
-        warnings.append(
-            f"dataset {config.name!r}: train_size {config.train_size} is more than the "
-            f"{len(labels)} training images; all are used."
-        )
-    else:
-        _stratified(labels, config.train_size, config.origin)
+class OwnImages(Npz):
+    """Image files of a user; ``prepare`` makes the .npz that jobs read."""
+
+    def fingerprint(self) -> str:
+        """Hash of all files, labels and splits."""
+        return own_fingerprint(self.config, list_own(self.config, self.data_dir))
+
+    def counts(self, split: SplitName) -> list[int]:
+        return list_own(self.config, self.data_dir).counts(split)
+
+
+def data_source(config: DatasetConfig, data_dir: str | Path | None = None) -> DataSource:
+    """The dataset that ``config`` names."""
+    kind = Phantom if config.phantom is not None else OwnImages if is_own(config) else Npz
+    return kind(config, data_dir)
+
+
+def load_split(
+    config: DatasetConfig, split: SplitName, data_dir: str | Path | None = None
+) -> Split:
+    """``DataSource.load``; InputError where the file is missing or damaged."""
+    return data_source(config, data_dir).load(split)
+
+
+def fingerprint(config: DatasetConfig, data_dir: str | Path | None = None) -> str:
+    """``DataSource.fingerprint``; InputError where the file is no zip."""
+    return data_source(config, data_dir).fingerprint()
+
+
+def check_source(config: DatasetConfig, data_dir: str | Path | None = None) -> list[str]:
+    """``DataSource.check``."""
+    return data_source(config, data_dir).check()
 
 
 def _md5(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-def download(config: DatasetConfig, data_dir: str | Path | None = None) -> Path:
-    """Fetch a MedMNIST file from Zenodo; returns its path, at once where it is already there.
-
-    Written to a temporary file beside its place, compared with the official md5, then renamed.
-    Raises InputError where there is nothing to download from or the network does not allow it.
-    """
-    info = dataset_info(config, data_dir)
-    path = npz_path(config, data_dir)
-    if path.is_file():
-        return path
-    if info.url is None or info.md5 is None:
-        raise missing_file(config, path, None)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise InputError(f"cannot write to {path.parent}: {error.strerror or error}") from error
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            _fetch(info.url, file)
-        found = _md5(temporary)
-        if found != info.md5:
-            raise InputError(f"{info.url} has md5 {found}; expected {info.md5}. Try again")
-        temporary.chmod(0o644)  # mkstemp's file is private; a data folder is often shared
-        temporary.replace(path)
-        folder = resolve_data_dir(data_dir)
-        if is_url(folder):
-            Objects(folder).upload(path, path.name)
-    except OSError as error:
-        raise InputError(
-            f"cannot download: {error}. {missing_file(config, path, info.url)}"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-def _fetch(url: str, file: IO[bytes]) -> None:
-    """Raises OSError (urllib's errors are) where the network or the server refuses."""
-    with urllib.request.urlopen(url, timeout=30) as answer:
-        while chunk := answer.read(_CHUNK):
-            file.write(chunk)
 
 
 def to_tensor(images: NDArray[np.uint8]) -> torch.Tensor:

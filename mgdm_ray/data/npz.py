@@ -1,8 +1,8 @@
-"""Where a dataset's .npz file is, and how to look into it without reading pixels.
+"""Find a dataset's .npz file and read its headers, labels and arrays safely.
 
 MedMNIST's format: ``{train,val,test}_images`` uint8 `[N, H, W]`, `[N, H, W, 1]` or
-`[N, H, W, 3]` and ``{train,val,test}_labels`` integers `[N]` or `[N, 1]`. Nothing is ever
-unpickled: object arrays are refused.
+`[N, H, W, 3]` and ``{train,val,test}_labels`` integers `[N]` or `[N, 1]`. Object arrays are
+refused: nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ IMAGE_SUFFIX = "_images"
 LABEL_SUFFIX = "_labels"
 THUMBNAIL_SUFFIX = "_thumbnails"
 THUMBNAIL = 32
-"""Sides of the small stretched copies of own images, for finding images that are there twice."""
+"""Side of the small stretched copies of own images, in which duplicates are searched."""
 LARGEST_RATIO = 1032
-"""Bytes that deflate can make of one."""
-MAX_NAME_BYTES = 4 * 200
-MAX_IMAGES = 20_000_000
-CLASSES = "classes"
-"""Array of names `[K]`, in the order of the labels; a file need not have it."""
+"""Largest compression ratio of deflate."""
 MAX_CLASSES = 10_000
-"""A larger label is a mistake; counting up to it would exhaust memory."""
+"""A larger label is a mistake, and counting up to it would take all memory."""
+MAX_IMAGES = 20_000_000
+MAX_NAME_BYTES = 4 * 200
+CLASSES = "classes"
+"""Optional array of class names `[K]`, in the order of the labels."""
 
-# What zipfile, zlib and numpy raise for bytes that are not what they should be.
+# What zipfile, zlib and numpy raise for damaged bytes.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError)
 
 
@@ -56,17 +56,16 @@ class Header:
 
 
 def resolve_data_dir(data_dir: str | Path | None) -> str:
-    """``data_dir``, else the environment's MGDM_DATA_DIR, else ~/.medmnist: a folder or a URL."""
+    """Folder or URL: ``data_dir``, else the environment's MGDM_DATA_DIR, else ~/.medmnist."""
     chosen = str(data_dir or os.environ.get(DATA_DIR_VARIABLE) or "~/.medmnist")
     return chosen if is_url(chosen) else str(Path(chosen).expanduser())
 
 
 def npz_path(config: DatasetConfig, data_dir: str | Path | None) -> Path:
-    """The file of a MedMNIST dataset or of your own; it need not exist.
+    """File of a MedMNIST dataset (NAME.npz at 28 px, else NAME_SIZE.npz) or of a user's dataset.
 
-    Where ``data_dir`` is a URL, this machine's copy of it. MedMNIST names its files NAME.npz at 28
-    pixels and NAME_SIZE.npz above. Raises InputError for a size that MedMNIST does not have, and
-    for phantoms, which have no file.
+    It need not exist. Of a URL, this machine's copy. InputError for phantoms, which have no file,
+    and for sizes that MedMNIST does not have.
     """
     folder = resolve_data_dir(data_dir)
     if config.path is not None:
@@ -85,32 +84,25 @@ def npz_path(config: DatasetConfig, data_dir: str | Path | None) -> Path:
 
 
 def missing_file(config: DatasetConfig, path: Path, url: str | None) -> InputError:
-    """The error for a file that is not there: its name, its folder, and where to get it."""
-    lines = [f"dataset {config.name!r}: file {path.name} is not in {path.parent.absolute()}."]
-    if url is not None:
-        lines.append(f"Download {url} and save it as {path.absolute()},")
-        lines.append(f"or set {DATA_DIR_VARIABLE} (or 'data_dir' in the study) to its folder.")
-    else:
-        lines.append(
-            "Put it there, give 'path' as an absolute path, "
-            f"or set {DATA_DIR_VARIABLE} (or 'data_dir' in the study) to its folder."
-        )
+    """Error for a file that does not exist: its name, its folder, and how to get it."""
+    get = f"Download {url} and save it as {path.absolute()}" if url else "Put it there"
+    where = "" if url else ", give 'path' as an absolute path"
+    text = (
+        f"dataset {config.name!r}: file {path.name} is not in {path.parent.absolute()}. {get}"
+        f"{where}, or set {DATA_DIR_VARIABLE} (or 'data_dir' in the study) to its folder."
+    )
     near = sorted(p.name for p in path.parent.glob("*.npz")) if path.parent.is_dir() else []
-    if near:
-        lines.append(f"That folder has: {', '.join(near[:12])}.")
-    return InputError(" ".join(lines))
+    return InputError(text + (f" That folder has: {', '.join(near[:12])}." if near else ""))
 
 
 @contextmanager
 def open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open an .npz; damage met inside the block is raised as InputError naming the file."""
+    """Open an .npz; damage met inside the block becomes an InputError with the path."""
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except _DAMAGE as error:
@@ -144,36 +136,30 @@ def read_header(archive: zipfile.ZipFile, name: str) -> Header:
             "save it as a plain integer array"
         )
     if not all(type(side) is int and side >= 0 for side in shape):
-        raise InputError(f"array {name!r} has shape {shape}, which is none")
+        raise InputError(f"array {name!r} has shape {shape}; sides must be integers >= 0")
     return Header(name, shape, dtype)
 
 
 def read_array(archive: zipfile.ZipFile, name: str) -> NDArray[np.generic]:
-    """Array ``name``; the zip's checksum is verified on the way."""
+    """Read array ``name`` and verify its checksum; nothing larger than the file can hold."""
     header = read_header(archive, name)
-    _require_bytes(archive, header)
+    member = archive.getinfo(f"{name}.npy")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise InputError(f"array {name!r} uses a compression that numpy does not write")
+    packed = min(member.compress_size, Path(str(archive.filename)).stat().st_size)
+    most = min(member.file_size, packed * LARGEST_RATIO)
+    if math.prod(header.shape) * header.dtype.itemsize > most:
+        raise InputError(
+            f"array {name!r} claims shape {str(list(header.shape))[:100]}, more than its "
+            f"{member.compress_size} compressed bytes can hold; the file is damaged"
+        )
     with _open_member(archive, name) as file:
         array: NDArray[np.generic] = np.lib.format.read_array(file, allow_pickle=False)
     return array
 
 
-def _require_bytes(archive: zipfile.ZipFile, header: Header) -> None:
-    """InputError unless the file can hold what the header says: memory is taken for that."""
-    member = archive.getinfo(f"{header.name}.npy")
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise InputError(f"array {header.name!r} is packed in a way that numpy does not write")
-    packed = min(member.compress_size, Path(str(archive.filename)).stat().st_size)
-    most = min(member.file_size, packed * LARGEST_RATIO)
-    needed = math.prod(header.shape) * header.dtype.itemsize
-    if min(header.shape, default=0) < 0 or needed > most:
-        raise InputError(
-            f"array {header.name!r} says it has shape {str(list(header.shape))[:100]}, which its "
-            f"{member.compress_size} packed bytes cannot hold; the file is damaged"
-        )
-
-
 def channels_of(header: Header) -> Literal[1, 3]:
-    """Channels of an image array; InputError unless uint8 `[N, H, W]`, `[N, H, W, 1 or 3]`."""
+    """Channels of an image array; InputError unless uint8 `[N, H, W]` or `[N, H, W, 1 or 3]`."""
     shape = header.shape
     if header.dtype != np.uint8:
         raise InputError(
@@ -205,7 +191,7 @@ def read_labels(archive: zipfile.ZipFile, name: str) -> NDArray[np.int64]:
     labels = read_array(archive, name).reshape(-1).astype(np.int64)
     if labels.size and labels.max() >= MAX_CLASSES:
         raise InputError(
-            f"array {name!r} has label {labels.max()}; labels are class numbers, 0 to at most "
+            f"array {name!r} has label {labels.max()}; labels are class numbers, at most "
             f"{MAX_CLASSES - 1}"
         )
     if labels.size and labels.min() < 0:
@@ -214,15 +200,14 @@ def read_labels(archive: zipfile.ZipFile, name: str) -> NDArray[np.int64]:
 
 
 def read_class_names(archive: zipfile.ZipFile) -> tuple[str, ...] | None:
-    """Names of the classes where the file has them; InputError unless they are text."""
+    """Class names where the file has them; InputError unless they are text."""
     if f"{CLASSES}.npy" not in archive.namelist():
         return None
     header = read_header(archive, CLASSES)
     plain = header.dtype.kind == "U" and header.dtype.itemsize <= MAX_NAME_BYTES
     if not plain or len(header.shape) != 1 or not 2 <= header.shape[0] <= MAX_CLASSES:
         raise InputError(
-            f"array {CLASSES!r} has dtype {header.dtype} and shape {list(header.shape)}; 2 to "
-            f"{MAX_CLASSES} names, one per label, of at most {MAX_NAME_BYTES // 4} characters are "
-            "needed"
+            f"array {CLASSES!r} has dtype {header.dtype} and shape {list(header.shape)}; one name "
+            f"per label (2 to {MAX_CLASSES}), each at most {MAX_NAME_BYTES // 4} characters"
         )
     return tuple(str(name) for name in read_array(archive, CLASSES))

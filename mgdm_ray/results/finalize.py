@@ -176,14 +176,15 @@ class Finalizer:
     def findings(self) -> dict[str, list[Finding]]:
         """What there is to say of each dataset's splits. Opens test data: for the report only."""
         from mgdm_ray.data.checks import check_splits
-        from mgdm_ray.data.load import SPLITS, Split, load_split, load_thumbnails
+        from mgdm_ray.data.load import SPLITS, Split, data_source
 
         found = {}
         for dataset in self.read:
+            source = data_source(dataset, self.config.data_dir)
             splits, thumbnails = dict[str, Split](), dict[str, NDArray[np.uint8]]()
             for split in SPLITS:
-                splits[split] = load_split(dataset, split, self.config.data_dir)
-                small = load_thumbnails(dataset, split, self.config.data_dir)
+                splits[split] = source.load(split)
+                small = source.thumbnails(split)
                 if small is not None:
                     thumbnails[split] = small
             found[dataset.name] = check_splits(splits, thumbnails)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mgdm_ray.config import DatasetConfig, PhantomConfig, StudyConfig
-from mgdm_ray.data.load import SPLITS, count_test_images, load_split, npz_path
+from mgdm_ray.data.load import SPLITS, data_source, load_split, npz_path
 from mgdm_ray.evaluation.power_analysis import resolution, spread
 from mgdm_ray.evaluation.stats import Design, detectable
 from tests.conftest import TINY
@@ -99,4 +99,4 @@ def test_counts_of_test_images_are_those_of_the_split() -> None:
         configs.append(real)
     for config in configs:
         labels = load_split(config, SPLITS[2]).labels
-        assert count_test_images(config) == np.bincount(labels).tolist()
+        assert data_source(config).counts("test") == np.bincount(labels).tolist()

@@ -13,14 +13,7 @@ from typing import Any
 import numpy as np
 
 from mgdm_ray.config import DatasetConfig
-from mgdm_ray.data.load import (
-    SPLITS,
-    check_source,
-    count_test_images,
-    fingerprint,
-    load_split,
-    train_images,
-)
+from mgdm_ray.data.load import SPLITS, check_source, data_source, fingerprint, load_split
 
 SIZE = 8
 MEMBERS = [f"{split}_{what}" for split in SPLITS for what in ("images", "labels")]
@@ -47,8 +40,8 @@ def case(rng: random.Random, folder: Path, canary: Path) -> bool:
         path.write_bytes(_damaged(rng, path.read_bytes()))
     config = DatasetConfig(name="mine", path=str(path), size=SIZE)
     fingerprint(config)
-    train_images(config)
-    count_test_images(config)
+    data_source(config).train_images()
+    data_source(config).counts("test")
     check_source(config)
     for split in SPLITS:
         load_split(config, split)

@@ -26,31 +26,30 @@ TABLES = (".csv", ".parquet")
 SAY_AFTER_S = 3.0
 
 
-def source_path(config: DatasetConfig, data_dir: str | Path | None) -> Path | None:
-    """Folder or manifest of one's own images; None where ``config`` names something else.
+def is_own(config: DatasetConfig) -> bool:
+    """Whether ``config`` names image files of a user: a folder or a manifest, no .npz."""
+    return config.path is not None and not config.path.lower().endswith(".npz")
 
-    Raises InputError where it is not there, or lies in a bucket.
-    """
-    if config.path is None or config.path.lower().endswith(".npz"):
-        return None
-    folder, given = resolve_data_dir(data_dir), Path(config.path).expanduser()
+
+def _source_path(config: DatasetConfig, data_dir: str | Path | None) -> Path:
+    """Folder or manifest; InputError where it does not exist, or is a URL."""
+    folder, given = resolve_data_dir(data_dir), Path(config.path or "").expanduser()
     if not given.is_absolute() and is_url(folder):
         raise InputError(
-            f"dataset {config.name!r}: own images are read from a folder of this machine, not from "
-            f"{folder}; give 'path' as an absolute path"
+            f"dataset {config.name!r}: own images are read from a local folder, not from {folder}; "
+            "give 'path' as an absolute path"
         )
     path = given if given.is_absolute() else Path(folder) / given
     try:
-        there = path.is_dir() or (path.is_file() and path.suffix.lower() in TABLES)
+        if path.is_dir() or (path.is_file() and path.suffix.lower() in TABLES):
+            return path
+        what = "is no folder, .csv, .parquet or .npz" if path.exists() else "does not exist"
     except (OSError, ValueError) as error:
         raise InputError(f"dataset {config.name!r}: {shown(str(path))}: {error}") from None
-    if not there:
-        what = "is no folder and no .csv, .parquet or .npz" if path.exists() else "is not there"
-        raise InputError(
-            f"dataset {config.name!r}: {path} {what}; 'path' is relative to {folder} "
-            "(data_dir or MGDM_DATA_DIR), or absolute"
-        )
-    return path
+    raise InputError(
+        f"dataset {config.name!r}: {path} {what}; 'path' must be absolute, or relative to {folder} "
+        "(data_dir or MGDM_DATA_DIR)"
+    )
 
 
 def list_source(config: DatasetConfig, path: Path) -> Listing:
@@ -63,15 +62,16 @@ def list_source(config: DatasetConfig, path: Path) -> Listing:
 
 
 def own_listing(config: DatasetConfig, data_dir: str | Path | None) -> Listing | None:
-    """All images with their hashes and splits; None where ``config`` is not of one's own images.
+    """``list_own``, or None for other datasets."""
+    return list_own(config, data_dir) if is_own(config) else None
 
-    The same files and the same words give the same listing, on any machine. Raises InputError for
-    what would spoil a study: see ``list_source`` and ``splits.divide``.
+
+def list_own(config: DatasetConfig, data_dir: str | Path | None) -> Listing:
+    """All images with their hashes and splits: equal for equal files, on any machine.
+
+    Raises InputError for data that no study may use: see ``list_source`` and ``splits.divide``.
     """
-    path = source_path(config, data_dir)
-    if path is None:
-        return None
-    folder = resolve_data_dir(data_dir)
+    path, folder = _source_path(config, data_dir), resolve_data_dir(data_dir)
     unnamed = config.model_copy(update={"name": config.origin, "train_size": None, "source": None})
     return _listing(unnamed, path, folder)
 

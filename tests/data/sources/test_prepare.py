@@ -13,15 +13,7 @@ from PIL import Image
 from mgdm_ray.config import DatasetConfig, InputError
 from mgdm_ray.data.checks import check_splits, leaked
 from mgdm_ray.data.info import dataset_info
-from mgdm_ray.data.load import (
-    SPLITS,
-    check_source,
-    count_test_images,
-    fingerprint,
-    load_split,
-    load_thumbnails,
-    train_images,
-)
+from mgdm_ray.data.load import SPLITS, check_source, data_source, fingerprint, load_split
 from mgdm_ray.data.sources.prepare import patients_tested, prepare, tiny_classes
 from mgdm_ray.data.sources.source import own_listing
 from tests.data.sources.files import picture, ramp, tree
@@ -56,10 +48,10 @@ def test_what_jobs_read_is_what_the_files_hold(folder: Path) -> None:
 def test_plan_and_run_see_the_same_numbers(folder: Path) -> None:
     """Catches a plan that counts other images than the jobs will read."""
     ready = prepare(config(), folder, folder / "data")
-    for split, number in (("train", train_images(config(), folder)),):
-        assert number == len(load_split(ready, split, folder))  # type: ignore[arg-type]
+    planned = data_source(config(), folder)
+    assert planned.train_images() == len(load_split(ready, "train", folder))
     counts = np.bincount(load_split(ready, "test", folder).labels).tolist()
-    assert count_test_images(config(), folder) == counts
+    assert planned.counts("test") == counts
 
 
 def test_the_fingerprint_is_of_what_counts(folder: Path) -> None:
@@ -228,14 +220,16 @@ def test_bars_do_not_hide_an_image_that_is_there_twice(tmp_path: Path) -> None:
     scan.resize((44, 60)).save(tmp_path / "own" / "test" / "a" / "0.png")
     ready = prepare(config("own", size=32), tmp_path, tmp_path / "data")
     splits = {split: load_split(ready, split, tmp_path) for split in SPLITS}
-    small: dict[str, Any] = {split: load_thumbnails(ready, split, tmp_path) for split in SPLITS}
+    small: dict[str, Any] = {
+        split: data_source(ready, tmp_path).thumbnails(split) for split in SPLITS
+    }
     (finding,) = [f for f in check_splits(splits, small) if f.kind == "near_leakage"]
     assert finding.images == (("train", 0), ("test", 0))
     assert leaked(check_splits(splits)) == [], "as squares they are alike: this shows nothing"
     fewer = ready.model_copy(update={"train_size": 8})
     kept = [
         len(load_split(fewer, "train", tmp_path)),
-        len(load_thumbnails(fewer, "train", tmp_path)),
+        len(data_source(fewer, tmp_path).thumbnails("train")),
     ]
     assert kept == [8, 8]
 
@@ -247,7 +241,7 @@ def test_thumbnails_of_others_are_none(tmp_path: Path) -> None:
         arrays[f"{split}_images"] = np.zeros((12, 12, 12), np.uint8)
         arrays[f"{split}_labels"] = np.arange(12) % 2
     np.savez(tmp_path / "x.npz", **arrays)
-    assert load_thumbnails(config("x.npz"), "train", tmp_path) is None
+    assert data_source(config("x.npz"), tmp_path).thumbnails("train") is None
     for strange in (np.zeros((11, 32, 32), np.uint8), np.zeros((12, 32, 32)), np.array("x")):
         np.savez(tmp_path / "x.npz", **arrays, train_thumbnails=strange)
-        assert load_thumbnails(config("x.npz"), "train", tmp_path) is None
+        assert data_source(config("x.npz"), tmp_path).thumbnails("train") is None
