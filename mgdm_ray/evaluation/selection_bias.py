@@ -1,11 +1,9 @@
-"""Is a selected setting worth what its score says, and do proxy networks rank for others?
+"""Selection bias of a search, and whether proxy networks rank settings as other networks do.
 
-The score of a search is a maximum over trials, and all trials share the seeds of their networks.
-Scored with fresh seeds, the chosen setting loses what it was chosen for by chance and what those
-seeds gave to all settings alike. Settings of all ranks, scored again too, lose the latter only (on
-average: high ranks fall, low ones rise), which tells the two apart. The images of a setting and
-the validation images stay the same: what was selected for *their* chance shows on the test split
-only.
+A search's best score is a maximum over trials that share the seeds of their networks. Scored with
+fresh seeds, the chosen setting loses its selection bias and the variance due to shared seeds;
+settings of all ranks, scored again too, lose only the latter on average. Images and validation
+split stay the same, so selection on *their* chance shows on the test split only.
 """
 
 from __future__ import annotations
@@ -22,19 +20,17 @@ from scipy import stats as scipy_stats
 from mgdm_ray.evaluation.stats import ALPHA, LEVEL, RANDOM_FLIPS, TIE, Floats
 
 FEWEST = 5
-"""Settings below which no ranking can be told from chance: 4 have 24 orders, and a perfect
-agreement (or its reverse) p = 2/24."""
+"""Fewest settings whose ranking can be significant: perfect agreement of 4 has p = 2/24."""
 EXACT_SETTINGS = 7
-"""Up to so many settings all orders are enumerated."""
+"""Up to this many settings, all orders are enumerated."""
 
 
 @dataclass(frozen=True)
 class Agreement:
     """Spearman's rank correlation of two scores over ``n`` settings.
 
-    ``low`` and ``high``: 95 % percentile bootstrap over settings, nan below FEWEST; rough below
-    about 20. ``p``: two-sided, by permutation. ``rho`` is nan below two settings, or where one of
-    the scores is the same for all.
+    ``low``, ``high``: 95 % percentile bootstrap over settings, nan below FEWEST, rough below about
+    20. ``p``: two-sided permutation. ``rho``: nan below two settings or for a constant score.
     """
 
     rho: float
@@ -52,10 +48,10 @@ class Agreement:
 def spearman(
     one: Sequence[float], other: Sequence[float], n_boot: int = 10_000, seed: int = 0
 ) -> Agreement:
-    """How well two scores of the same settings agree in their ranks; ties have their mean rank.
+    """Spearman's correlation of two scores of the same settings, ties by mean rank.
 
-    Draws of the bootstrap in which a score is constant say nothing of ranks and are left out.
-    Raises ValueError for unequal lengths and values that are not finite.
+    Bootstrap draws with a constant score are left out. Raises ValueError for unequal lengths and
+    values that are not finite.
     """
     x, y = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
     if x.ndim != 1 or x.shape != y.shape or not (np.isfinite(x).all() and np.isfinite(y).all()):
@@ -72,7 +68,7 @@ def spearman(
 
 
 def _spearman(x: Floats, y: Floats) -> Floats:
-    """Row by row; nan where a row of ``x`` or ``y`` is constant."""
+    """Spearman's rho row by row; nan for a constant row."""
     a, b = (scipy_stats.rankdata(values, axis=1) for values in (x, y))
     a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
     below = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
@@ -96,10 +92,9 @@ def _p(x: Floats, y: Floats, rho: float, seed: int) -> float:
 
 @dataclass(frozen=True)
 class Optimism:
-    """By how much a score was too high: ``claimed`` minus ``fresh``.
+    """How much too high a score was: ``claimed`` minus the mean of ``n`` ``fresh`` scores.
 
-    ``low`` and ``high``: 95 % t-interval, the claimed score taken as the number that it is; nan
-    with one seed, or where seeds make no difference at all. ``n`` fresh scores.
+    ``low``, ``high``: 95 % t-interval given the claimed score; nan with one seed or no spread.
     """
 
     claimed: float
@@ -123,14 +118,11 @@ def optimism(
     fresh: Mapping[str, Sequence[float]],
     alike: Iterable[Mapping[str, Sequence[float]]] = (),
 ) -> Optimism:
-    """``fresh`` holds scores per network, over whose mean ``claimed`` was taken too.
+    """Compare ``claimed`` with ``fresh`` scores per network (the same networks).
 
-    Seeds are drawn within each network, and the networks are the same in both scores: the spread
-    is that of seeds around their network's mean, pooled over networks and over those of other
-    settings (``alike``), for two or three seeds of one setting often tie. Settings share their
-    seeds, so that more of them give no more degrees of freedom. A t-interval and no bootstrap,
-    which is far too narrow with two or three seeds. Raises ValueError where a network has no
-    scores.
+    The spread is that of seeds within networks, pooled over networks and over other settings
+    (``alike``), which share their seeds and so add no degrees of freedom. A t-interval: a
+    bootstrap of two or three seeds is far too narrow. ValueError if a network has no scores.
     """
     groups = [np.asarray(values, dtype=np.float64) for values in fresh.values()]
     if not groups or any(len(group) == 0 for group in groups):
@@ -155,27 +147,25 @@ def _pooled(groups: Sequence[Floats]) -> float:
 
 @dataclass(frozen=True)
 class Confirmed:
-    """What the content of a ``confirm.json`` says."""
+    """The content of a ``confirm.json``, evaluated."""
 
     trials: int
-    """Finished trials among which the search chose."""
+    """Finished trials of the search."""
     numbers: tuple[int, ...]
-    """Trials that were scored again; the chosen one first."""
+    """Trials scored again, the chosen one first."""
     chosen: Optimism
     shared: float
-    """Mean optimism of all settings: what the search's seeds gave to all; nan with one setting."""
+    """Mean optimism of all settings: variance due to shared seeds; nan with one setting."""
     transfer: Agreement | None
-    """Scores of the search against those of the other networks; None without other networks."""
+    """Search scores against those of the other networks; None without other networks."""
     repeat: Agreement
-    """Scores of the search against fresh ones of the same networks: no other network can be
-    expected to agree better."""
+    """Search scores against fresh ones of the same networks: an upper bound for ``transfer``."""
     means: tuple[tuple[float, float, float], ...]
-    """Per setting: the search's score, and the means of fresh scores of the proxy networks and of
-    the others (nan without any)."""
+    """Per setting: search score, mean fresh score of the proxies, and of the others (or nan)."""
 
     @staticmethod
     def of(found: Mapping[str, Any]) -> Confirmed:
-        """Raises KeyError and ValueError for what is no such content."""
+        """Evaluate parsed JSON. Raises KeyError and ValueError for other content."""
         claimed = {row["number"]: float(row["score"]) for row in found["settings"]}
         proxies: dict[int, dict[str, list[float]]] = {number: {} for number in claimed}
         rest: dict[int, dict[str, list[float]]] = {number: {} for number in claimed}
@@ -200,7 +190,7 @@ class Confirmed:
         )
 
     def metrics(self) -> dict[str, float]:
-        """For the record; what is not defined is left out."""
+        """Metrics for the record; undefined ones are left out."""
         values = {
             "fresh_score": self.chosen.fresh,
             "selection_optimism": self.chosen.value,
@@ -212,5 +202,5 @@ class Confirmed:
 
 
 def _mean(scores: Mapping[str, Sequence[float]]) -> float:
-    """Over networks, each the mean over its seeds; nan without any."""
+    """Mean over networks of the mean over seeds; nan without networks."""
     return float(np.mean([np.mean(values) for values in scores.values()])) if scores else math.nan

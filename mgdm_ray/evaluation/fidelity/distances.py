@@ -9,21 +9,19 @@ from sklearn.metrics.pairwise import polynomial_kernel
 Array = NDArray[np.floating]
 
 BLOCK = 1000
-"""Above so many vectors KID is the mean over random blocks of this size, as its authors do it."""
+"""Above this many vectors KID is the mean over random blocks of this size (as its authors do)."""
 BLOCKS = 10
 
 
 def frechet_distance(a: Array, b: Array) -> float:
-    """FD between Gaussians fitted to ``a`` `[N, D]` and ``b`` `[M, D]`; 0 for equal ones, no bound.
+    """FD between Gaussians fitted to ``a`` `[N, D]` and ``b`` `[M, D]`; 0 if equal, unbounded.
 
-    |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))   (Heusel et al. 2017, eq. 6), with the
-    unbiased covariances. Biased upward, the more the fewer vectors there are, so that two sets
-    of one distribution are not at 0: compare numbers of equal counts only.
+    |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))   (Heusel et al. 2017, eq. 6), unbiased
+    covariances. Biased upward for few vectors: compare equal counts only.
 
-    With fewer vectors than dimensions, the rule here, the covariances are singular and a matrix
-    square root (MONAI's FIDMetric, 8 s for 1024 dimensions) is slow and can fail. The trace
-    needs none: S = X^T X for centred rows X / sqrt(N - 1), and tr (S_a S_b)^(1/2) is the sum of
-    the singular values of X_a X_b^T. Raises ValueError for fewer than two vectors.
+    With fewer vectors than dimensions a matrix square root is slow and can fail (MONAI's
+    FIDMetric). Instead: S = X^T X for centred rows X / sqrt(N - 1), and tr (S_a S_b)^(1/2) is the
+    sum of the singular values of X_a X_b^T. Raises ValueError for fewer than two vectors.
     """
     if min(len(a), len(b)) < 2:
         raise ValueError(f"a covariance needs two vectors or more; got {len(a)} and {len(b)}")
@@ -46,9 +44,9 @@ def _mean_and_root(x: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 def kernel_distance(a: Array, b: Array, rng: np.random.Generator) -> float:
     """KID: the unbiased squared MMD of ``a`` `[N, D]` and ``b`` `[M, D]` under (x.y / D + 1)^3.
 
-    0 on average for two sets of one distribution, at any count, and hence also below 0. ``rng``
-    only matters above BLOCK vectors. Source: Binkowski et al. (2018), eq. 4 and section 4.
-    Raises ValueError for fewer than two vectors.
+    0 on average for two samples of one distribution, so it can be negative. ``rng`` matters only
+    above BLOCK vectors. Source: Binkowski et al. (2018), eq. 4 and section 4. Raises ValueError
+    for fewer than two vectors.
     """
     if min(len(a), len(b)) < 2:
         raise ValueError(f"KID needs two vectors or more; got {len(a)} and {len(b)}")
@@ -68,6 +66,6 @@ def _mmd(a: Array, b: Array) -> float:
 
 
 def _mean_of_pairs(kernel: NDArray[np.float64]) -> float:
-    """Over all pairs of different vectors: that leaves out the diagonal makes it unbiased."""
+    """Mean over pairs of different vectors: unbiased without the diagonal."""
     n = len(kernel)
     return float((kernel.sum() - kernel.trace()) / (n * (n - 1)))

@@ -1,4 +1,4 @@
-"""Do synthetic images lie where real ones do, and everywhere they do: PRDC."""
+"""Precision, recall, density and coverage (PRDC) of synthetic images."""
 
 from __future__ import annotations
 
@@ -13,29 +13,24 @@ NEIGHBOURS = 5
 
 
 def manifold_scores(real: Array, other: Array, k: int = NEIGHBOURS) -> dict[str, float]:
-    """``precision``, ``recall``, ``density`` and ``coverage`` of ``other`` `[M, D]` for ``real``
-    `[N, D]`.
+    """Return ``precision``, ``recall``, ``density`` and ``coverage`` of ``other`` `[M, D]` for
+    ``real`` `[N, D]`.
 
-    A ball around each vector reaches to its k-th nearest neighbour in its own set, which is not
-    in it itself. *precision*: the share of ``other`` within some ball of ``real``; *recall*: the
-    share of ``real`` within some ball of ``other``; *density*: in how many balls of ``real`` one
-    of ``other`` lies on average, over k (about 1 for real images, above 1 where many gather);
-    *coverage*: the share of the balls of ``real`` that hold one of ``other``. All but density are
-    in [0, 1]. Recall and coverage grow with M: compare numbers of equal counts only.
-
-    Source: Naeem et al. (2020), eq. 1 to 6, and their code's strict inequality. Raises
-    ValueError where a set has no more than k vectors.
+    A vector's ball reaches to its k-th nearest neighbour in its own set. *precision*: share of
+    ``other`` within a ball of ``real``; *recall*: the reverse; *density*: mean number of balls of
+    ``real`` around one of ``other``, over k (about 1 for real images); *coverage*: share of the
+    balls of ``real`` that hold one of ``other``. All but density are in [0, 1]. Recall and
+    coverage grow with M: compare equal counts only. Source: Naeem et al. (2020), eq. 1 to 6, with
+    their code's strict inequality. Raises ValueError for sets of k vectors or fewer.
     """
     if min(len(real), len(other)) <= k:
         raise ValueError(
             f"{k} neighbours need more than {k} vectors; got {len(real)} and {len(other)}"
         )
     reach_real, reach_other = _reach(real, k), _reach(other, k)
-    inside = 0
-    hit = 0
+    inside = hit = start = 0
     covered, recalled = np.zeros(len(real), bool), np.zeros(len(real), bool)
-    start = 0
-    # In pieces: the whole table of 10,000 by 10,000 takes a gigabyte.
+    # In chunks: a table of 10,000 by 10,000 takes a gigabyte.
     for distances in pairwise_distances_chunked(other, real, working_memory=64):
         in_real = distances < reach_real
         inside += int(in_real.sum())

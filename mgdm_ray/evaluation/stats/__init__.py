@@ -25,7 +25,13 @@ from mgdm_ray.evaluation.stats.paired import (
 )
 from mgdm_ray.evaluation.stats.power import POWER, Design, detectable, detectable_after
 from mgdm_ray.evaluation.stats.ranks import Ranking, critical_difference, rank
-from mgdm_ray.evaluation.stats.table import PRIMARY, IncompleteGrid, contrast_table, sentence
+from mgdm_ray.evaluation.stats.table import (
+    PRIMARY,
+    IncompleteGrid,
+    contrast_table,
+    sentence,
+    verdict,
+)
 
 __all__ = [
     "ALPHA",
@@ -55,4 +61,5 @@ __all__ = [
     "rank_biserial",
     "sentence",
     "summarise",
+    "verdict",
 ]

@@ -1,10 +1,9 @@
-"""What a difference between two arms owes to the test images and to the trained networks.
+"""Variance of a difference between two arms due to test images and to trained networks.
 
-All cells of a dataset are scored on the same test images, so their differences share what these
-images happen to be. Resampling cells alone does not see that, and calls the luck of a test split a
-finding. Here cells and images vary together: the model of multi-reader multi-case studies, with
-trained networks as readers and test images as cases. Source: Gallas, Pennello and Myers, J. Opt.
-Soc. Am. A 24, B70 (2007); the crossed bootstrap: Owen, Ann. Appl. Stat. 1, 386 (2007).
+All cells of a dataset share its test images, so resampling cells alone mistakes chance in the test
+split for an effect. This is the multi-reader multi-case model: networks are readers, test images
+cases. Source: Gallas, Pennello and Myers, J. Opt. Soc. Am. A 24, B70 (2007); crossed bootstrap:
+Owen, Ann. Appl. Stat. 1, 386 (2007).
 """
 
 from __future__ import annotations
@@ -22,16 +21,15 @@ LEVEL = 0.95
 DRAWS = 2000
 """Bootstrap replicates."""
 AT_ONCE = 4_000_000
-"""Numbers held while drawing."""
+"""Numbers in memory while drawing."""
 
 
 @dataclass(frozen=True)
 class Components:
-    """The variance of a mean difference by its sources, all >= 0.
+    """Variance components of a mean difference, all >= 0.
 
-    ``cells``: seeds and networks; ``images``: the test images, which no further cell reduces;
-    ``both``: what is peculiar to a cell and an image together, which further cells or images
-    reduce.
+    ``cells``: seeds and networks; ``images``: test images, not reduced by more cells; ``both``:
+    the interaction of cell and image.
     """
 
     cells: float
@@ -50,8 +48,8 @@ class ImageContrast:
     """Mean difference in balanced accuracy with an interval over cells and test images.
 
     ``low`` and ``high`` are the 95 % interval, ``p`` two-sided (t), ``se`` the standard error;
-    all nan where no spread could be seen. ``image_share`` in [0, 1] is the part of the variance
-    that is the test images' alone. ``cells`` and ``images`` are counts.
+    all nan without visible spread. ``image_share`` in [0, 1]: share of the variance due to test
+    images alone. ``cells`` and ``images`` are counts.
     """
 
     difference: float
@@ -66,16 +64,16 @@ class ImageContrast:
 
     @property
     def spans_zero(self) -> bool:
-        """True as well where there is no interval."""
+        """Whether the interval contains 0, or there is none."""
         return not (self.low > 0 or self.high < 0)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What two arms answered on the test images of one dataset.
+    """Paired predictions of two arms on the test images of one dataset.
 
-    ``difference`` `[cells, images]`: 1 where only the first arm's network is right, -1 where only
-    the second's, else 0. ``labels`` int `[images]`.
+    ``difference`` `[cells, images]`: 1 if only the first arm's network is right, -1 if only the
+    second's, else 0. ``labels`` int `[images]`.
     """
 
     difference: Floats
@@ -90,7 +88,7 @@ class Answers:
             )
 
     def classes(self) -> list[NDArray[np.intp]]:
-        """The images of each class that has any."""
+        """Image indices of each class that occurs."""
         return [np.flatnonzero(self.labels == label) for label in np.unique(self.labels)]
 
     def without(self, images: Sequence[int]) -> Answers:
@@ -103,13 +101,12 @@ class Answers:
 
 
 def components(answers: Answers) -> Components:
-    """Variance components of ``answers.mean()``; of one cell, what its images vary.
+    """Variance components of ``answers.mean()``; with one cell, of its images alone.
 
-    With d_ij of cell i and image j of class k (n_k images, K classes, R cells): A, the variance
-    of the cells' means over R; B, the sum over k of the variance of the images' means over
-    K^2 n_k; E, the same of the residuals over R. A - E, B - E and E estimate the three parts
-    without bias; the first two are cut off at 0, so that few cells make the sum a little large. A
-    class with a single image borrows the mean variance of the others.
+    For cell i and image j of class k (n_k images, K classes, R cells): A, variance of the cell
+    means over R; B, sum over k of the variance of the image means over K^2 n_k; E, that of the
+    residuals over R. A - E, B - E and E are unbiased; the first two are cut off at 0. A class with
+    a single image takes the mean variance of the others. ValueError if all classes have one.
     """
     d, classes = answers.difference, answers.classes()
     cells = len(d)
@@ -141,14 +138,12 @@ def components(answers: Answers) -> Components:
 def image_contrast(
     groups: Sequence[Answers], n_boot: int = DRAWS, seed: int = 0
 ) -> ImageContrast | None:
-    """The contrast over one or more datasets, taken as they are; None where no group allows it.
+    """Contrast over these datasets; None if every class of a group has a single image.
 
-    Groups share no images. Each counts by its number of cells. The interval covers other seeds
-    and other networks of the kind (cells drawn with replacement) and other test images of the
-    same classes (drawn within their class, the same ones for all cells and both arms). It does
-    not cover other diffusion models and synthetic images, which are one draw per dataset, nor
-    other datasets. Images drawn and cells drawn make a crossed bootstrap, whose spread is known to
-    be too large; it gives the interval's shape, and the unbiased ``components`` its width.
+    Groups share no images and are weighted by their number of cells. The interval covers other
+    seeds, networks and test images of the same classes; not other diffusion models, synthetic
+    images or datasets. A crossed bootstrap (too wide by itself) gives its shape, the unbiased
+    ``components`` its width.
     """
     total = sum(len(group.difference) for group in groups)
     weights = [len(group.difference) / total for group in groups]
@@ -177,7 +172,7 @@ def image_contrast(
 
 
 def _filled(values: Floats) -> Floats:
-    """nan replaced by the mean of the others."""
+    """Replace nan by the mean of the others."""
     return np.where(np.isnan(values), np.nanmean(values), values)
 
 
@@ -204,7 +199,7 @@ def _replicates(answers: Answers, se: float, n_boot: int, rng: np.random.Generat
 
 
 def _drawn(count: int, n_boot: int, rng: np.random.Generator) -> Floats:
-    """Shares of ``count`` things, drawn as often with replacement; `[n_boot, count]`."""
+    """Bootstrap weights of ``count`` items; `[n_boot, count]`, rows sum to 1."""
     picks = rng.integers(count, size=(n_boot, count)) + count * np.arange(n_boot)[:, None]
     times = np.bincount(picks.ravel(), minlength=n_boot * count)
     shares: Floats = times.reshape(n_boot, count) / count
@@ -212,7 +207,7 @@ def _drawn(count: int, n_boot: int, rng: np.random.Generator) -> Floats:
 
 
 def _interval(centre: float, drawn: Floats, se: float, df: float) -> tuple[float, float]:
-    """Percentiles of the centred draws, as wide as Student's t instead of the normal would be."""
+    """Percentiles of the centred draws, widened from the normal's to Student's t."""
     from scipy.special import ndtri, stdtrit
 
     tail = (1 - LEVEL) / 2

@@ -1,12 +1,10 @@
 """Spread and paired contrasts over cells; numpy only.
 
-The unit is a cell's score on the test split. Two arms are compared on the same cells (dataset x
-network x seed), so the differences are paired. Cells of one dataset share its images, diffusion
-models and synthetic images, and are not independent: the interval therefore resamples datasets
-(and cells within them). A contrast is called resolved only if that interval, the permutation over
-cells and, where predictions are at hand, the interval over cells and test images (``images``) all
-say so. That is a statement about these datasets and these synthetic images; about others only
-where the permutation over whole datasets agrees, which needs six, or seven for three contrasts.
+Two arms are compared on the same cells (dataset x network x seed). Cells of one dataset share
+images and models and are not independent, so the interval resamples datasets, then cells. A
+contrast is resolved only if that interval, the permutation over cells and, given predictions, the
+interval over cells and test images (``images``) agree. It generalises to other datasets only if
+the permutation over whole datasets agrees too: six datasets at least, seven for three contrasts.
 """
 
 from __future__ import annotations
@@ -23,27 +21,26 @@ from mgdm_ray.evaluation.stats.images import LEVEL, ImageContrast
 
 Floats = NDArray[np.float64]
 
-
 ALPHA = 0.05
 EXACT_PAIRS = 14
-"""Up to so many pairs all 2**n sign patterns are enumerated."""
+"""Up to this many pairs, all 2**n sign patterns are enumerated."""
 RANDOM_FLIPS = 20_000
 FEW_CLUSTERS = 5
-"""Below so many datasets a bootstrap over datasets is known to be too narrow; the note says so."""
+"""Below this many datasets, a bootstrap over datasets is too narrow."""
 TIE = 1e-12
-"""Differences at most so large are ties: scores are ratios of small integers."""
+"""Differences up to this size are ties: scores are ratios of small integers."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean and spread of ``n`` values; ``sd`` has n-1 below the line and is nan for one value."""
+    """Mean and sample standard deviation of ``n`` values; ``sd`` is nan for one value."""
 
     mean: float
     sd: float
     n: int
 
     def text(self, digits: int = 3) -> str:
-        """``0.812 ± 0.014``; without the spread where there is one value only."""
+        """``0.812 ± 0.014``; without the spread for a single value."""
         if math.isnan(self.sd):
             return f"{self.mean:.{digits}f}"
         return f"{self.mean:.{digits}f} ± {self.sd:.{digits}f}"
@@ -53,17 +50,15 @@ class Summary:
 class Contrast:
     """``arm_a`` minus ``arm_b`` over ``n`` paired cells.
 
-    ``low`` and ``high`` bound the mean ``difference`` (95 %, nan below two pairs); ``p`` (cells)
-    and ``p_datasets`` (whole datasets, adjusted in a table) are two-sided; ``wins`` counts cells
-    in which ``arm_a`` is better; ``dz`` is the mean difference over the standard deviation of the
-    differences (nan where that is 0 or unknown), ``rank_biserial`` the same by ranks, in [-1, 1].
-    ``datasets`` counts those that share no images. ``note`` holds every reservation, in plain
-    words. With ``n == 0`` all numbers are nan.
+    ``low``, ``high``: 95 % interval of the mean ``difference``, nan below two pairs. ``p`` (cells)
+    and ``p_datasets`` (whole datasets, adjusted in a table): two-sided. ``wins``: cells in which
+    ``arm_a`` is better. ``dz``: mean over standard deviation of the differences, nan if that is 0
+    or unknown. ``rank_biserial``: in [-1, 1]. ``datasets``: those that share no images. ``note``:
+    caveats in plain words. With ``n == 0`` all numbers are nan.
 
-    ``missing`` names planned cells that are not there, as (arm, dataset, network, seed), out of
-    ``planned`` pairs: with any, the numbers are of what is left, and answer nothing.
-    ``here`` is the contrast over cells and test images of these datasets as they are; None where
-    predictions are not at hand.
+    ``missing``: planned cells without a result, as (arm, dataset, network, seed), of ``planned``
+    pairs; with any, the numbers cover the rest and are no answer. ``here``: the contrast over
+    cells and test images of these datasets; None without predictions.
     """
 
     difference: float
@@ -87,7 +82,7 @@ class Contrast:
 
     @property
     def scope(self) -> str:
-        """Of what the contrast speaks; empty where it speaks of datasets in general."""
+        """What the contrast is limited to; empty if it generalises to other datasets."""
         if self.p_datasets <= ALPHA:
             return ""
         which = "this dataset" if self.datasets == 1 else f"these {self.datasets} datasets"
@@ -96,14 +91,14 @@ class Contrast:
 
     @property
     def spans_zero(self) -> bool:
-        """Whether some interval does; True as well where there is none."""
+        """Whether an interval contains 0, or there is none."""
         if self.here is not None and self.here.spans_zero:
             return True
         return not (self.low > 0 or self.high < 0)
 
     @property
     def p_tested(self) -> float:
-        """The larger p of those tests that must both pass: over cells, and over test images."""
+        """The larger p of the two tests that must both pass: over cells, and over test images."""
         if self.here is None or math.isnan(self.p):
             return self.p
         return max(self.p, 1.0 if math.isnan(self.here.p) else self.here.p)
@@ -126,18 +121,13 @@ def paired_contrast(
     seed: int = 0,
     family: int = 1,
 ) -> Contrast:
-    """The contrast of two equally long lists of scores; ``clusters`` names each pair's dataset.
+    """Contrast two equally long lists of scores; ``clusters`` names each pair's dataset.
 
-    Variants of a dataset share its test images and must have one name.
-
-    ``family`` is how many contrasts will be adjusted together; only ``note`` depends on it.
-
-    Interval: percentiles of a two-stage bootstrap (datasets with replacement, then cells within
-    each drawn dataset). With fewer than two datasets it resamples the cells, and ``note`` says so.
-    p: sign-flip permutation of the differences, whose null is that no cell differs systematically;
-    all patterns up to 14 pairs, else 20,000 random ones counted as (1 + hits) / (1 + draws).
-    Swapping the arms flips every sign and nothing else. Raises ValueError for unequal lengths, no
-    pairs, or scores that are not finite.
+    Variants of a dataset share test images and must have one name. ``family``: number of contrasts
+    adjusted together (affects ``note`` only). Interval: percentiles of a two-stage bootstrap
+    (datasets, then cells within); of cells alone with one dataset. p: sign-flip permutation,
+    exact up to 14 pairs, else (1 + hits) / (1 + 20,000 draws). Swapping the arms flips signs only.
+    Raises ValueError for unequal lengths, no pairs, or scores that are not finite.
     """
     a, b = np.asarray(cells_a, dtype=np.float64), np.asarray(cells_b, dtype=np.float64)
     if not (a.ndim == b.ndim == 1 and len(a) == len(b) == len(clusters) > 0):
@@ -164,20 +154,18 @@ def paired_contrast(
         losses=int((d < 0).sum()),
         dz=float(d.mean()) / sd if sd > TIE else math.nan,
         n=len(d),
-        note=_reservations(d, names, family),
+        note=_caveats(d, names, family),
         datasets=len(names),
         rank_biserial=rank_biserial(d),
-        # Under the null a whole dataset's differences may change sign together.
+        # Under the null, all differences of a dataset may change sign together.
         p_datasets=_sign_flip(np.array([group.sum() for group in groups]), rng),
     )
 
 
 def rank_biserial(differences: Sequence[float] | Floats) -> float:
-    """Matched-pairs rank-biserial correlation: (sum of the ranks of positive differences - of
-    negative ones) / (sum of all), ranks of |d| with ties averaged and zeros left out.
+    """Matched-pairs rank-biserial correlation: (positive - negative rank sum) / total, zeros out.
 
-    1 where every pair that differs is positive, nan where none differs. Source: Kerby (2014),
-    Comprehensive Psychology 3, 11.IT.3.1, on Wilcoxon's signed ranks.
+    In [-1, 1]; nan if no pair differs. Source: Kerby (2014), Comprehensive Psychology 3, 11.IT.3.1.
     """
     d = np.asarray(differences, dtype=np.float64)
     d = d[np.abs(d) > TIE]
@@ -193,9 +181,8 @@ def rank_biserial(differences: Sequence[float] | Floats) -> float:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjusted p-values, in the order given.
 
-    nan (a planned test that could not be made) stays nan but counts: what failed must not make
-    the others easier to pass. Source: Holm (1979), adjusted p_(i) = max over j <= i of
-    min(1, (m - j + 1) p_(j)).
+    nan (a planned test that could not be made) stays nan but counts in the family. Source: Holm
+    (1979): adjusted p_(i) = max over j <= i of min(1, (m - j + 1) p_(j)).
     """
     tested = [i for i, p in enumerate(p_values) if not math.isnan(p)]
     if any(not 0 <= p_values[i] <= 1 for i in tested):
@@ -211,7 +198,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _interval(
     groups: Sequence[Floats], n_boot: int, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """Percentile interval of the mean over cells; each group is one dataset's differences."""
+    """Percentile interval of the mean over cells; a group holds one dataset's differences."""
     if sum(len(group) for group in groups) < 2:
         return math.nan, math.nan
     picks = rng.integers(len(groups), size=(n_boot, len(groups)))
@@ -229,7 +216,7 @@ def _interval(
 
 
 def _sign_flip(d: Floats, rng: np.random.Generator) -> float:
-    """Two-sided p of the mean difference; pairs that tie carry no sign and drop out."""
+    """Two-sided p of the mean difference; tied pairs drop out."""
     moved = np.abs(d[d != 0])
     if len(moved) == 0:
         return 1.0
@@ -239,12 +226,12 @@ def _sign_flip(d: Floats, rng: np.random.Generator) -> float:
     else:
         signs = rng.choice((-1.0, 1.0), size=(RANDOM_FLIPS, len(moved)))
     observed = abs(float(d.sum()))
-    # The tolerance counts patterns that equal the observed one but for the order of summation.
+    # Tolerance: patterns equal to the observed one up to rounding must count.
     hits = int((np.abs(signs @ moved) >= observed - TIE * len(moved)).sum())
     return hits / len(signs) if exact else (1 + hits) / (1 + len(signs))
 
 
-def _reservations(d: Floats, names: Sequence[str], family: int) -> str:
+def _caveats(d: Floats, names: Sequence[str], family: int) -> str:
     notes = []
     if len(d) < 2:
         notes.append("one pair only: no interval")

@@ -1,8 +1,8 @@
-"""Ranks over datasets: Friedman's test and Nemenyi's, where their premises hold.
+"""Ranks over datasets: Friedman's and Nemenyi's tests, where their assumptions hold.
 
-Source: Demsar, "Statistical comparisons of classifiers over multiple data sets", JMLR 7 (2006).
-Blocks must be independent of each other: datasets are, the cells of one dataset are not, so that
-networks and seeds are averaged first and every dataset counts once.
+Blocks must be independent: datasets are, cells of one dataset are not, so networks and seeds are
+averaged first. Source: Demsar, "Statistical comparisons of classifiers over multiple data sets",
+JMLR 7 (2006).
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from mgdm_ray.evaluation.stats.paired import ALPHA
 
 LEAST_TREATMENTS = 3
 LEAST_BLOCKS = 6
-"""Fewer datasets cannot tell two treatments apart even where one wins in all of them: the two-sided
-sign test over 5 datasets has p >= 2 / 2^5 = 0.0625."""
+"""With 5 datasets the two-sided sign test cannot go below p = 2 / 2^5 = 0.0625."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Mean ranks (1 is best) of treatments over ``blocks``, and what tests say of them.
+    """Mean ranks (1 is best) of treatments over ``blocks``, with tests.
 
-    ``refused`` says why nothing was tested; then all else is empty or nan. ``chi2`` is Friedman's
-    statistic corrected for ties, ``p`` that of Iman and Davenport's F. ``nemenyi`` has the p of
-    each pair, only where p <= 0.05: post-hoc tests need a difference to look for.
+    ``refused``: why nothing was tested; all else is then empty or nan. ``chi2``: Friedman's
+    statistic corrected for ties; ``p``: of Iman and Davenport's F; ``nemenyi``: p of each pair,
+    only if p <= 0.05.
     """
 
     refused: str = ""
@@ -45,34 +44,29 @@ class Ranking:
 def rank(values: Mapping[str, Mapping[str, float]], blocks: Sequence[str] = ()) -> Ranking:
     """Rank treatments by ``values[treatment][block]``, higher is better.
 
-    ``blocks`` are those that were planned; default: all that occur.
-
-    Refused, with a sentence: fewer than three treatments, fewer than six blocks, a block that some
-    treatment lacks, or treatments that tie in every block.
+    ``blocks``: the planned ones; default: all that occur. Refused with a reason: fewer than three
+    treatments, fewer than six blocks, an incomplete block, or ties in every block.
     """
     names = list(values)
     blocks = list(blocks) or sorted({b for row in values.values() for b in row})
     lacking = [name for name in names if not set(blocks) <= set(values[name])]
     if len(names) < LEAST_TREATMENTS:
         return Ranking(
-            f"ranks compare {LEAST_TREATMENTS} or more; here are {len(names)}, for which the "
-            "paired contrast says it all"
+            f"ranks compare at least {LEAST_TREATMENTS} treatments, and there are {len(names)}: "
+            "see the paired contrast"
         )
     if len(blocks) < LEAST_BLOCKS:
         return Ranking(
-            f"Friedman's test needs independent blocks, which are datasets, and here are "
-            f"{len(blocks)}: with fewer than {LEAST_BLOCKS} even what wins in all of them "
-            f"cannot be told from chance. {LEAST_BLOCKS - len(blocks)} more would allow it; more "
-            "networks or seeds would not"
+            f"Friedman's test needs at least {LEAST_BLOCKS} independent datasets, and this study "
+            f"has {len(blocks)}; more networks or seeds do not help"
         )
     if lacking:
         return Ranking(
-            "Friedman's test needs complete blocks, and some dataset lacks cells of "
-            + ", ".join(lacking)
+            "Friedman's test needs complete datasets; cells are missing of " + ", ".join(lacking)
         )
     table = np.array([[values[name][block] for name in names] for block in blocks])
     if np.all(table == table[:, :1]):
-        return Ranking("all of them tie in every dataset")
+        return Ranking("all treatments tie in every dataset")
     return _tested(names, table)
 
 
@@ -89,8 +83,9 @@ def _tested(names: list[str], table: np.ndarray) -> Ranking:
 
 
 def _iman_davenport(chi2: float, blocks: int, count: int) -> float:
-    """p of F = (N - 1) chi2 / (N (k - 1) - chi2) with k - 1 and (k - 1)(N - 1) degrees of freedom,
-    less conservative than chi2's own. Source: Iman and Davenport (1980), Demsar (2006) sec. 3.2.2.
+    """p of F = (N - 1) chi2 / (N (k - 1) - chi2) with k - 1 and (k - 1)(N - 1) degrees of freedom.
+
+    Source: Iman and Davenport (1980), Demsar (2006) sec. 3.2.2.
     """
     from scipy import stats
 
@@ -111,8 +106,8 @@ def _nemenyi(names: list[str], table: np.ndarray) -> dict[tuple[str, str], float
 
 
 def critical_difference(count: int, blocks: int) -> float:
-    """Mean ranks that differ by more are told apart: q sqrt(k (k + 1) / (6 N)), q the 95 % point
-    of the studentised range over sqrt 2. Source: Demsar (2006), sec. 3.2.2."""
+    """Nemenyi's critical difference q sqrt(k (k + 1) / (6 N)), q the 95 % point of the
+    studentised range over sqrt 2. Source: Demsar (2006), sec. 3.2.2."""
     from scipy import stats
 
     q = float(stats.studentized_range.ppf(1 - ALPHA, count, np.inf)) / math.sqrt(2)

@@ -1,4 +1,4 @@
-"""Contrasts over a grid of cells, refused where cells are missing, and what they say."""
+"""Contrasts over a complete grid of cells, and their verdicts in words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from mgdm_ray.evaluation.stats.paired import ALPHA, Contrast, holm, paired_contrast
 
@@ -15,9 +15,11 @@ CellKey = tuple[str, str, int]
 """Dataset, network, seed."""
 ArmCell = tuple[str, str, str, int]
 """Arm, dataset, network, seed."""
+Verdict = Literal["better", "worse", "unresolved", "incomplete", "empty"]
 PRIMARY = (("disturb", "duplicate"), ("disturb", "generate"), ("disturb", "roundtrip"))
-"""The contrasts that a study is made for: one Holm family."""
-SHOWN = 4
+"""The primary contrasts: one Holm family."""
+SHOWN = 8
+"""Missing cells named in a message."""
 
 
 class IncompleteGrid(ValueError):
@@ -28,10 +30,8 @@ class IncompleteGrid(ValueError):
 
     def __init__(self, missing: Sequence[ArmCell]) -> None:
         self.missing = tuple(missing)
-        names = [f"{a}: {d} x {n} x seed {s}" for a, d, n, s in self.missing[:8]]
-        more = f" and {len(self.missing) - 8} more" if len(self.missing) > 8 else ""
         super().__init__(
-            f"the grid lacks {len(self.missing)} cells: {'; '.join(names)}{more}. Run them, or "
+            f"the grid lacks {len(self.missing)} cells: {_names(self.missing)}. Run them, or "
             "pass drop_incomplete=True to compare the cells that both arms have."
         )
 
@@ -46,21 +46,19 @@ def contrast_table(
     origins: Mapping[str, str] | None = None,
     reasons: Mapping[ArmCell, str] | None = None,
 ) -> list[Contrast]:
-    """One contrast (arm_a - arm_b) per pair of arms, in the order of ``pairs``.
+    """Contrast each pair of arms (arm_a - arm_b), in the order of ``pairs``.
 
-    ``rows`` have ``dataset``, ``network``, ``seed``, ``arm`` and ``value``; their order does not
-    matter. The grid is ``expected``, (dataset, network, seed) of what was planned, else every
-    combination of the datasets, networks and seeds that occur in any row. Raises IncompleteGrid if
-    an arm of ``pairs`` lacks a cell of it, unless ``drop_incomplete``: then the numbers are those
-    of the cells that both arms of a pair have, for orientation, and ``missing`` names the others
-    of that pair; ``note`` gives their ``reasons``. A pair without common cells has ``n == 0``.
-    ``origins`` names the dataset of which one is a variant: variants are one cluster.
-    ``p_datasets`` is adjusted (Holm) over the pairs. Raises ValueError for a cell given twice.
+    ``rows`` have ``dataset``, ``network``, ``seed``, ``arm`` and ``value``, in any order. The grid
+    is ``expected`` (planned dataset, network, seed), else all combinations that occur. Raises
+    IncompleteGrid if an arm lacks a cell, unless ``drop_incomplete``: then numbers cover the common
+    cells, ``missing`` names the others and ``note`` their ``reasons``; no common cells: ``n == 0``.
+    ``origins`` maps a variant to its dataset: variants are one cluster. ``p_datasets`` is adjusted
+    (Holm) over the pairs. Raises ValueError for a duplicate cell.
     """
     values = _by_arm(rows)
     keys = [key for cells in values.values() for key in cells]
     every = itertools.product({k[0] for k in keys}, {k[1] for k in keys}, {k[2] for k in keys})
-    # Sorted, so that the interval does not depend on the order of the rows.
+    # Sorted: the interval must not depend on the order of the rows.
     grid: list[CellKey] = sorted(set(expected) or set(every))
     arms = sorted({arm for pair in pairs for arm in pair})
     missing = [(arm, *key) for arm in arms for key in grid if key not in values.get(arm, {})]
@@ -77,7 +75,7 @@ def contrast_table(
         notes = [contrast.note, _why(lost, reasons or {})]
         note = "; ".join(note for note in notes if note)
         found.append(replace(contrast, missing=lost, planned=len(grid), note=note))
-    # The boldest claim, beyond these datasets, is one of a family as well.
+    # Claims beyond these datasets are a family too.
     general = holm([math.nan if c.missing else c.p_datasets for c in found])
     return [
         contrast if math.isnan(p) else replace(contrast, p_datasets=p)
@@ -85,49 +83,58 @@ def contrast_table(
     ]
 
 
+def verdict(contrast: Contrast, p_adjusted: float | None = None) -> Verdict:
+    """Return what a contrast shows; ``p_adjusted`` (Holm) replaces its p.
+
+    ``better`` and ``worse`` need a complete grid, every interval excluding 0 and p <= 0.05.
+    """
+    if contrast.missing or contrast.n == 0:
+        return "incomplete" if contrast.missing else "empty"
+    p = contrast.p_tested if p_adjusted is None else p_adjusted
+    if math.isnan(contrast.low) or contrast.spans_zero or p > ALPHA:
+        return "unresolved"
+    return "better" if contrast.difference > 0 else "worse"
+
+
 def sentence(
     contrast: Contrast, p_adjusted: float | None = None, metric: str = "balanced accuracy"
 ) -> str:
-    """What a contrast says, in plain language; ``p_adjusted`` (Holm) takes the place of its p.
+    """Return a contrast's verdict in plain language, with its evidence.
 
-    An arm is called better only if no cell is missing, every interval excludes 0 *and* p <= 0.05;
-    and without "on these datasets" only if the permutation over whole datasets agrees.
+    Without "on these datasets" only if the permutation over whole datasets agrees too.
     """
-    a, b = contrast.arm_a, contrast.arm_b
-    if contrast.missing:
+    a, b, found = contrast.arm_a, contrast.arm_b, verdict(contrast, p_adjusted)
+    if found == "incomplete":
         return _refusal(contrast, metric)
-    if contrast.n == 0:
+    if found == "empty":
         return f"{a} against {b}: nothing to compare ({contrast.note or 'no common cells'})."
-    p = contrast.p_tested if p_adjusted is None else p_adjusted
-    shown = f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
-    if p_adjusted is not None:
-        shown = f"adjusted {shown}"
-    cells = f"{contrast.n} paired cell{'s' if contrast.n > 1 else ''}"
     if math.isnan(contrast.low):
         return (
             f"{a} against {b} is not resolvable: {contrast.difference:+.3f} {metric} in a single "
             "pair gives no interval."
         )
-    interval = f"95% interval {contrast.low:+.3f} to {contrast.high:+.3f}"
+    p = contrast.p_tested if p_adjusted is None else p_adjusted
+    shown = f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
+    shown = shown if p_adjusted is None else f"adjusted {shown}"
+    cells = f"{contrast.n} paired cell{'s' if contrast.n > 1 else ''}"
+    interval = f"95 % interval {contrast.low:+.3f} to {contrast.high:+.3f}"
     evidence = f"{contrast.difference:+.3f} {metric} ({interval}, {shown}, {cells})"
-    if contrast.spans_zero:
-        which = "the interval spans 0"
-        if contrast.here is not None and (contrast.low > 0 or contrast.high < 0):
-            here = contrast.here
-            which = "the interval over test images and cells does not exclude 0"
-            if not math.isnan(here.low):
-                which += f" ({here.low:+.3f} to {here.high:+.3f})"
-        return f"{a} against {b} is not resolvable: {which}; {evidence}."
-    if p > ALPHA:
-        return (
-            f"{a} against {b} is not resolvable: the interval excludes 0, but the test does not; "
-            f"{evidence}."
-        )
-    verdict = "better" if contrast.difference > 0 else "worse"
+    if found == "unresolved":
+        return f"{a} against {b} is not resolvable: {_why_unresolved(contrast)}; {evidence}."
     return (
-        f"{' '.join([a, 'is', verdict, 'than', b, contrast.scope]).rstrip()}: {evidence}; "
+        f"{' '.join([a, 'is', found, 'than', b, contrast.scope]).rstrip()}: {evidence}; "
         f"it wins {contrast.wins}, ties {contrast.ties}, loses {contrast.losses}."
     )
+
+
+def _why_unresolved(contrast: Contrast) -> str:
+    if not contrast.spans_zero:
+        return "the interval excludes 0, but the test does not"
+    here = contrast.here
+    if here is None or not (contrast.low > 0 or contrast.high < 0):
+        return "the interval spans 0"
+    bounds = "" if math.isnan(here.low) else f" ({here.low:+.3f} to {here.high:+.3f})"
+    return f"the interval over test images and cells does not exclude 0{bounds}"
 
 
 def _refusal(contrast: Contrast, metric: str) -> str:
@@ -135,15 +142,15 @@ def _refusal(contrast: Contrast, metric: str) -> str:
     cells = "cell" if len(lost) == 1 else "cells"
     text = (
         f"{a} against {b} is not answered: {len(lost)} of the {2 * contrast.planned} planned cells "
-        f"{'is' if len(lost) == 1 else 'are'} missing ({_names(lost)}). Run the {cells}, or take "
-        "what cannot be run out of the study."
+        f"{'is' if len(lost) == 1 else 'are'} missing ({_names(lost)}). Run the {cells}, or remove "
+        "what cannot run from the study."
     )
     if contrast.n == 0:
         return text
     pairs = "pair" if contrast.n == 1 else "pairs"
     return (
-        f"{text} What is there, for orientation only: {contrast.difference:+.3f} {metric} over "
-        f"{contrast.n} complete {pairs}, which may differ from the others in more than luck."
+        f"{text} For orientation only: {contrast.difference:+.3f} {metric} over "
+        f"{contrast.n} complete {pairs}, which may differ systematically from the missing ones."
     )
 
 

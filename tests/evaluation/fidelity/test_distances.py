@@ -95,5 +95,5 @@ def test_blocks_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("distance", [frechet_distance, lambda a, b: kernel_distance(a, b, rng())])
 def test_one_vector_is_refused(distance: Callable[[np.ndarray, np.ndarray], float]) -> None:
     """Would catch NaN that goes into a record."""
-    with pytest.raises(ValueError, match="two vectors or more; got 3 and 1"):
+    with pytest.raises(ValueError, match="got 3 and 1"):
         distance(np.zeros((3, 2)), np.zeros((1, 2)))

@@ -109,5 +109,5 @@ def test_large_sets_go_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_too_few_vectors_are_refused() -> None:
-    with pytest.raises(ValueError, match="5 neighbours need more than 5 vectors; got 9 and 5"):
+    with pytest.raises(ValueError, match="got 9 and 5"):
         manifold_scores(np.zeros((9, 2)), np.zeros((5, 2)))

@@ -125,7 +125,7 @@ def test_the_same_training_image_many_times_is_still_copied() -> None:
 
 
 def test_too_few_training_images_are_refused() -> None:
-    with pytest.raises(ValueError, match="3 training images or more to tell; got 2"):
+    with pytest.raises(ValueError, match="got 2"):
         nearest(np.zeros((1, 1, 8, 8)), np.zeros((2, 1, 8, 8)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy import stats as scipy_stats
 
 from mgdm_ray.evaluation.stats import (
     Contrast,
+    ImageContrast,
     IncompleteGrid,
     contrast_table,
     holm,
@@ -20,7 +22,9 @@ from mgdm_ray.evaluation.stats import (
     rank_biserial,
     sentence,
     summarise,
+    verdict,
 )
+from tests import golden
 
 SCORES = st.lists(
     st.tuples(st.integers(0, 200), st.integers(0, 200), st.sampled_from("pqr")),
@@ -153,8 +157,8 @@ def test_one_dataset_falls_back_to_its_cells_and_says_so() -> None:
     """Catches an interval of width 0 from resampling a single dataset."""
     contrast = paired_contrast([1, 2, 3, 4], [0, 0, 0, 0], ["only"] * 4)
     assert contrast.low < 2.5 < contrast.high
-    assert "one dataset only" in contrast.note
-    assert "only" in contrast.note
+    assert (contrast.datasets, contrast.p_datasets) == (1, 1.0)
+    assert contrast.note
 
 
 def test_one_pair_has_no_interval_and_is_never_resolved() -> None:
@@ -163,7 +167,7 @@ def test_one_pair_has_no_interval_and_is_never_resolved() -> None:
     assert math.isnan(contrast.low)
     assert contrast.p == 1.0
     assert contrast.spans_zero
-    assert "not resolvable" in sentence(contrast)
+    assert verdict(contrast) == "unresolved"
 
 
 def test_equal_scores_give_p_one_and_no_effect_size() -> None:
@@ -245,7 +249,6 @@ def test_dropping_incomplete_cells_is_said() -> None:
     assert contrast.n == 7
     assert contrast.missing == (("duplicate", "q", "y", 1),)
     assert contrast.planned == 8
-    assert "missing because: not run (1)" in contrast.note
 
 
 def test_an_absent_arm_gives_an_empty_contrast_on_request_only() -> None:
@@ -256,7 +259,7 @@ def test_an_absent_arm_gives_an_empty_contrast_on_request_only() -> None:
     (contrast,) = contrast_table(rows, [("disturb", "roundtrip")], drop_incomplete=True)
     assert contrast.n == 0
     assert math.isnan(contrast.difference)
-    assert "disturb against roundtrip is not answered" in sentence(contrast)
+    assert verdict(contrast) == "incomplete"
     with pytest.raises(IncompleteGrid):
         contrast_table([], [("disturb", "roundtrip")])
 
@@ -272,12 +275,10 @@ def test_an_incomplete_grid_is_no_answer_whatever_its_numbers_are() -> None:
         drop_incomplete=True,
         reasons={lost: "refused: copies 0.4"},
     )
-    words = sentence(contrast, 0.0001)
-    assert words.startswith("disturb against duplicate is not answered: 1 of the 48 planned cells")
-    assert "duplicate: q x y x seed 5" in words
-    assert "for orientation only: +0.200 balanced accuracy over 23 complete pairs" in words
-    assert "better" not in words
-    assert "missing because: refused: copies 0.4 (1)" in contrast.note
+    assert verdict(contrast, 0.0001) == "incomplete"
+    assert contrast.missing == (lost,)
+    assert (contrast.planned, contrast.n) == (24, 23)
+    assert "refused: copies 0.4 (1)" in contrast.note
 
 
 def test_variants_of_a_dataset_are_one_cluster() -> None:
@@ -360,9 +361,8 @@ def test_only_whole_datasets_speak_for_other_datasets() -> None:
         assert bool(contrast.scope) == bool(scope)
     one = paired_contrast([1.0, 2.0] * 4, [0.0] * 8, ["only"] * 8)
     assert one.p_datasets == 1.0
-    assert "a is better than b on this dataset, with the images drawn and tested here" in sentence(
-        one
-    )
+    assert verdict(one) == "better"
+    assert one.scope
 
 
 def test_few_pairs_in_a_family_cannot_be_resolved_and_it_is_said() -> None:
@@ -393,21 +393,36 @@ def contrast(low: float, high: float, p: float) -> Contrast:
     )
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "p", "adjusted", "says"),
-    [
-        (0.01, 0.03, 0.01, None, "disturb is better than duplicate: +0.020"),
-        (-0.03, -0.01, 0.0001, None, "disturb is worse than duplicate: -0.020"),
-        (-0.01, 0.03, 0.01, None, "not resolvable: the interval spans 0"),
-        (0.01, 0.03, 0.2, None, "not resolvable: the interval excludes 0, but"),
-        (0.01, 0.03, 0.01, 0.06, "adjusted p = 0.060"),
-    ],
-)
-def test_sentence_claims_only_what_both_tests_show(
-    low: float, high: float, p: float, adjusted: float | None, says: str
+CLAIMS: list[tuple[float, float, float, float | None, str]] = [
+    (0.01, 0.03, 0.01, None, "better"),
+    (-0.03, -0.01, 0.0001, None, "worse"),
+    (-0.01, 0.03, 0.01, None, "unresolved"),
+    (0.01, 0.03, 0.2, None, "unresolved"),
+    (0.01, 0.03, 0.01, 0.06, "unresolved"),
+]
+
+
+@pytest.mark.parametrize(("low", "high", "p", "adjusted", "found"), CLAIMS)
+def test_a_claim_needs_both_the_interval_and_the_test(
+    low: float, high: float, p: float, adjusted: float | None, found: str
 ) -> None:
     """Catches a claim from the interval or the p-value alone, or from an uncorrected p."""
-    text = sentence(contrast(low, high, p), adjusted)
-    assert says in text
-    claimed = " is better " in text or " is worse " in text
-    assert claimed == (low * high > 0 and (p if adjusted is None else adjusted) <= 0.05)
+    assert verdict(contrast(low, high, p), adjusted) == found
+
+
+def test_the_words_of_every_verdict() -> None:
+    """Would catch a sentence that claims more than the verdict, or hides what is missing."""
+    some = contrast(0.01, 0.03, 0.01)
+    crossed = ImageContrast(0.02, -0.01, 0.05, 0.2, 0.015, 9, 0.5, 12, 100)
+    lost = tuple(("duplicate", "q", "y", seed) for seed in range(9))
+    cases = [contrast(*case[:3]) for case in CLAIMS]
+    cases += [
+        replace(some, p_datasets=1.0, datasets=1),
+        replace(some, here=crossed),
+        replace(some, low=math.nan, high=math.nan, n=1),
+        replace(some, missing=lost, planned=24),
+        replace(some, missing=lost[:1], planned=24, n=0),
+        replace(some, n=0),
+    ]
+    adjusted = [case[3] for case in CLAIMS] + [None] * (len(cases) - len(CLAIMS))
+    golden.check("verdicts", "\n".join(map(sentence, cases, adjusted)))
