@@ -21,7 +21,7 @@ from mgdm_ray import environment
 from mgdm_ray.config import ResourcesConfig, StudyConfig
 from mgdm_ray.pipeline.plan import Job, make_plan
 from mgdm_ray.pipeline.tasks.base import Context
-from mgdm_ray.runtime.proposals import SAMPLERS, draw, setting_of, space
+from mgdm_ray.runtime.proposals import draw, sampler_of, setting_of, space
 
 TARGET = 0.3
 """Seconds a trial at most."""
@@ -70,7 +70,7 @@ def plain(job: Job, storage: optuna.storages.BaseStorage | None) -> Callable[[],
     within = space(job, CLASSES)
 
     def run() -> None:
-        sampler = SAMPLERS[job.inputs["sampler"]](job, 0)
+        sampler = sampler_of(job, 0)
         study = optuna.create_study(direction="maximize", sampler=sampler, storage=storage)
         scorer = Nothing()
         for _ in range(job.inputs["trials"]):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mgdm_ray.config import ARMS, MEASUREMENTS, NETWORKS, StudyConfig
+from mgdm_ray.config.optuna_classes import PRUNERS, SAMPLERS, SHORT_PRUNERS, SHORT_SAMPLERS
 
 PAGE = Path(__file__).parent / "keys.md"
 HEAD = (
@@ -29,8 +30,18 @@ HEAD = (
     "**Arms**: {arms}. **Networks**: {networks}, any other classification model of torchvision, "
     "or `timm/NAME`. **Measurements**: {measurements}, or [your own](how-to/measurement.md).\n"
 )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
 WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 NAMED = {"Network": "network", "MeasurementName": "measurement", "Name": "name"}
+CHOICES = {
+    "Sampler": f"{_listed(SHORT_SAMPLERS)}, or `{{name: CLASS, ...}}` of {_listed(SAMPLERS)}",
+    "Pruner": f"{_listed(SHORT_PRUNERS)}, or `{{name: CLASS, ...}}` of {_listed(PRUNERS)}",
+}
 BOUNDS = {
     annotated_types.Gt: (">", "gt"),
     annotated_types.Ge: ("≥", "ge"),
@@ -123,7 +134,7 @@ def _yaml(value: Any) -> str:
 
 def _type(model: type[BaseModel], name: str, field: FieldInfo) -> str:
     written = str(_written(model, name))
-    words = _words(field.annotation, field.metadata, written)
+    words = CHOICES.get(written) or _words(field.annotation, field.metadata, written)
     return words.replace("|", "&#124;")
 
 
@@ -174,10 +185,6 @@ def _bounds(metadata: list[Any]) -> str:
         if isinstance(bound, kind)
     ]
     return f" {', '.join(shown)}" if shown else ""
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(f"`{name}`" for name in names)
 
 
 def main() -> None:

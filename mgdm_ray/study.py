@@ -374,7 +374,9 @@ class Study:
         from mgdm_ray.cli.progress import Display
         from mgdm_ray.results.mlflow import Mirror
         from mgdm_ray.runtime import engine
+        from mgdm_ray.runtime.proposals import require_optuna_takes
 
+        require_optuna_takes(todo.values())
         busy = environment.Busy()
         finalizer, path = self.finalizer(), self.folder / RECORDS_FILE
         resources, leads = self.config.resources, self.leads()

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mgdm_ray.config.base import Frozen, MeasurementName, Name, Network, Positive, unique
 from mgdm_ray.config.diffusion import GuidanceControls
+from mgdm_ray.config.optuna_classes import Pruner, Sampler
 
 
 class ScaleRange(Frozen):
@@ -108,13 +109,15 @@ class SearchConfig(Frozen):
 
     trials: int = Field(12, ge=1, le=100_000)
     """Number of settings tried per search."""
-    sampler: Literal["tpe", "gp", "nsga2", "random", "grid"] = "tpe"
-    """Optuna's sampler; ``grid`` spaces the strengths evenly, so that ``trials`` of them cover the
-    space, in random order."""
-    pruner: Literal["none", "median", "asha"] = "none"
+    sampler: Sampler = "tpe"
+    """Optuna's sampler: ``tpe``, ``gp``, ``nsga2``, ``random``, or a class with its arguments,
+    e.g. ``{name: TPESampler, multivariate: true}``. ``grid``: evenly spaced strengths, so that
+    ``trials`` of them cover the space, in random order."""
+    pruner: Pruner = "none"
     """Stops a trial after one of its networks: ``median`` where its mean so far is below the
     median of the finished trials (from the sixth on), ``asha`` where it is not in the upper half
-    after 1, 2, 4, ... networks."""
+    after 1, 2, 4, ... networks, or an Optuna class, e.g. ``{name: PercentilePruner, percentile:
+    25}``."""
     objective: Literal["accuracy", "accuracy_and_cost"] = "accuracy"
     """The second one also wants few forwards per image; the setting chosen in the end is the most
     accurate one. Without pruning."""
@@ -152,14 +155,15 @@ class SearchConfig(Frozen):
     def _pruning(self) -> Self:
         if self.pruner == "none":
             return self
+        pruner = self.pruner if isinstance(self.pruner, str) else self.pruner["name"]
         if self.objective != "accuracy":
             raise ValueError(
-                f"pruner {self.pruner!r} compares one score; with objective {self.objective!r} "
+                f"pruner {pruner!r} compares one score; with objective {self.objective!r} "
                 "there are two: set pruner to none"
             )
         if self.per == "network" or len(self.networks) == 1:
             raise ValueError(
-                f"pruner {self.pruner!r} stops a trial between its proxy networks, and there is "
+                f"pruner {pruner!r} stops a trial between its proxy networks, and there is "
                 "only one: give several in 'networks' (with 'per: dataset'), or set pruner to none"
             )
         return self

@@ -10,16 +10,17 @@ import copy
 import itertools
 import random
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.pruners import BasePruner, MedianPruner, NopPruner
-from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial
 
-from mgdm_ray.config import GuidanceControls
+from mgdm_ray.config import GuidanceControls, InputError
 from mgdm_ray.pipeline.plan import search_seed
 from mgdm_ray.seeding import content_key, derive_seed
 
@@ -155,36 +156,62 @@ def _levels(distribution: BaseDistribution, count: int) -> list[float]:
     return [low + share * (high - low) for share in shares]
 
 
-def _tpe(job: Job, seed: int) -> BaseSampler:
-    # Ungrouped, TPE models only what all trials have in common.
-    grouped = bool(job.inputs["space"]["per_measurement"])
-    return TPESampler(seed=seed, multivariate=True, group=grouped, n_startup_trials=STARTUP)
+def sampler_of(job: Job, seed: int) -> BaseSampler:
+    """Optuna's sampler of the search; ValueError for arguments that Optuna refuses."""
+    given, trials = job.inputs["sampler"], job.inputs["trials"]
+    if not isinstance(given, str):
+        name, arguments = _class_of(given)
+    else:
+        # Ungrouped, TPE models only what all trials have in common.
+        grouped = bool(job.inputs["space"]["per_measurement"])
+        name, arguments = {
+            "tpe": (
+                "TPESampler",
+                {"multivariate": True, "group": grouped, "n_startup_trials": STARTUP},
+            ),
+            "gp": ("GPSampler", {"n_startup_trials": STARTUP}),
+            # Optuna's 50 are for thousands of trials: a search of 40 would never breed.
+            "nsga2": ("NSGAIISampler", {"population_size": max(4, trials // 5)}),
+            "random": ("RandomSampler", {}),
+            "grid": ("RandomSampler", {}),  # never asked: all its trials are fixed points
+        }[given]
+    if name == "GPSampler":  # it cannot model ranges of a measurement's own and would say so
+        arguments = {**arguments, "warn_independent_sampling": False}
+    sampler: BaseSampler = _built(getattr(optuna.samplers, name), seed=seed, **arguments)
+    return sampler
 
 
-def _gp(_job: Job, seed: int) -> BaseSampler:
-    return GPSampler(
-        seed=seed,
-        n_startup_trials=STARTUP,
-        warn_independent_sampling=False,  # of ranges of a measurement's own, which it cannot model
-    )
+def pruner_of(job: Job) -> BasePruner:
+    """Optuna's pruner of the search; ValueError for arguments that Optuna refuses."""
+    given = job.inputs["pruner"]
+    if isinstance(given, str):
+        aliases: dict[str, type[BasePruner]]
+        aliases = {"none": NopPruner, "median": MedianPruner, "asha": Asha}
+        return aliases[given]()
+    name, arguments = _class_of(given)
+    pruner: BasePruner = _built(getattr(optuna.pruners, name), **arguments)
+    return pruner
 
 
-def _nsga2(job: Job, seed: int) -> BaseSampler:
-    # Optuna's 50 are for thousands of trials: a search of 40 would never breed.
-    return NSGAIISampler(seed=seed, population_size=max(4, job.inputs["trials"] // 5))
+def _class_of(given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    return given["name"], {key: value for key, value in given.items() if key != "name"}
 
 
-def _random(_job: Job, seed: int) -> BaseSampler:
-    return RandomSampler(seed=seed)
+def _built(kind: Any, **arguments: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return kind(**arguments)
 
 
-SAMPLERS: dict[str, Callable[[Job, int], BaseSampler]] = {
-    "tpe": _tpe,
-    "gp": _gp,
-    "nsga2": _nsga2,
-    "random": _random,
-    "grid": _random,  # never asked: all its trials are fixed points
-}
+def require_optuna_takes(jobs: Iterable[Job]) -> None:
+    """Raise InputError for arguments of a sampler or pruner that Optuna refuses."""
+    for job in jobs:
+        if job.kind == "search":
+            for key, build in (("sampler", partial(sampler_of, seed=0)), ("pruner", pruner_of)):
+                try:
+                    build(job)
+                except (ValueError, TypeError) as error:
+                    raise InputError(f"search.{key}: Optuna refuses it: {error}") from None
 
 
 def propose(
@@ -204,10 +231,7 @@ def propose(
     # seed would draw a second time.
     start = content_key(job.inputs["start"])
     seed = derive_seed("search", search_seed(job), start, number) % 2**32
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = SAMPLERS[job.inputs["sampler"]](job, seed)
-    scratch = optuna.create_study(directions=study.directions, sampler=sampler)
+    scratch = optuna.create_study(directions=study.directions, sampler=sampler_of(job, seed))
     for trial in before:
         plain = copy.copy(trial)
         plain.user_attrs = {}  # no sampler reads them, and each is copied
@@ -247,13 +271,6 @@ def _is_power(value: int, base: int) -> bool:
     while value % base == 0:
         value //= base
     return value == 1
-
-
-PRUNERS: dict[str, Callable[[], BasePruner]] = {
-    "none": NopPruner,
-    "median": MedianPruner,
-    "asha": Asha,
-}
 
 
 def should_prune(study: optuna.Study, number: int, step: int) -> bool:

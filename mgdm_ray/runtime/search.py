@@ -34,9 +34,9 @@ from mgdm_ray.pipeline.trials import Trial, best_trial, write_trials
 from mgdm_ray.runtime.importance import importance, write_importance
 from mgdm_ray.runtime.optuna_storage import ObjectJournal
 from mgdm_ray.runtime.proposals import (
-    PRUNERS,
     fixed_points,
     propose,
+    pruner_of,
     setting_of,
     should_prune,
     space,
@@ -203,7 +203,7 @@ class Ledger(OptunaSearch):  # type: ignore[misc]
             storage=storage,
         )
         self.study: optuna.Study = self._ot_study
-        self.study.pruner = PRUNERS[job.inputs["pruner"]]()
+        self.study.pruner = pruner_of(job)
         self.open: dict[str, optuna.Trial] = {}
         self.orphans = [t for t in self.trials() if t.state == TrialState.RUNNING]
 

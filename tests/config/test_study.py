@@ -146,9 +146,18 @@ def refusal(write_study: Any, study: dict[str, Any], *overrides: str) -> str:
             },
             ["pruner 'median' compares one score", "there are two: set pruner to none"],
         ),
+        ({"search": {"sampler": "nsga3"}}, ["'nsga3' in search.sampler", "'nsga2'"]),
         (
-            {"search": {"sampler": "nsga3"}},
-            ["unknown value 'nsga3' in search.sampler", "did you mean 'nsga2'"],
+            {"search": {"sampler": {"name": "TPESampler", "multivarate": True}}},
+            ["'multivarate' in search.sampler", "'multivariate'"],
+        ),
+        (
+            {"search": {"sampler": {"name": "TPESampler", "n_startup_trials": "5"}}},
+            ["TPESampler.n_startup_trials", "integer", "got '5'"],
+        ),
+        (
+            {"search": {"pruner": {"name": "HyperbandPruner"}}},
+            ["'HyperbandPruner' in search.pruner", "PercentilePruner"],
         ),
         (
             {"search": {"start": [{"measurement": "energy", "uncertainty_scale": 0.1}]}},

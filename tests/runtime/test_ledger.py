@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import random
 import shutil
@@ -14,8 +15,10 @@ from optuna.distributions import FloatDistribution
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
+from mgdm_ray.config import InputError
+from mgdm_ray.config.optuna_classes import PRUNERS, SAMPLERS, Classes
 from mgdm_ray.pipeline.plan import Job
-from mgdm_ray.runtime.proposals import Asha, fixed_points, space
+from mgdm_ray.runtime.proposals import Asha, fixed_points, require_optuna_takes, space
 from mgdm_ray.runtime.search import COST, METRIC, OUTCOME, Ledger, optuna_storage
 from tests.search_example import Formula, context_of, search_job, without_seconds
 
@@ -99,10 +102,17 @@ SEARCHES: list[dict[str, Any]] = [
     {"sampler": "grid"},
     {"sampler": "nsga2", "objective": "accuracy_and_cost", "trials": 14},
     {"sampler": "tpe", "objective": "accuracy_and_cost"},
+    {"sampler": {"name": "TPESampler", "multivariate": True, "constant_liar": True}},
+    {
+        "sampler": {"name": "NSGAIIISampler", "population_size": 4},
+        "objective": "accuracy_and_cost",
+        "trials": 14,
+    },
+    {"sampler": "random", "pruner": {"name": "WilcoxonPruner", "p_threshold": 0.3}},
 ]
 
 
-@pytest.mark.parametrize("options", SEARCHES, ids=lambda o: "-".join(map(str, o.values())))
+@pytest.mark.parametrize("options", SEARCHES, ids=lambda o: json.dumps(list(o.values())))
 def test_deaths_at_any_write_change_nothing(
     options: dict[str, Any], empty: Path, tmp_path: Path
 ) -> None:
@@ -129,6 +139,46 @@ def test_deaths_at_any_write_change_nothing(
     assert all(trial.state.is_finished() for trial in ledger.trials())
     if job.inputs["pruner"] != "none":
         assert {row["status"] for row in expected} == {"done", "pruned"}
+
+
+@pytest.mark.parametrize(
+    ("room", "table"),
+    [(optuna.samplers, SAMPLERS), (optuna.pruners, PRUNERS)],
+    ids=["samplers", "pruners"],
+)
+def test_classes_and_arguments_are_optunas(room: Any, table: Classes) -> None:
+    """Would catch an argument that Optuna has renamed: searches would stop at their start."""
+    for name, arguments in table.items():
+        assert set(arguments) <= set(inspect.signature(getattr(room, name)).parameters)
+
+
+@pytest.mark.parametrize(
+    ("options", "place"),
+    [
+        ({"sampler": {"name": "TPESampler", "group": True, "multivariate": False}}, "sampler"),
+        ({"sampler": {"name": "NSGAIISampler", "population_size": 1}}, "sampler"),
+        ({"pruner": {"name": "PercentilePruner"}}, "pruner"),
+        ({"pruner": {"name": "MedianPruner", "n_startup_trials": -1}}, "pruner"),
+    ],
+)
+def test_what_optuna_refuses_is_told_with_its_place(options: dict[str, Any], place: str) -> None:
+    """Would catch a search that fails after hours of training."""
+    with pytest.raises(InputError, match=rf"^search\.{place}:"):
+        require_optuna_takes([search_job(**options)])
+    require_optuna_takes([search_job()])
+
+
+def test_a_short_name_means_what_its_class_says(empty: Path, tmp_path: Path) -> None:
+    """Would catch an alias that is another search than its name promises."""
+    same: dict[str, Any] = {"name": "TPESampler", "multivariate": True, "group": True}
+    jobs = [search_job(), search_job(sampler={**same, "n_startup_trials": 5})]
+    assert jobs[0].key != jobs[1].key
+    rows = []
+    for number, job in enumerate(jobs):
+        path = tmp_path / f"{number}.db"
+        shutil.copy(empty, path)
+        rows.append(undisturbed(job, path))
+    assert rows[0] == rows[1]
 
 
 def test_how_trials_are_chosen_and_stopped_is_part_of_the_key() -> None:
