@@ -1,0 +1,78 @@
+"""A job of a plan: what it computes, what it needs, and the key of its result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Raise a kind's version when its code changes results: its artefacts are then computed anew.
+VERSIONS = {
+    "fit_denoiser": 1,
+    "fit_guide": 2,
+    "generate": 1,
+    "encode": 2,
+    "search": 3,
+    "confirm": 1,
+    "decode": 2,
+    "fit_judge": 1,
+    "assess": 1,
+    "fit_downstream": 2,
+    "fit_at_ratio": 1,
+}
+KINDS = tuple(VERSIONS)
+FITS = ("fit_denoiser", "fit_guide")
+SAMPLINGS = ("generate", "encode", "decode")
+CELLS = ("fit_downstream", "fit_at_ratio")
+"""Kinds that open the test split: the study's cells, and those of its ratio curve."""
+SCORINGS = ("search", "confirm")
+"""Kinds that score settings: decode under each, train networks, evaluate on validation data."""
+FEATURES = "features.safetensors"
+"""Features of the judge, in the artefacts of ``fit_judge`` and ``assess``."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A node of the plan.
+
+    ``inputs`` are hashed into ``key``; ``needs`` maps a role (``denoiser``, ``latents/0``, ...) to
+    the key of the job that fills it.
+    """
+
+    kind: str
+    key: str
+    inputs: dict[str, Any]
+    needs: dict[str, str]
+    dataset: str
+    network: str | None = None
+    arm: str | None = None
+    seed: int | None = None
+    detail: str = ""
+    gate: str | None = None
+    """Key of the ``assess`` job whose record must be within the study's ``limits`` before this
+    one may run; not part of the key, because it does not change the result."""
+
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        """Keys of its needs and its gate: all must end before it runs."""
+        return tuple(dict.fromkeys([*self.needs.values(), *([self.gate] if self.gate else [])]))
+
+    @property
+    def label(self) -> str:
+        """For people: ``fit_downstream breastmnist resnet18 disturb seed 0``."""
+        parts = [self.kind, self.dataset, self.network, self.arm]
+        parts.append(None if self.seed is None else f"seed {self.seed}")
+        return " ".join(p for p in [*parts, self.detail] if p)
+
+
+def search_seed(job: Job) -> int:
+    """Seed of the sampler and the proxy networks; the images have the study's."""
+    seed: int = job.inputs.get("search_seed", job.inputs["seed"])
+    return seed
+
+
+def fits_per_setting(inputs: Mapping[str, Any]) -> tuple[list[str], int]:
+    """(networks, seeds of each) that a ``search`` or a ``confirm`` trains for one setting."""
+    if "proxies" in inputs:
+        return [*inputs["proxies"], *inputs["others"]], inputs["seeds"]
+    return inputs["networks"], inputs.get("repeats", 1)

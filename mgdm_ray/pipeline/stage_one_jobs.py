@@ -1,0 +1,137 @@
+"""The jobs of a dataset that come before stage 2: its models, images and latents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mgdm_ray.config import DatasetConfig, GuideConfig, ReferenceFault, StudyConfig, TrainConfig
+from mgdm_ray.pipeline.job import VERSIONS, Job
+from mgdm_ray.seeding import content_key
+
+READ_BY_CONTENT = ("classes", "reading", "columns", "split", "licence", "citation")
+"""Keys of a dataset that its fingerprint covers, or that change no number."""
+
+
+class StageOneJobs:
+    """Adds jobs to ``jobs`` and returns their keys; asking again for a job adds none.
+
+    Options that a study does not use add nothing to the inputs, so that keys of earlier studies
+    stay as they are.
+    """
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        dataset: DatasetConfig,
+        fingerprints: Mapping[str, str],
+        jobs: dict[str, Job],
+    ) -> None:
+        self.config, self.dataset, self.jobs = config, dataset.name, jobs
+        self.fingerprints = fingerprints
+        # The content counts, not where the file is or how it is read.
+        unused = {"path", "pictures", *READ_BY_CONTENT} | (set() if dataset.source else {"source"})
+        self.data = {
+            **dataset.model_dump(mode="json", exclude=unused),
+            "content": fingerprints[dataset.name],
+        }
+
+    def add(
+        self,
+        kind: str,
+        inputs: dict[str, Any],
+        needs: Mapping[str, str] | None = None,
+        **shown: Any,
+    ) -> str:
+        """The key of a job; ``shown`` are fields of ``Job`` that are not part of it."""
+        needs = dict(needs or {})
+        inputs = {"dataset": self.data, **inputs}
+        key = content_key({"kind": kind, "v": VERSIONS[kind], "in": inputs, "needs": needs})
+        if key not in self.jobs:
+            self.jobs[key] = Job(kind, key, inputs, needs, self.dataset, **shown)
+        return key
+
+    def faults(self, *concern: ReferenceFault) -> dict[str, Any]:
+        """Those published faults of the study that ``concern`` a job."""
+        found = sorted(set(concern) & set(self.config.reference))
+        return {"reference": found} if found else {}
+
+    def denoiser(self) -> str:
+        inputs = self.training_inputs(self.config.denoiser)
+        return self.add("fit_denoiser", {**inputs, **self.faults("label_dropout")})
+
+    def guide(self) -> str:
+        inputs = {**self.training_inputs(self.config.guide), **self.faults("guide_timesteps")}
+        if "reference" in inputs:
+            inputs["num_inference_steps"] = self.config.sampling.num_inference_steps
+        return self.add("fit_guide", inputs)
+
+    def training_inputs(self, train: TrainConfig) -> dict[str, Any]:
+        # Checkpoints resume exactly, and the recipe is resolved into the other fields.
+        excluded = {"checkpoint_every", "recipe"}
+        if isinstance(train, GuideConfig) and not train.dropout:
+            excluded.add("dropout")
+        return {
+            "train": train.model_dump(mode="json", exclude=excluded),
+            "schedule": self.config.denoiser.schedule,
+            "seed": self.config.seed,
+        }
+
+    def generate(self, guidance_scale: float, classifier_scale: float) -> str:
+        needs = {"denoiser": self.denoiser()}
+        if classifier_scale:
+            needs["guide"] = self.guide()
+        sampling = self.config.sampling
+        inputs = {
+            "guidance_scale": guidance_scale,
+            "classifier_scale": classifier_scale,
+            "num_inference_steps": sampling.num_inference_steps,
+            "solver": sampling.solver,
+            "clip": sampling.clip,
+            "precision": sampling.precision,
+            "synthetic": self.synthetic(),
+            "seed": self.config.seed,
+            **self.faults("label_dropout", "rank_seeds"),
+        }
+        detail = f"guidance {guidance_scale:g}"
+        detail += f" classifier {classifier_scale:g}" if classifier_scale else ""
+        return self.add("generate", inputs, needs, detail=detail)
+
+    def encode(self, guidance_scale: float, classifier_scale: float) -> str:
+        needs = {
+            "denoiser": self.denoiser(),
+            "images": self.generate(guidance_scale, classifier_scale),
+        }
+        inputs = {
+            **self.grid(),
+            "inversion_iterations": self.config.sampling.inversion_iterations,
+            **self.faults("alignment", "label_dropout", "uint8"),
+        }
+        if "label_dropout" in inputs.get("reference", ()):
+            inputs["seed"] = self.config.seed  # otherwise encode draws nothing
+        return self.add("encode", inputs, needs, detail=self.jobs[needs["images"]].detail)
+
+    def grid(self) -> dict[str, Any]:
+        """What encode and decode must share: noise levels, arithmetic, and clipping if it is on."""
+        sampling = self.config.sampling
+        shared = sampling.model_dump(include={"num_inference_steps", "strength", "precision"})
+        return {**shared, "clip_stage_two": True} if sampling.clip_stage_two else shared
+
+    def synthetic(self) -> dict[str, Any]:
+        """How many images are drawn: enough for the largest ratio."""
+        synthetic = self.config.synthetic
+        drawn = {"ratio": synthetic.largest, "balance": synthetic.balance}
+        return drawn if synthetic.per_class is None else {**drawn, "per_class": synthetic.per_class}
+
+    def downstream(self) -> dict[str, Any]:
+        """How networks are trained; of a folder of weights its content counts, not its place."""
+        values = self.config.downstream.model_dump(mode="json")
+        if values["pretrained"] not in (None, "hub"):
+            values["pretrained"] = "folder"
+        return values
+
+    def weights(self, *networks: str) -> dict[str, Any]:
+        """Fingerprints of the files these networks start from, if the study names a folder."""
+        if self.downstream()["pretrained"] != "folder":
+            return {}
+        return {"weights": {name: self.fingerprints[f"weights/{name}"] for name in networks}}
