@@ -30,7 +30,7 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 matrix products are faster than float32's here.
 
     On a CPU that takes AMX, or AMD's AVX512_BF16. Intel's without AMX multiplied at 168 Gflop/s in
-    bfloat16 and at 334 in float32, AMD's (Zen 5) convolved at 1000 and at 500 (DECISIONS.md).
+    bfloat16 and at 334 in float32, AMD's (Zen 5) convolved at 1000 and at 500 (docs/adr/0012).
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))

@@ -25,10 +25,10 @@ Compile = Literal["auto", "never", "always"]
 COMPILE_PAYS_AFTER = 3600.0
 """Seconds of uncompiled work ahead from which ``auto`` compiles. Compiling a UNet of 4 to 5 M
 parameters took 66 to 130 s on two AVX2 cores and made its forward 1.04 to 1.23 times faster: it
-had paid after 6 minutes at best and an hour at worst (DECISIONS.md)."""
+had paid after 6 minutes at best and an hour at worst (docs/adr/0011)."""
 NHWC_FROM_CHANNELS = 64
 """First-level width from which channels_last is faster on a CPU: narrower networks lose more in
-group norm than they gain in convolutions (see DECISIONS.md)."""
+group norm than they gain in convolutions (docs/adr/0011)."""
 LARGEST_BATCH = {"cpu": 64, "cuda": 512}
 """More images at once gain nothing: a CPU's cores, or a GPU's, are busy with these."""
 
@@ -132,7 +132,7 @@ def in_layout(model: nn.Module, device: str | torch.device, *, backward: bool = 
     """``model`` itself, in channels_last where that is faster. Images may come in any layout."""
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     width = convolutions[0].out_channels if convolutions else 0
-    # On a CPU the backward pass of group norm loses what the convolutions gain (DECISIONS.md).
+    # On a CPU the backward pass of group norm loses what the convolutions gain (docs/adr/0011).
     pays = width >= NHWC_FROM_CHANNELS and not backward
     if torch.device(device).type == "cuda" or pays:
         return model.to(memory_format=torch.channels_last)

@@ -122,4 +122,5 @@ def inline_commands(page: Path) -> list[str]:
     for block in blocks(page):
         text = text.replace(block.text, "")
     spans = [found["code"] for found in INLINE.finditer(text)]
-    return [code for code in spans if re.match(r"(\w+=\S+ )*(python -m|make|mlflow|ray) \w", code)]
+    programs = "python -m|make|mlflow|ray|mgdm-ray"
+    return [code for code in spans if re.match(rf"(\w+=\S+ )*({programs}) \w", code)]

@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.conftest import ROOT
 
 ELSEWHERE = {"aws", "cp", "docker", "export", "kubectl", "optuna-dashboard", "pip", "sbatch",
-             "sed", "ssh"}  # fmt: skip
+             "sed", "source", "ssh"}  # fmt: skip
 """Programs that are not ours and need not be here."""
 OURS = {"mlflow", "ray"}
 """Programs that come with what we install: their options are looked up."""
@@ -44,6 +44,8 @@ def mistake(words: list[str]) -> str:
     program, *rest = words
     if program == "make":
         return _make(rest)
+    if program == "mgdm-ray":
+        return _python(["-m", f"mgdm_ray.{rest[0]}", *rest[1:]])
     if program == "python":
         return _python(rest)
     if program in OURS:
