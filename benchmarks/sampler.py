@@ -28,9 +28,9 @@ from benchmarks.measure import (
     peak_mib,
     seconds,
 )
-from mgdm_ray.config import GuidanceSetting, SamplingConfig
-from mgdm_ray.diffusion.inference import Execution, Prepared
-from mgdm_ray.diffusion.pipeline import decode, encode, generate
+from mgdm_ray.config import DenoiserConfig, GuidanceSetting, SamplingConfig
+from mgdm_ray.diffusion.inference import Execution
+from mgdm_ray.diffusion.pipeline import Sampler, TrainedDenoiser
 from mgdm_ray.diffusion.schedule import make_schedule, timestep_pairs
 from mgdm_ray.seeding import per_image_noise
 
@@ -72,7 +72,7 @@ class Plain:
         return math.sqrt(b) * x_0 + math.sqrt(1 - b) * eps
 
     def generate(self) -> Tensor:
-        x = per_image_noise(SHAPE, range(BATCH), "bench", "x_T").to(self.device)
+        x = per_image_noise(SHAPE, range(BATCH), "generate", 0, "x_T").to(self.device)
         for t, to in PAIRS:
             x = self.step(x, self.eps(x, t), t, to)
         return x
@@ -99,49 +99,23 @@ class Ours:
     """The product's own functions."""
 
     def __init__(self, denoiser: nn.Module, guide: nn.Module, execution: Execution) -> None:
-        self.denoiser = Prepared(denoiser, execution)
-        self.guide = Prepared(guide, execution, backward=True)
-        self.device = execution.device
+        trained = TrainedDenoiser(denoiser, DenoiserConfig(), SCHEDULE, CLASSES, SHAPE)
+        self.sampler = Sampler(trained, guide, CONFIG, execution)
 
     def generate(self) -> Tensor:
-        return generate(
-            self.denoiser,
-            None,
-            LABELS,
-            range(BATCH),
-            CONFIG,
-            prediction="v",
-            schedule=SCHEDULE,
-            shape=SHAPE,
-            seed_parts=("bench",),
-            device=self.device,
-        )
+        return self.sampler.generate(LABELS, range(BATCH))
 
     def encode(self, images: Tensor) -> Tensor:
-        return encode(
-            self.denoiser,
-            images,
-            LABELS,
-            CONFIG,
-            prediction="v",
-            schedule=SCHEDULE,
-            device=self.device,
-        )
+        return self.sampler.encode(images, LABELS, range(BATCH))
 
     def decode(self, latents: Tensor, strengths: list[float]) -> Tensor:
         """Every latent under every strength, strength by strength."""
         count = len(strengths)
-        return decode(
-            self.denoiser,
-            self.guide,
+        return self.sampler.decode(
             latents.repeat(count, 1, 1, 1),
             LABELS.repeat(count),
             list(range(BATCH)) * count,
             SETTING,
-            CONFIG,
-            prediction="v",
-            schedule=SCHEDULE,
-            device=self.device,
             strengths=torch.tensor(strengths).repeat_interleave(BATCH),
         )
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mgdm_ray.config import GuidanceSetting
-from mgdm_ray.diffusion.guidance import MEASUREMENTS, classifier_guided, measurement_guided
+from mgdm_ray.diffusion.guidance import MEASUREMENTS, guided
 from tests.diffusion.mixture import GRID, SCHEDULE, TWO_CLASSES, distance, quantiles, sampled
 
 LABELS = torch.ones(2000, dtype=torch.int64)
@@ -20,10 +20,14 @@ BINS = np.linspace(-4, 5, 91)
 
 def by_classifier(scale: float) -> tuple[Tensor, Tensor]:
     """(log of the tilted density on GRID, quantiles of the guided samples)."""
-    guided = classifier_guided(
-        lambda x, t: TWO_CLASSES.eps(x, t), TWO_CLASSES.guide, LABELS, scale, SCHEDULE
+    eps = guided(
+        lambda x, t: TWO_CLASSES.eps(x, t),
+        TWO_CLASSES.guide,
+        LABELS,
+        SCHEDULE,
+        classifier_scale=scale,
     )
-    return JOINT.logsumexp(dim=1) + scale * JOINT.log_softmax(dim=1)[:, 1], sampled(guided)
+    return JOINT.logsumexp(dim=1) + scale * JOINT.log_softmax(dim=1)[:, 1], sampled(eps)
 
 
 def by_classifier_free(scale: float) -> tuple[Tensor, Tensor]:
@@ -36,10 +40,10 @@ def by_classifier_free(scale: float) -> tuple[Tensor, Tensor]:
 
 def by_entropy(gamma: float) -> tuple[Tensor, Tensor]:
     setting = GuidanceSetting(measurement="entropy", uncertainty_scale=gamma, gradient="raw")
-    guided = measurement_guided(
-        lambda x, t: TWO_CLASSES.eps(x, t, 1), TWO_CLASSES.guide, LABELS, setting, SCHEDULE
+    eps = guided(
+        lambda x, t: TWO_CLASSES.eps(x, t, 1), TWO_CLASSES.guide, LABELS, SCHEDULE, setting=setting
     )
-    return JOINT[:, 1] + gamma * _entropy(GRID), sampled(guided)
+    return JOINT[:, 1] + gamma * _entropy(GRID), sampled(eps)
 
 
 def _entropy(x: Tensor) -> Tensor:

@@ -35,15 +35,15 @@ from mgdm_ray.config import (
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.data.load import load_split, npz_path, to_tensor
 from mgdm_ray.data.mix import synthetic_labels
-from mgdm_ray.diffusion.pipeline import decode, encode, generate
-from mgdm_ray.diffusion.published_faults import Faults, rank_duplicates, respaced
+from mgdm_ray.diffusion.inference import Execution
+from mgdm_ray.diffusion.pipeline import Sampler, TrainedDenoiser
+from mgdm_ray.diffusion.published_faults import rank_duplicates, respaced
 from mgdm_ray.diffusion.schedule import make_schedule
 from mgdm_ray.diffusion.train import guide_probabilities, train
 from mgdm_ray.pipeline.tasks.fit import ACCURACY_TIMESTEPS
 
 PAGE = Path(__file__).with_name("reference.md")
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-NOBODY = Faults()
 START = time.monotonic()
 
 
@@ -173,39 +173,37 @@ class Bench:
 
     def images(
         self,
-        wrong: Faults = NOBODY,
-        *,
+        *wrong: ReferenceFault,
         denoiser: nn.Module | None = None,
         guide: nn.Module | None = None,
         sampling: SamplingConfig | None = None,
         stage_one: Tensor | None = None,
     ) -> Images:
         """Both stages; what is not given is without faults. ``stage_one`` is reused if given."""
-        denoiser, guide = denoiser or self.denoiser, guide or self.guide
-        config, y = sampling or self.sampling, self.labels
-        rows = rank_duplicates(y) if "rank_seeds" in wrong.names else range(len(y))
-        shared = {"prediction": "v", "schedule": self.schedule, "device": self.options.device}
+        y, indices = self.labels, range(len(self.labels))
+        shape = (self.info.channels, 28, 28)
+        trained = TrainedDenoiser(
+            denoiser or self.denoiser,
+            self.denoiser_config,
+            self.schedule,
+            self.info.num_classes,
+            shape,
+        )
+        sampler = Sampler(
+            trained,
+            guide or self.guide,
+            sampling or self.sampling,
+            Execution(self.options.device, compile="never"),
+            seed=self.seed,
+            faults=wrong,
+        )
         if stage_one is None:
-            stage_one = generate(
-                denoiser,
-                None,
-                y,
-                rows,
-                config,
-                shape=(self.info.channels, 28, 28),
-                seed_parts=("generate", self.seed),
-                faults=wrong,
-                **shared,
+            stage_one = sampler.generate(
+                y, rank_duplicates(y) if "rank_seeds" in wrong else indices
             )
-        latents = encode(denoiser, stage_one, y, config, faults=wrong, **shared)
-
-        def decoded(setting: GuidanceSetting | None) -> Tensor:
-            rows = range(len(y))
-            return decode(
-                denoiser, guide, latents, y, rows, setting, config, faults=wrong, **shared
-            )
-
-        return Images(stage_one, y, latents, decoded(None), decoded(self.setting))
+        latents = sampler.encode(stage_one, y, indices)
+        back, moved = (sampler.decode(latents, y, indices, s) for s in (None, self.setting))
+        return Images(stage_one, y, latents, back, moved)
 
 
 def rms(images: Tensor) -> float:
@@ -219,44 +217,41 @@ def measured(bench: Bench) -> list[Row]:
     pushed = rms(plain.guided - plain.returned)
     rows = [Row("none", plain, accuracy, f"own label {bench.agreement(plain):.2f}")]
 
-    def faulty(*names: ReferenceFault) -> Faults:
-        return Faults(frozenset(names), bench.denoiser_config.label_dropout)
-
     def guide_timesteps() -> Row:
         guide = bench.model("guide", "guide_timesteps")
-        images = bench.images(faulty("guide_timesteps"), guide=guide, stage_one=reuse)
+        images = bench.images("guide_timesteps", guide=guide, stage_one=reuse)
         moved = rms(images.guided - images.returned)
         figure = f"push {moved:.3f} ({pushed:.3f})"
         return Row("guide_timesteps", images, bench.guide_accuracy(guide), figure)
 
     def alignment() -> Row:
-        images = bench.images(faulty("alignment"), stage_one=reuse)
+        images = bench.images("alignment", stage_one=reuse)
         spread = f"latent std {float(images.latents.std()):.3f}"
         return Row("alignment", images, accuracy, f"{spread} ({float(plain.latents.std()):.3f})")
 
     def label_dropout() -> Row:
-        wrong = faulty("label_dropout")
-        images = bench.images(wrong, denoiser=bench.model("denoiser", "label_dropout"))
+        denoiser = bench.model("denoiser", "label_dropout")
+        images = bench.images("label_dropout", denoiser=denoiser)
         figure = f"own label {bench.agreement(images):.2f} ({bench.agreement(plain):.2f})"
         return Row("label_dropout", images, accuracy, figure)
 
     def clip() -> Row:
         outside = float((plain.returned.abs() > 1).double().mean())
-        images = bench.images(faulty("clip"), stage_one=reuse)
+        images = bench.images("clip", stage_one=reuse)
         return Row("clip", images, accuracy, f"{outside:.1%} of pixels leave [-1, 1] without it")
 
     def uint8() -> Row:
-        images = bench.images(faulty("uint8"), stage_one=reuse)
+        images = bench.images("uint8", stage_one=reuse)
         shifts = [float((i.returned - reuse).mean()) * 127.5 for i in (images, plain)]
         return Row("uint8", images, accuracy, "grey levels {:+.2f} ({:+.2f})".format(*shifts))
 
     def measurement() -> Row:
-        images = bench.images(faulty("measurement"), stage_one=reuse)
+        images = bench.images("measurement", stage_one=reuse)
         moved = rms(images.guided - images.returned)
         return Row("measurement", images, accuracy, f"push {moved:.5f} ({pushed:.3f})")
 
     def rank_seeds() -> Row:
-        images = bench.images(faulty("rank_seeds"))
+        images = bench.images("rank_seeds")
         shares = [f"{duplicates(i.stage_one):.0%}" for i in (images, plain)]
         return Row("rank_seeds", images, accuracy, "duplicates {} ({})".format(*shares))
 

@@ -22,7 +22,7 @@ from mgdm_ray.classifiers.networks import build_network
 from mgdm_ray.config import DatasetConfig, DownstreamConfig, SamplingConfig
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.data.load import load_split, to_tensor
-from mgdm_ray.diffusion.pipeline import generate
+from mgdm_ray.diffusion.pipeline import Sampler
 from mgdm_ray.pipeline.tasks.base import Context
 from mgdm_ray.pipeline.tasks.models import load_denoiser
 from mgdm_ray.storage.store import Store
@@ -54,17 +54,8 @@ class Bench:
                 "precision": precision,
             }
         )
-        return generate(
-            self.denoiser.model,
-            None,
-            torch.from_numpy(self.labels[:count]),
-            range(count),
-            config,
-            prediction=self.denoiser.config.prediction,
-            schedule=self.denoiser.schedule,
-            shape=self.denoiser.shape,
-            seed_parts=("steps",),
-        )
+        sampler = Sampler(self.denoiser, None, config)
+        return sampler.generate(torch.from_numpy(self.labels[:count]), range(count))
 
     def accuracy(self, images: torch.Tensor) -> list[float]:
         """Balanced, on real validation images, of each network and seed trained on ``images``."""

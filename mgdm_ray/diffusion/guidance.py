@@ -6,7 +6,6 @@ import importlib
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -138,47 +137,28 @@ def guided(
 
         eps - sqrt(1 - alpha_bar_t) (s grad log p(y | x_t) + gamma grad M(x_t))
 
-    with s = ``classifier_scale``, 0 off, and gamma = ``setting.uncertainty_scale``. ``eps_fn`` may
-    be ``denoiser_eps`` under classifier-free guidance. A step costs one forward of ``eps_fn``, one
-    of the guide, and one backward; two where both terms are on and need gradients of their own
-    (any ``setting.gradient`` but ``raw``, or ``noise``).
-
-    ``setting.gradient``: ``raw`` is that formula. ``normalised`` takes only the gradient's
-    direction, image by image, and moves pred_x0 by gamma sqrt(1 - alpha_bar_t) (root mean square
-    over pixels in [-1, 1]; a zero gradient stays zero). With alpha_bar = cos^2(a), a DDIM step
-    from a to b then moves the sample by gamma sin(a - b): all steps together by at most
-    gamma pi / 2, whatever their number, the schedule, the dataset or the image size (as long as
-    the denoiser's v does not answer to the push; its answer comes on top). ``relative`` takes the
-    direction too, and gamma times the norm of ``eps_fn``'s eps, which is about 1 per pixel at
-    every t: pred_x0 moves by gamma sqrt(1 - alpha_bar_t) / sqrt(alpha_bar_t), so that near pure
-    noise pushes are multiplied by up to 160, and the first steps decide.
-
-    ``setting.over_t`` multiplies gamma by 1, sqrt(alpha_bar_t) or sqrt(1 - alpha_bar_t).
-    ``setting.label_scale`` beta > 0 ascends M + beta log p(y | x_t) instead of M: uncertain, but
-    still of its class. ``setting.interval`` holds the timesteps at which the measurement acts; at
-    others, without s, ``eps_fn`` alone is asked. ``noise`` `[N, C, H, W]` replaces the direction
-    of the whole measurement term, image by image and at every t, and keeps its norm: the control
-    for "any push of that size". ``strengths`` `[N]` gives every image a gamma of its own, in place
-    of the setting's. With everything off ``eps_fn`` itself is returned.
+    s is ``classifier_scale``, gamma ``setting.uncertainty_scale``; with both 0 ``eps_fn`` itself
+    is returned. ``setting.label_scale`` beta > 0 ascends M + beta log p(y | x_t) instead of M;
+    ``setting.gradient`` scales the gradient (see ``_scaled``), ``setting.over_t`` gamma, and
+    outside ``setting.interval`` the measurement is off. ``noise`` `[N, C, H, W]` replaces the
+    direction of the measurement term at every t and keeps its norm: the control. ``strengths``
+    `[N]` replace gamma, image by image. A step costs one forward of ``eps_fn``, one of the guide
+    and one backward; two where s and gamma are both on, unless gradients are raw.
     """
-    if setting is not None and setting.uncertainty_scale == 0 and strengths is None:
-        setting = None
-    if setting is None:
-        if classifier_scale == 0:
-            return eps_fn
-        return _towards_labels(eps_fn, guide, labels, schedule, classifier_scale)
-    first, last = setting.interval
+    towards = eps_fn
+    if classifier_scale != 0:
+        towards = _towards_labels(eps_fn, guide, labels, schedule, classifier_scale)
+    if setting is None or (setting.uncertainty_scale == 0 and strengths is None):
+        return towards
     name = require_known(setting.measurement, "measurement", MEASUREMENTS)
     measurement, members = MEASUREMENTS[name], name in MEMBER_MEASUREMENTS
-    # Of raw terms the sum is the gradient of one function: s is a weight beside beta.
+    first, last = setting.interval
+    # The sum of raw terms is the gradient of one function, in which s is a weight beside beta.
     linear = setting.gradient == "raw" and noise is None and strengths is None
-    outside = eps_fn
-    if classifier_scale != 0:
-        outside = _towards_labels(eps_fn, guide, labels, schedule, classifier_scale)
 
     def eps_of(x_t: Tensor, t: int) -> Tensor:
         if not first <= t <= last:
-            return outside(x_t, t)
+            return towards(x_t, t)
         eps = eps_fn(x_t, t)
         signal, sigma = schedule.coefficients(t, x_t)
         a = schedule.alpha_bar(t)
@@ -187,22 +167,16 @@ def guided(
         if linear:
             beta += classifier_scale / (setting.uncertainty_scale * share)
 
-        def ascended(answer: Answer) -> list[Tensor]:
-            value = measurement(answer.asked(members), answer.x_t, t, labels)
+        def ascended(x: Tensor, logits: Tensor, asked: Tensor) -> list[Tensor]:
+            value = measurement(asked, x, t, labels)
             if beta:
-                value = value + beta * log_likelihood(answer.logits, answer.x_t, t, labels)
+                value = value + beta * log_likelihood(logits, x, t, labels)
             if linear or classifier_scale == 0:
                 return [value]
-            return [value, log_likelihood(answer.logits, answer.x_t, t, labels)]
+            return [value, log_likelihood(logits, x, t, labels)]
 
         term, *likelihood = gradients(ascended, guide, x_t, t, members=members)
-        if setting.gradient == "normalised":
-            # pred_x0 = (x_t - sigma eps) / signal: this eps term moves it by gamma sigma rms 1
-            term = signal * unit(term) * math.sqrt(x_t[0].numel())
-        elif setting.gradient == "relative":
-            term = unit(term) * norm(eps)
-        else:
-            term = sigma * term
+        term = _scaled(term, setting, eps, signal, sigma)
         if noise is not None:
             term = unit(noise) * norm(term)
         gamma: Tensor | float = setting.uncertainty_scale
@@ -214,6 +188,24 @@ def guided(
         return result
 
     return eps_of
+
+
+def _scaled(
+    gradient: Tensor, setting: GuidanceSetting, eps: Tensor, signal: Tensor, sigma: Tensor
+) -> Tensor:
+    """The eps term of ``gradient`` `[N, C, H, W]` for gamma = 1; a zero gradient stays zero.
+
+    ``raw``: the published formula. ``normalised``: moves pred_x0 by sqrt(1 - alpha_bar_t), root
+    mean square over pixels; with alpha_bar = cos^2(a) a DDIM step from a to b then moves the
+    sample by gamma sin(a - b), all steps together by at most gamma pi / 2. ``relative``: as long
+    as ``eps``; moves pred_x0 by sqrt(1 / alpha_bar_t - 1), up to 160 near pure noise.
+    """
+    if setting.gradient == "normalised":
+        # pred_x0 = (x_t - sigma eps) / signal: this eps term moves it by gamma sigma rms 1
+        return signal * unit(gradient) * math.sqrt(gradient[0].numel())
+    if setting.gradient == "relative":
+        return unit(gradient) * norm(eps)
+    return sigma * gradient
 
 
 def _towards_labels(
@@ -230,78 +222,39 @@ def _towards_labels(
     return eps_of
 
 
-def classifier_guided(
-    eps_fn: EpsFn, guide: nn.Module, labels: Tensor, scale: float, schedule: NoiseSchedule
-) -> EpsFn:
-    """``guided`` by the classifier alone."""
-    return guided(eps_fn, guide, labels, schedule, classifier_scale=scale)
-
-
-def measurement_guided(
-    eps_fn: EpsFn,
-    guide: nn.Module,
-    labels: Tensor,
-    setting: GuidanceSetting,
-    schedule: NoiseSchedule,
-    noise: Tensor | None = None,
-    strengths: Tensor | None = None,
-) -> EpsFn:
-    """``guided`` by a measurement alone."""
-    return guided(
-        eps_fn, guide, labels, schedule, setting=setting, noise=noise, strengths=strengths
-    )
-
-
 def log_likelihood(logits: Tensor, x_t: Tensor, t: int, labels: Tensor) -> Tensor:  # noqa: ARG001
     """log p(y | x_t) of each image's own label."""
     return logits.log_softmax(dim=1).gather(1, labels[:, None])[:, 0]
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What the guide says of ``x_t`` `[N, C, H, W]`, in one forward."""
-
-    x_t: Tensor
-    logits: Tensor
-    """float64 `[N, K]`, of the whole network."""
-    members: Tensor | None
-    """float64 `[S, N, K]`, under each dropout mask; None where nobody asked for them."""
-
-    def asked(self, members: bool) -> Tensor:
-        """The logits that a measurement registered with ``members`` gets."""
-        if not members:
-            return self.logits
-        if self.members is None:
-            raise ValueError("the guide was not asked for its members")
-        return self.members
-
-
 def gradients(
-    values: Callable[[Answer], Sequence[Tensor]],
+    values: Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]],
     guide: nn.Module,
     x_t: Tensor,
     t: int,
     *,
     members: bool = False,
 ) -> list[Tensor]:
-    """grad of each of ``values``, `[N]` numbers, with respect to x_t: `[N, C, H, W]` each.
+    """grad with respect to x_t, `[N, C, H, W]`, of each of ``values``, which are `[N]`.
 
-    One forward of the guide, and a backward for each value. The guide must be in eval mode: only
-    then are images of one batch independent. Logits go to float64, because a float32 softmax of a
-    confident guide is exactly 0 and 1: no gradient. ValueError where ``members`` are asked of a
-    guide that was built without dropout.
+    ``values`` gets (x_t, logits `[N, K]`, what a measurement is asked with: with ``members`` the
+    logits `[S, N, K]` under each dropout mask, else the same logits). One forward of the guide and
+    one backward per value. The guide must be in eval mode: only then are the images of a batch
+    independent. ValueError if ``members`` are asked of a guide without dropout.
     """
     masks = getattr(guide, "member_masks", None)
     if members and masks is None:
-        raise ValueError("the measurement compares a guide's answers under dropout: guide has none")
+        raise ValueError("this measurement needs a guide with dropout; set guide.dropout above 0")
     with torch.enable_grad():
         x = x_t.detach().requires_grad_()
         timesteps = torch.full((len(x),), t, device=x.device)
+        # float64: a float32 softmax of a confident guide is exactly 0 and 1, without gradient.
         if members:
             logits = guide(x, timesteps, masks).double()
-            found = values(Answer(x, logits[0], logits[1:]))
+            found = values(x, logits[0], logits[1:])
         else:
-            found = values(Answer(x, guide(x, timesteps).double(), None))
+            logits = guide(x, timesteps).double()
+            found = values(x, logits, logits)
         last = len(found) - 1
         return [
             torch.autograd.grad(value.sum(), x, retain_graph=index < last)[0]
@@ -318,10 +271,10 @@ def measurement_gradient(
     *,
     members: bool = False,
 ) -> Tensor:
-    """grad of M with respect to x_t, `[N, C, H, W]`; every image's own, in one backward pass."""
+    """grad of M with respect to x_t, `[N, C, H, W]`; each image's own, in one backward pass."""
 
-    def value(answer: Answer) -> list[Tensor]:
-        return [measurement(answer.asked(members), answer.x_t, t, labels)]
+    def value(x: Tensor, _logits: Tensor, asked: Tensor) -> list[Tensor]:
+        return [measurement(asked, x, t, labels)]
 
     return gradients(value, guide, x_t, t, members=members)[0]
 

@@ -1,200 +1,270 @@
-"""The two stages over any number of images: generate, and encode -> decode.
-
-Every image has an index of its own; its noise is a function of ``seed_parts`` and that index, so
-that neither batch size nor order nor the number of workers changes it (beyond float round-off of
-the networks' batched arithmetic). Models are set to eval mode and their parameters frozen;
-one that is not ``Prepared`` yet runs in ``config.precision``, uncompiled.
-"""
+"""The two stages of guided sampling: generate, and encode -> decode."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from mgdm_ray.config import GuidanceSetting, SamplingConfig
-from mgdm_ray.diffusion.guidance import classifier_guided, denoiser_eps, measurement_guided
+from mgdm_ray.config import (
+    GUIDED_ARMS,
+    DenoiserConfig,
+    GuidanceSetting,
+    ReferenceFault,
+    SampledArm,
+    SamplingConfig,
+)
+from mgdm_ray.diffusion.guidance import denoiser_eps, guided
 from mgdm_ray.diffusion.inference import Execution, Prepared, activation_bytes, fitting_batch_size
-from mgdm_ray.diffusion.published_faults import NO_FAULTS, Faults, invert_misaligned, truncated
-from mgdm_ray.diffusion.samplers import invert, sample, sample_second_order
+from mgdm_ray.diffusion.published_faults import Faults, invert_misaligned, truncated
+from mgdm_ray.diffusion.samplers import EpsFn, invert, sample, sample_second_order
 from mgdm_ray.diffusion.schedule import NoiseSchedule, Pair, timestep_pairs
 from mgdm_ray.diffusion.unet import null_label
 from mgdm_ray.seeding import per_image_noise
 
 log = logging.getLogger(__name__)
 
-Prediction = Literal["epsilon", "v"]
-Direction = Literal["gradient", "random"]
-SeedParts = Sequence[str | int | float | bool]
-OnBatch = Callable[[int, int], None]
-"""Called after each batch with (images done, images in all)."""
+UNCOMPILED = Execution(compile="never")
+OnBatch = Callable[[str, int, int], None]
+"""Called after each batch with (stage, images done, images in all)."""
 
 
 class NonFiniteSample(RuntimeError):
-    """Sampling left the finite numbers: the guidance is too strong or the model is broken."""
+    """An image became NaN or infinite: the guidance is too strong or the model is broken."""
 
 
-def generate(
-    denoiser: nn.Module,
-    guide: nn.Module | None,
-    labels: Tensor,
-    indices: Sequence[int],
-    config: SamplingConfig,
-    *,
-    prediction: Prediction,
-    schedule: NoiseSchedule,
-    shape: tuple[int, int, int],
-    seed_parts: SeedParts,
-    device: str = "cpu",
-    on_batch: OnBatch | None = None,
-    faults: Faults = NO_FAULTS,
-) -> Tensor:
-    """Stage 1: images float32 `[M, *shape]` on the CPU, of ``labels`` int64 `[M]`.
+@dataclass(frozen=True)
+class TrainedDenoiser:
+    """A diffusion model with everything that sampling must know about its training."""
 
-    ``shape`` is (C, H, W). Guidance is ``config.guidance_scale`` (classifier-free) and
-    ``config.classifier_scale`` (needs ``guide``, else ValueError). With ``config.clip`` the
-    images are in [-1, 1].
+    model: nn.Module
+    config: DenoiserConfig
+    schedule: NoiseSchedule
+    num_classes: int
+    shape: tuple[int, int, int]
+    """(C, H, W) of its images."""
+
+
+class Sampler:
+    """Makes images with a denoiser and, where guidance is asked for, a guide.
+
+    The noise of an image is a function of ``seed`` and the image's index: batch size, order and
+    the number of workers change an image only by the round-off of batched arithmetic. ``config``
+    holds the grid, the scales of stage 1 and the precision. The networks are set to eval mode and
+    their parameters are frozen. ``faults`` are errors of the published code to reproduce.
     """
-    if config.classifier_scale != 0 and guide is None:
-        raise ValueError("classifier_scale is not 0, but there is no guide")
-    denoiser, guide = (
-        _prepared(denoiser, config, device),
-        guide and _prepared(guide, config, device, backward=True),
-    )
-    size = batch_size_for(config, shape, denoiser, guide, Execution(device=device))
-    pairs = timestep_pairs(schedule.num_train_timesteps, config.num_inference_steps)
-    solve = {"ddim": sample, "second_order": sample_second_order}[config.solver]
 
-    def one_batch(rows: slice) -> Tensor:
-        y = labels[rows].to(device)
-        eps_fn = denoiser_eps(
-            faults.denoiser(denoiser, indices[rows], *seed_parts, "generate"),
+    def __init__(
+        self,
+        denoiser: TrainedDenoiser,
+        guide: nn.Module | None,
+        config: SamplingConfig,
+        execution: Execution = UNCOMPILED,
+        *,
+        seed: int = 0,
+        faults: Collection[ReferenceFault] = (),
+        on_batch: OnBatch | None = None,
+    ) -> None:
+        execution = replace(execution, precision=config.precision)
+        self.config, self.seed, self.on_batch = config, seed, on_batch
+        self.trained, self.schedule, self.shape = denoiser, denoiser.schedule, denoiser.shape
+        self.device = execution.device
+        self.denoiser = Prepared(denoiser.model, execution)
+        self.guide = None if guide is None else Prepared(guide, execution, backward=True)
+        self.faults = Faults(frozenset(faults), denoiser.config.label_dropout)
+        self.batch_size = batch_size_for(config, self.shape, self.denoiser, self.guide, execution)
+
+    def expect(self, images: int) -> None:
+        """Announce how many images a stage will make: compiling may pay."""
+        steps = -(-images // self.batch_size) * self.config.num_inference_steps
+        self.denoiser.calls = steps * (1 + self.config.inversion_iterations)
+        if self.guide is not None:
+            self.guide.calls = steps
+
+    def make(
+        self,
+        arm: SampledArm,
+        labels: Tensor,
+        indices: Sequence[int],
+        setting: GuidanceSetting | None = None,
+        *,
+        noise_indices: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Images float32 `[M, C, H, W]` of ``arm``, from noise through all stages that it has.
+
+        ``setting`` is that of stage 2, used by ``perturb`` and ``disturb`` only. Stage 1 draws
+        noise by ``noise_indices`` (default: ``indices``); others only under ``rank_seeds``.
+        """
+        images = self.generate(labels, indices if noise_indices is None else noise_indices)
+        if arm == "generate":
+            return images
+        latents = self.encode(images, labels, indices)
+        setting = setting if arm in GUIDED_ARMS else None
+        return self.decode(latents, labels, indices, setting, random=arm == "perturb")
+
+    def generate(self, labels: Tensor, indices: Sequence[int]) -> Tensor:
+        """Stage 1: images float32 `[M, C, H, W]` on the CPU, of ``labels`` int64 `[M]`.
+
+        In [-1, 1] with ``config.clip``. ValueError where ``config.classifier_scale`` needs a guide
+        and there is none; NonFiniteSample.
+        """
+        config = self.config
+        if config.classifier_scale != 0 and self.guide is None:
+            raise ValueError("classifier_scale is not 0, but there is no guide")
+        pairs = timestep_pairs(self.schedule.num_train_timesteps, config.num_inference_steps)
+        solve = {"ddim": sample, "second_order": sample_second_order}[config.solver]
+
+        def one_batch(rows: slice, y: Tensor) -> Tensor:
+            eps_fn = self._eps("generate", y, indices[rows], config.guidance_scale)
+            if self.guide is not None:
+                scale = config.classifier_scale
+                eps_fn = guided(eps_fn, self.guide, y, self.schedule, classifier_scale=scale)
+            x_T = self._noise("generate", indices[rows], "x_T")
+            return solve(eps_fn, x_T, pairs, self.schedule, clip=config.clip)
+
+        return self._in_batches("generate", one_batch, labels, indices)
+
+    def encode(self, images: Tensor, labels: Tensor, indices: Sequence[int]) -> Tensor:
+        """Stage 2a: latents float32 `[M, C, H, W]` of ``images``, at ``config.strength`` of T.
+
+        Conditional on the label and unguided, so that latents do not depend on how they will be
+        decoded. ``indices`` matter only for the fault ``label_dropout``.
+        """
+        iterations, clip = self.config.inversion_iterations, self.config.clip_stage_two
+        misaligned = "alignment" in self.faults.names
+        if misaligned and iterations:
+            raise ValueError("the fault 'alignment' has no inversion_iterations")
+        pairs = _depth(self.config, self.schedule.num_train_timesteps)
+
+        def one_batch(rows: slice, y: Tensor) -> Tensor:
+            eps_fn = self._eps("encode", y, indices[rows])
+            x_0 = truncated(images[rows]) if "uint8" in self.faults.names else images[rows]
+            x_0 = x_0.to(self.device)
+            if misaligned:
+                return invert_misaligned(
+                    eps_fn, x_0, pairs, self.schedule, self._level_above(pairs), clip
+                )
+            return invert(eps_fn, x_0, pairs, self.schedule, iterations, clip)
+
+        return self._in_batches("encode", one_batch, labels, indices)
+
+    def decode(
+        self,
+        latents: Tensor,
+        labels: Tensor,
+        indices: Sequence[int],
+        setting: GuidanceSetting | None,
+        *,
+        random: bool = False,
+        strengths: Tensor | None = None,
+    ) -> Tensor:
+        """Stage 2b: images float32 `[M, C, H, W]` of ``latents``, under measurement guidance.
+
+        Without ``setting``, or with ``uncertainty_scale`` 0 and ``decode_guidance_scale`` 1, the
+        mirror image of ``encode``. ``random`` is the control: at every step the same push, along
+        one random direction per image. ``strengths`` `[M]` replace the setting's gamma, image by
+        image. Values a little outside [-1, 1] are normal without ``config.clip_stage_two``.
+        ValueError where guidance needs a guide and there is none; NonFiniteSample.
+        """
+        ascends = setting is not None and (setting.uncertainty_scale != 0 or strengths is not None)
+        if ascends and self.guide is None:
+            raise ValueError("uncertainty_scale is not 0, but there is no guide")
+        clip = self.config.clip_stage_two or "clip" in self.faults.names
+        pairs = _depth(self.config, self.schedule.num_train_timesteps)
+        if setting is not None:
+            setting = self.faults.setting(setting, self.trained.num_classes)
+
+        def one_batch(rows: slice, y: Tensor) -> Tensor:
+            scale = 1.0 if setting is None else setting.decode_guidance_scale
+            eps_fn = self._eps("decode", y, indices[rows], scale)
+            if setting is not None and self.guide is not None:
+                # One direction for all steps, as a gradient has: new ones would cancel each other.
+                noise = self._noise("decode", indices[rows], "direction") if random else None
+                own = None if strengths is None else strengths[rows].to(self.device)
+                eps_fn = guided(
+                    eps_fn,
+                    self.guide,
+                    y,
+                    self.schedule,
+                    setting=setting,
+                    noise=noise,
+                    strengths=own,
+                )
+            return sample(eps_fn, latents[rows].to(self.device), pairs, self.schedule, clip)
+
+        return self._in_batches("decode", one_batch, labels, indices)
+
+    def _eps(
+        self, stage: str, y: Tensor, indices: Sequence[int], guidance_scale: float = 1.0
+    ) -> EpsFn:
+        """The denoiser's eps for one batch of labels ``y``."""
+        return denoiser_eps(
+            self.faults.denoiser(self.denoiser, indices, stage, self.seed, stage),
             y,
-            schedule,
-            prediction,
-            null_label=null_label(denoiser),
-            guidance_scale=config.guidance_scale,
+            self.schedule,
+            self.trained.config.prediction,
+            null_label=null_label(self.denoiser),
+            guidance_scale=guidance_scale,
         )
-        if guide is not None:
-            eps_fn = classifier_guided(eps_fn, guide, y, config.classifier_scale, schedule)
-        x_T = per_image_noise(shape, indices[rows], *seed_parts, "x_T").to(device)
-        return solve(eps_fn, x_T, pairs, schedule, clip=config.clip)
 
-    return _in_batches(one_batch, labels, indices, size, shape, on_batch)
+    def _noise(self, stage: str, indices: Sequence[int], name: str) -> Tensor:
+        return per_image_noise(self.shape, indices, stage, self.seed, name).to(self.device)
 
+    def _level_above(self, pairs: Sequence[Pair]) -> int | None:
+        """The timestep of the whole grid next above ``pairs``; None if they are the whole grid."""
+        grid = timestep_pairs(self.schedule.num_train_timesteps, self.config.num_inference_steps)
+        return grid[-len(pairs) - 1][0] if len(pairs) < len(grid) else None
 
-def encode(
-    denoiser: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    config: SamplingConfig,
-    *,
-    prediction: Prediction,
-    schedule: NoiseSchedule,
-    indices: Sequence[int] | None = None,
-    seed_parts: SeedParts = ("encode",),
-    device: str = "cpu",
-    on_batch: OnBatch | None = None,
-    faults: Faults = NO_FAULTS,
-) -> Tensor:
-    """Stage 2a: the latents x_T float32 `[M, C, H, W]` of ``images`` `[M, C, H, W]`.
+    def _in_batches(
+        self,
+        stage: str,
+        one_batch: Callable[[slice, Tensor], Tensor],
+        labels: Tensor,
+        indices: Sequence[int],
+    ) -> Tensor:
+        """The results of all batches, on the CPU; ValueError on unequal lengths.
 
-    With ``config.strength`` below 1 they are x_t of the highest level up to there.
-
-    Conditional on the label, without any guidance, clipped only with ``config.clip_stage_two``,
-    deterministic: latents do not depend on what they will be decoded with. ``indices`` (default: 0,
-    1, ...) and ``seed_parts`` matter only for the fault ``label_dropout``.
-    """
-    if "alignment" in faults.names and config.inversion_iterations:
-        raise ValueError("the fault 'alignment' has no inversion_iterations")
-    indices = range(len(images)) if indices is None else indices
-    denoiser, shape = _prepared(denoiser, config, device), tuple(images.shape[1:])
-    size = batch_size_for(config, shape, denoiser, None, Execution(device=device))
-    pairs = _depth(config, schedule.num_train_timesteps)
-    above = _level_above(pairs, config, schedule)
-
-    def one_batch(rows: slice) -> Tensor:
-        y = labels[rows].to(device)
-        model = faults.denoiser(denoiser, indices[rows], *seed_parts, "encode")
-        eps_fn = denoiser_eps(model, y, schedule, prediction, null_label=null_label(denoiser))
-        x_0 = truncated(images[rows]) if "uint8" in faults.names else images[rows]
-        x_0 = x_0.to(device)
-        clip = config.clip_stage_two
-        if "alignment" in faults.names:
-            return invert_misaligned(eps_fn, x_0, pairs, schedule, above, clip)
-        return invert(eps_fn, x_0, pairs, schedule, config.inversion_iterations, clip)
-
-    return _in_batches(one_batch, labels, indices, size, shape, on_batch)
+        A batch that does not fit into a GPU's memory is tried again at half the size, and so are
+        the later ones.
+        """
+        total, size = len(labels), self.batch_size
+        if len(indices) != total:
+            raise ValueError(f"{total} labels, but {len(indices)} images or indices")
+        result = torch.empty(total, *self.shape)
+        start = 0
+        while start < total:
+            rows = slice(start, min(start + size, total))
+            try:
+                part = one_batch(rows, labels[rows].to(self.device)).cpu()
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                size //= 2
+                log.warning("out of memory: continuing with batches of %d images", size)
+                torch.cuda.empty_cache()
+                continue
+            bad = ~torch.isfinite(part).flatten(1).all(dim=1)
+            if bool(bad.any()):
+                index = indices[start + int(bad.nonzero()[0])]
+                raise NonFiniteSample(
+                    f"{int(bad.sum())} images are not finite, the first is {index}: the guidance "
+                    "is too strong or the model is broken"
+                )
+            result[rows], start = part, rows.stop
+            if self.on_batch is not None:
+                self.on_batch(stage, start, total)
+        return result
 
 
-def decode(
-    denoiser: nn.Module,
-    guide: nn.Module | None,
-    latents: Tensor,
-    labels: Tensor,
-    indices: Sequence[int],
-    setting: GuidanceSetting | None,
-    config: SamplingConfig,
-    *,
-    prediction: Prediction,
-    schedule: NoiseSchedule,
-    direction: Direction = "gradient",
-    seed_parts: SeedParts = ("decode",),
-    device: str = "cpu",
-    on_batch: OnBatch | None = None,
-    faults: Faults = NO_FAULTS,
-    strengths: Tensor | None = None,
-) -> Tensor:
-    """Stage 2b: images float32 `[M, C, H, W]` of ``latents``, under measurement guidance.
-
-    ``direction="random"`` is its control: the same push at every step along one random direction
-    per image.
-
-    ``setting`` None is the mirror image of ``encode``; so is one with ``uncertainty_scale`` 0 and
-    ``decode_guidance_scale`` 1. A guide is needed where ``uncertainty_scale`` is not 0, else
-    ValueError. ``indices`` and ``seed_parts`` matter only for ``direction="random"`` and the fault
-    ``label_dropout``. Without ``config.clip_stage_two`` nothing is clipped: values a little
-    outside [-1, 1] are normal. ``strengths`` `[M]` gives every image its own gamma: latents are
-    encoded once, and many settings share a batch.
-    """
-    guided = setting is not None and (setting.uncertainty_scale != 0 or strengths is not None)
-    if guided and guide is None:
-        raise ValueError("uncertainty_scale is not 0, but there is no guide")
-    denoiser = _prepared(denoiser, config, device)
-    guide = None if guide is None else _prepared(guide, config, device, backward=True)
-    clip = config.clip_stage_two or "clip" in faults.names
-    if setting is not None:
-        setting = faults.setting(setting, null_label(denoiser))
-    shape = tuple(latents.shape[1:])
-    size = batch_size_for(config, shape, denoiser, guide, Execution(device=device))
-    pairs = _depth(config, schedule.num_train_timesteps)
-
-    def one_batch(rows: slice) -> Tensor:
-        y = labels[rows].to(device)
-        model = faults.denoiser(denoiser, indices[rows], *seed_parts, "decode")
-        eps_fn = denoiser_eps(
-            model,
-            y,
-            schedule,
-            prediction,
-            null_label=null_label(denoiser),
-            guidance_scale=1.0 if setting is None else setting.decode_guidance_scale,
-        )
-        if setting is not None and guide is not None:
-            # One direction for all steps, as a gradient has: new ones would cancel each other.
-            noise = (
-                per_image_noise(shape, indices[rows], *seed_parts, "direction").to(device)
-                if direction == "random"
-                else None
-            )
-            own = None if strengths is None else strengths[rows].to(device)
-            eps_fn = measurement_guided(eps_fn, guide, y, setting, schedule, noise, own)
-        return sample(eps_fn, latents[rows].to(device), pairs, schedule, clip)
-
-    return _in_batches(one_batch, labels, indices, size, shape, on_batch)
+def seed_parts(arm: SampledArm, seed: int, index: int) -> dict[str, list[str | int]]:
+    """What the noise of an image is drawn by: ``seeding.per_image_noise`` of these parts."""
+    parts: dict[str, list[str | int]] = {"x_T": ["generate", seed, "x_T", index]}
+    if arm == "perturb":
+        parts["direction"] = ["decode", seed, "direction", index]
+    return parts
 
 
 def forwards_per_image(
@@ -205,19 +275,18 @@ def forwards_per_image(
     N (f(g) + [s != 0]) + n (1 + i) + n f(g') + m: N steps of generate, n of encode and of decode
     (fewer with ``strength``), m of these within the setting's interval; i is
     ``inversion_iterations``, and f, classifier-free guidance, 1 for a scale of 0 or 1, else 2.
-    The guide's backward passes are not counted.
+    Backward passes of the guide are not counted.
     """
-    steps = len(timestep_pairs(num_train_timesteps, config.num_inference_steps))
+
+    def per_step(guidance_scale: float) -> int:
+        return 1 if guidance_scale in (0, 1) else 2
+
     levels = _depth(config, num_train_timesteps)
     first, last = setting.interval
     measured = sum(first <= t <= last for t, _ in levels) if setting.uncertainty_scale else 0
-    generated = steps * (_per_step(config.guidance_scale) + (config.classifier_scale != 0))
-    encoded = len(levels) * (1 + config.inversion_iterations)
-    return generated + encoded + len(levels) * _per_step(setting.decode_guidance_scale) + measured
-
-
-def _per_step(guidance_scale: float) -> int:
-    return 1 if guidance_scale in (0, 1) else 2
+    stage_one = per_step(config.guidance_scale) + (config.classifier_scale != 0)
+    stage_two = 1 + config.inversion_iterations + per_step(setting.decode_guidance_scale)
+    return config.num_inference_steps * stage_one + len(levels) * stage_two + measured
 
 
 def _depth(config: SamplingConfig, num_train_timesteps: int) -> list[Pair]:
@@ -225,61 +294,6 @@ def _depth(config: SamplingConfig, num_train_timesteps: int) -> list[Pair]:
     highest = config.strength * (num_train_timesteps - 1)
     pairs = timestep_pairs(num_train_timesteps, config.num_inference_steps)
     return [(t, t_prev) for t, t_prev in pairs if t <= highest]
-
-
-def _prepared(
-    model: nn.Module, config: SamplingConfig, device: str, *, backward: bool = False
-) -> Prepared:
-    if isinstance(model, Prepared):
-        return model
-    return Prepared(model, Execution(device, config.precision, "never"), backward=backward)
-
-
-def _level_above(
-    pairs: Sequence[Pair], config: SamplingConfig, schedule: NoiseSchedule
-) -> int | None:
-    """The timestep of the whole grid next above ``pairs``; None where they are the whole grid."""
-    grid = timestep_pairs(schedule.num_train_timesteps, config.num_inference_steps)
-    return grid[-len(pairs) - 1][0] if len(pairs) < len(grid) else None
-
-
-def _in_batches(
-    one_batch: Callable[[slice], Tensor],
-    labels: Tensor,
-    indices: Sequence[int],
-    batch_size: int,
-    shape: tuple[int, ...],
-    on_batch: OnBatch | None,
-) -> Tensor:
-    """The batches' results joined on the CPU; ValueError on unequal lengths.
-
-    A batch that does not fit into a GPU's memory is tried again at half the size, and so are the
-    later ones.
-    """
-    total = len(labels)
-    if len(indices) != total:
-        raise ValueError(f"{total} labels, but {len(indices)} images or indices")
-    result = torch.empty(total, *shape)
-    start = 0
-    while start < total:
-        rows = slice(start, min(start + batch_size, total))
-        try:
-            part = one_batch(rows).cpu()
-        except torch.OutOfMemoryError:
-            if batch_size == 1:
-                raise
-            batch_size //= 2
-            log.warning("out of memory: going on with batches of %d images", batch_size)
-            torch.cuda.empty_cache()
-            continue
-        bad = ~torch.isfinite(part).flatten(1).all(dim=1)
-        if bool(bad.any()):
-            index = indices[start + int(bad.nonzero()[0])]
-            raise NonFiniteSample(f"{int(bad.sum())} images are not finite, the first is {index}")
-        result[rows], start = part, rows.stop
-        if on_batch is not None:
-            on_batch(start, total)
-    return result
 
 
 def batch_size_for(

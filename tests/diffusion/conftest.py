@@ -8,6 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mgdm_ray.config import DenoiserConfig, GuidanceSetting, SamplingConfig
+from mgdm_ray.diffusion.guidance import guided
+from mgdm_ray.diffusion.pipeline import Sampler, TrainedDenoiser
+from mgdm_ray.diffusion.samplers import EpsFn
 from mgdm_ray.diffusion.schedule import NoiseSchedule
 
 
@@ -63,6 +67,42 @@ def gaussian() -> Gaussian:
 @pytest.fixture
 def gaussian_denoiser() -> type[GaussianDenoiser]:
     return GaussianDenoiser
+
+
+def classifier_guided(
+    eps_fn: EpsFn, guide: nn.Module, labels: Tensor, scale: float, schedule: NoiseSchedule
+) -> EpsFn:
+    """``guided`` by the classifier alone."""
+    return guided(eps_fn, guide, labels, schedule, classifier_scale=scale)
+
+
+def measurement_guided(
+    eps_fn: EpsFn,
+    guide: nn.Module,
+    labels: Tensor,
+    setting: GuidanceSetting,
+    schedule: NoiseSchedule,
+    noise: Tensor | None = None,
+) -> EpsFn:
+    """``guided`` by a measurement alone."""
+    return guided(eps_fn, guide, labels, schedule, setting=setting, noise=noise)
+
+
+def sampler(
+    networks: tuple[nn.Module, nn.Module | None],
+    config: SamplingConfig,
+    schedule: NoiseSchedule,
+    shape: tuple[int, int, int] = (1, 8, 8),
+    prediction: str = "v",
+    label_dropout: float = 0.0,
+    **options,
+) -> Sampler:
+    """A Sampler of bare networks, (denoiser, guide)."""
+    denoiser, guide = networks
+    facts = DenoiserConfig(prediction=prediction, label_dropout=label_dropout)
+    classes = denoiser.num_class_embeds - 1
+    trained = TrainedDenoiser(denoiser, facts, schedule, classes, shape)
+    return Sampler(trained, guide, config, **options)
 
 
 def give_every_weight_influence(*networks: nn.Module, seed: int = 0) -> None:

@@ -18,10 +18,10 @@ from mgdm_ray.diffusion.inference import (
     fitting_batch_size,
     memory_at_hand,
 )
-from mgdm_ray.diffusion.pipeline import batch_size_for, generate
+from mgdm_ray.diffusion.pipeline import Sampler, batch_size_for
 from mgdm_ray.diffusion.schedule import make_schedule
 from mgdm_ray.diffusion.unet import build_denoiser, build_guide
-from tests.diffusion.conftest import give_every_weight_influence
+from tests.diffusion.conftest import give_every_weight_influence, sampler
 
 SCHEDULE = make_schedule("cosine")
 SHAPE = (3, 8, 8)
@@ -38,18 +38,15 @@ def network(width: int = 16, seed: int = 0) -> nn.Module:
     return model
 
 
-def images(model: nn.Module, config: SamplingConfig = CONFIG) -> torch.Tensor:
-    return generate(
-        model,
-        None,
-        LABELS,
-        range(len(LABELS)),
-        config,
-        prediction="v",
-        schedule=SCHEDULE,
-        shape=SHAPE,
-        seed_parts=("execution",),
-    )
+def sampler_of(
+    model: nn.Module, config: SamplingConfig = CONFIG, execution: Execution | None = None
+) -> Sampler:
+    execution = execution or Execution(compile="never")
+    return sampler((model, None), config, SCHEDULE, SHAPE, execution=execution)
+
+
+def images(made: Sampler) -> torch.Tensor:
+    return made.generate(LABELS, range(len(LABELS)))
 
 
 def test_wide_networks_change_their_layout_and_nothing_else() -> None:
@@ -71,8 +68,8 @@ def test_wide_networks_change_their_layout_and_nothing_else() -> None:
 def test_bfloat16_images_are_close_to_float32_ones() -> None:
     """Catches a precision that is ignored, and one that spoils images (PSNR below 30 dB)."""
     model = network(64)
-    full = images(model)
-    low = images(model, CONFIG.model_copy(update={"precision": "bfloat16"}))
+    full = images(sampler_of(model))
+    low = images(sampler_of(model, CONFIG.model_copy(update={"precision": "bfloat16"})))
     assert low.dtype == torch.float32
     error = float((low - full).square().mean())
     assert error > 0
@@ -84,9 +81,10 @@ def test_a_compiled_network_gives_the_same_images(caplog: pytest.LogCaptureFixtu
     """Catches a compiled graph with other results, and another batch shape sent through it."""
     caplog.set_level(logging.INFO, "mgdm_ray")
     config = CONFIG.model_copy(update={"batch_size": 4})  # 5 images: the last batch has one
-    expected = images(network(), config)
-    compiled = Prepared(network(), Execution(precision="float32", compile="always"))
-    torch.testing.assert_close(images(compiled, config), expected, rtol=0, atol=1e-4)
+    expected = images(sampler_of(network(), config))
+    made = sampler_of(network(), config, Execution(compile="always"))
+    torch.testing.assert_close(images(made), expected, rtol=0, atol=1e-4)
+    compiled = made.denoiser
     assert compiled.compiled is not None
     assert compiled.shape == (8, *SHAPE)  # classifier-free guidance doubles the batch
     assert sum("compiling" in message for message in caplog.messages) == 1
@@ -101,17 +99,18 @@ def test_where_compiling_fails_one_line_says_so(
         raise RuntimeError("No working C++ compiler found\nand much more")
 
     monkeypatch.setattr(torch, "compile", broken)
-    expected = images(network())
-    given = images(Prepared(network(), Execution(precision="float32", compile="always")))
+    config = CONFIG.model_copy(update={"batch_size": 5})
+    expected = images(sampler_of(network(), config))
+    given = images(sampler_of(network(), config, Execution(compile="always")))
     assert torch.equal(given, expected)
     assert [r.message for r in caplog.records if r.levelno == logging.WARNING] == [
         "torch.compile does not work here (No working C++ compiler found); running without"
     ]
 
 
-@pytest.mark.parametrize(("calls", "compiles"), [(0, False), (10**9, True)])
+@pytest.mark.parametrize(("count", "compiles"), [(0, False), (10**9, True)])
 def test_compiling_is_tried_only_where_it_pays(
-    calls: int, compiles: bool, monkeypatch: pytest.MonkeyPatch
+    count: int, compiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches minutes of compiling for seconds of work, and a long job that never compiles."""
     asked = []
@@ -121,13 +120,15 @@ def test_compiling_is_tried_only_where_it_pays(
         return model
 
     monkeypatch.setattr(torch, "compile", recorded)
-    images(Prepared(network(), Execution(precision="float32"), calls=calls))
+    made = sampler_of(network(), execution=Execution())
+    made.expect(count)
+    images(made)
     assert bool(asked) == compiles
 
 
 def test_a_batch_that_does_not_fit_is_halved(caplog: pytest.LogCaptureFixture) -> None:
     """Catches a job that dies of a full GPU, and images lost or doubled on the way."""
-    expected = images(network())
+    expected = images(sampler_of(network()))
 
     class Full(nn.Module):
         num_class_embeds = 3
@@ -144,12 +145,12 @@ def test_a_batch_that_does_not_fit_is_halved(caplog: pytest.LogCaptureFixture) -
             predicted: torch.Tensor = self.inner(x, t, class_labels=class_labels)
             return predicted
 
-    torch.testing.assert_close(images(Full()), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(images(sampler_of(Full())), expected, rtol=0, atol=1e-4)
     assert "batches of 2 images" in caplog.messages[-1]
     too_small = Full()
     too_small.most = 1
     with pytest.raises(torch.OutOfMemoryError):
-        images(too_small)
+        images(sampler_of(too_small))
 
 
 def test_batch_size_follows_memory(monkeypatch: pytest.MonkeyPatch) -> None:

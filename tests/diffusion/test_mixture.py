@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from mgdm_ray.config import GuidanceSetting
-from mgdm_ray.diffusion.guidance import MEASUREMENTS, classifier_guided, measurement_guided
+from mgdm_ray.diffusion.guidance import MEASUREMENTS
+from tests.diffusion.conftest import classifier_guided, measurement_guided
 from tests.diffusion.mixture import GRID, SCHEDULE, TWO_CLASSES, distance, quantiles, sampled
 
 LABELS = torch.ones(2000, dtype=torch.int64)

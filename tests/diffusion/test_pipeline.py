@@ -10,21 +10,14 @@ import torch
 from torch import nn
 
 from mgdm_ray.config import GuidanceSetting, SamplingConfig, UNetConfig
-from mgdm_ray.diffusion.pipeline import (
-    NonFiniteSample,
-    decode,
-    encode,
-    forwards_per_image,
-    generate,
-)
+from mgdm_ray.diffusion.pipeline import NonFiniteSample, forwards_per_image
 from mgdm_ray.diffusion.schedule import make_schedule, timestep_pairs
 from mgdm_ray.diffusion.unet import build_denoiser, build_guide
-from tests.diffusion.conftest import give_every_weight_influence
+from tests.diffusion.conftest import give_every_weight_influence, sampler
 
 SCHEDULE = make_schedule("cosine")
 SMALL = UNetConfig(channels=(16, 16), attention=(False, True))
 SHAPE = (1, 8, 8)
-COMMON = {"prediction": "v", "schedule": SCHEDULE}
 CONFIG = SamplingConfig(
     num_inference_steps=6, batch_size=64, classifier_scale=0.5, precision="float32"
 )
@@ -38,10 +31,8 @@ def networks() -> tuple[nn.Module, nn.Module]:
     return denoiser, guide
 
 
-def make(networks, labels, indices, config=CONFIG, seed_parts=("study", 0)):
-    return generate(
-        *networks, labels, indices, config, shape=SHAPE, seed_parts=seed_parts, **COMMON
-    )
+def make(networks, labels, indices, config=CONFIG, **options):
+    return sampler(networks, config, SCHEDULE, **options).generate(labels, indices)
 
 
 LABELS = torch.tensor([0, 1, 2, 2, 1, 0, 1])
@@ -66,7 +57,7 @@ def test_seed_label_and_scales_matter(networks):
     assert whole.dtype == torch.float32
     assert float(whole.abs().max()) <= 1 + 1e-6  # clipped
     others = [
-        make(networks, LABELS, range(7), seed_parts=("study", 1)),
+        make(networks, LABELS, range(7), seed=1),
         make(networks, (LABELS + 1) % 3, range(7)),
         make(networks, LABELS, range(7), CONFIG.model_copy(update={"guidance_scale": 3.0})),
         make(networks, LABELS, range(7), CONFIG.model_copy(update={"classifier_scale": 0.0})),
@@ -80,21 +71,21 @@ def test_round_trip_and_gamma_zero(gaussian, gaussian_denoiser):
     """Catches guidance or clipping in encode, labels lost on the way, grids that do not mirror."""
     denoiser = gaussian_denoiser(gaussian, SCHEDULE, [0.0, 0.8, 0.0])
     config = SamplingConfig(num_inference_steps=500, guidance_scale=7.0, clip=True, batch_size=3)
-    common = {"prediction": "epsilon", "schedule": SCHEDULE}
+    made = sampler((denoiser, None), config, SCHEDULE, (1, 1, 3), "epsilon")
     x_0 = gaussian.mean.float() + torch.randn(
         4, 1, 1, 3, generator=torch.Generator().manual_seed(0)
     )
     labels = torch.tensor([0, 1, 1, 0])
-    latents = encode(denoiser, x_0, labels, config, **common)
-    back = decode(denoiser, None, latents, labels, range(4), None, config, **common)
+    latents = made.encode(x_0, labels, range(4))
+    back = made.decode(latents, labels, range(4), None)
     assert float(x_0.abs().max()) > 1  # clipping would show
     torch.testing.assert_close(back, x_0, rtol=0, atol=0.03)
     off = GuidanceSetting(uncertainty_scale=0)
-    zero = decode(denoiser, None, latents, labels, range(4), off, config, **common)
+    zero = made.decode(latents, labels, range(4), off)
     assert torch.equal(zero, back)
     # conditional forwards of the images' own labels only: no null label, no doubled batch
     assert {tuple(y) for _, y in denoiser.calls} == {(0, 1, 1), (0,)}
-    swapped = decode(denoiser, None, latents, 1 - labels, range(4), None, config, **common)
+    swapped = made.decode(latents, 1 - labels, range(4), None)
     # Class 1's data are class 0's, shifted by 0.8: a latent decodes to the image, shifted.
     moved = (swapped - back).flatten(1).mean(dim=1)
     torch.testing.assert_close(moved, torch.tensor([0.8, -0.8, -0.8, 0.8]), rtol=0, atol=0.02)
@@ -105,17 +96,8 @@ def test_generated_classes_have_the_classes_mean(gaussian, gaussian_denoiser):
     denoiser = gaussian_denoiser(gaussian, SCHEDULE, [0.0, 2.0, 0.0])
     config = SamplingConfig(num_inference_steps=50, guidance_scale=1.0, clip=False, batch_size=32)
     labels = torch.arange(200) % 2
-    images = generate(
-        denoiser,
-        None,
-        labels,
-        range(200),
-        config,
-        prediction="epsilon",
-        schedule=SCHEDULE,
-        shape=(1, 1, 3),
-        seed_parts=("means",),
-    ).reshape(200, 3)
+    made = sampler((denoiser, None), config, SCHEDULE, (1, 1, 3), "epsilon")
+    images = made.generate(labels, range(200)).reshape(200, 3)
     # the standard error of a mean of 100 is at most 0.09
     for label, shift in ((0, 0.0), (1, 2.0)):
         mean = images[labels == label].mean(dim=0)
@@ -124,53 +106,34 @@ def test_generated_classes_have_the_classes_mean(gaussian, gaussian_denoiser):
 
 def test_decoding_under_guidance_and_its_control(networks):
     """Catches a control that depends on batch mates, or on nothing, or equals the guidance."""
-    denoiser, guide = networks
     latents = torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(5))
     chosen = GuidanceSetting(measurement="least_confidence", uncertainty_scale=0.2)
 
-    def run(rows, direction, batch_size=64, seed_parts=("control",)):
-        return decode(
-            denoiser,
-            guide,
-            latents[rows],
-            LABELS[:5][rows],
-            rows,
-            chosen,
-            CONFIG.model_copy(update={"batch_size": batch_size}),
-            direction=direction,
-            seed_parts=seed_parts,
-            **COMMON,
-        )
+    def run(rows, random, batch_size=64, seed=0):
+        config = CONFIG.model_copy(update={"batch_size": batch_size})
+        made = sampler(networks, config, SCHEDULE, seed=seed)
+        return made.decode(latents[rows], LABELS[:5][rows], rows, chosen, random=random)
 
     everyone = list(range(5))
-    plain = decode(denoiser, None, latents, LABELS[:5], everyone, None, CONFIG, **COMMON)
+    plain = sampler(networks, CONFIG, SCHEDULE).decode(latents, LABELS[:5], everyone, None)
     results = {}
-    for direction in ("gradient", "random"):
-        whole = run(everyone, direction)
-        torch.testing.assert_close(run(everyone, direction, 2), whole, rtol=1e-3, atol=1e-2)
-        torch.testing.assert_close(run([3], direction), whole[3:4], rtol=1e-3, atol=1e-2)
+    for random in (False, True):
+        whole = run(everyone, random)
+        torch.testing.assert_close(run(everyone, random, 2), whole, rtol=1e-3, atol=1e-2)
+        torch.testing.assert_close(run([3], random), whole[3:4], rtol=1e-3, atol=1e-2)
         assert float((whole - plain).abs().max()) > 0.1
-        results[direction] = whole
-    assert float((results["random"] - results["gradient"]).abs().max()) > 0.1
-    assert torch.equal(run(everyone, "gradient", seed_parts=("x",)), results["gradient"])
-    assert not torch.equal(run(everyone, "random", seed_parts=("x",)), results["random"])
+        results[random] = whole
+    assert float((results[True] - results[False]).abs().max()) > 0.1
+    assert torch.equal(run(everyone, False, seed=1), results[False])
+    assert not torch.equal(run(everyone, True, seed=1), results[True])
 
 
 def test_progress_and_the_last_partial_batch(networks):
     """Catches a crash or a lost image where the batch size does not divide, or there is nothing."""
-    done: list[tuple[int, int]] = []
+    done: list[tuple[str, int, int]] = []
     config = CONFIG.model_copy(update={"batch_size": 3})
-    result = generate(
-        *networks,
-        LABELS,
-        range(7),
-        config,
-        shape=SHAPE,
-        seed_parts=("p",),
-        on_batch=lambda n, total: done.append((n, total)),
-        **COMMON,
-    )
-    assert done == [(3, 7), (6, 7), (7, 7)]
+    result = make(networks, LABELS, range(7), config, on_batch=lambda *told: done.append(told))
+    assert done == [("generate", n, 7) for n in (3, 6, 7)]
     assert result.shape == (7, *SHAPE)
     assert make(networks, LABELS[:0], []).shape == (0, *SHAPE)
 
@@ -187,17 +150,18 @@ def test_sampling_freezes_the_networks(networks):
 
 def test_what_cannot_work_is_refused(networks):
     """Catches guidance silently switched off, images silently dropped and NaN images kept."""
-    denoiser, _ = networks
+    alone = (networks[0], None)
+    unguided = sampler(alone, CONFIG, SCHEDULE)
     with pytest.raises(ValueError, match="classifier_scale is not 0"):
-        make((denoiser, None), LABELS, range(7))
+        make(alone, LABELS, range(7))
     latents = torch.zeros(2, *SHAPE)
     with pytest.raises(ValueError, match="uncertainty_scale is not 0"):
-        decode(denoiser, None, latents, LABELS[:2], [0, 1], GuidanceSetting(), CONFIG, **COMMON)
+        unguided.decode(latents, LABELS[:2], [0, 1], GuidanceSetting())
     with pytest.raises(ValueError, match="7 labels, but 6"):
         make(networks, LABELS, range(6))
     latents[1, 0, 0, 0] = float("nan")
-    with pytest.raises(NonFiniteSample, match="the first is 11"):
-        decode(denoiser, None, latents, LABELS[:2], [10, 11], None, CONFIG, **COMMON)
+    with pytest.raises(NonFiniteSample, match=r"\b11\b"):
+        unguided.decode(latents, LABELS[:2], [10, 11], None)
 
 
 @pytest.mark.parametrize("steps", [8, 40])
@@ -209,18 +173,9 @@ def test_the_control_pushes_as_far_as_guidance_can(networks, steps):
     config = SamplingConfig(num_inference_steps=steps)
 
     def run(gamma):
-        return decode(
-            denoiser,
-            networks[1],
-            latents,
-            torch.zeros(3).long(),
-            range(3),
-            GuidanceSetting(uncertainty_scale=gamma),
-            config,
-            direction="random",
-            prediction="v",
-            schedule=SCHEDULE,
-        )
+        made = sampler((denoiser, networks[1]), config, SCHEDULE)
+        chosen, labels = GuidanceSetting(uncertainty_scale=gamma), torch.zeros(3).long()
+        return made.decode(latents, labels, range(3), chosen, random=True)
 
     moved = (run(0.2) - run(0.0)).square().mean(dim=(1, 2, 3)).sqrt()
     angles = [
@@ -238,10 +193,11 @@ def test_less_strength_keeps_more_of_the_image(networks):
     change, spread = [], []
     for strength in (0.2, 0.6, 1.0):
         config = CONFIG.model_copy(update={"strength": strength, "num_inference_steps": 40})
-        latents = encode(networks[0], images, LABELS, config, **COMMON)
+        made = sampler(networks, config, SCHEDULE)
+        latents = made.encode(images, LABELS, range(7))
         chosen = GuidanceSetting(uncertainty_scale=0.3)
-        moved = decode(*networks, latents, LABELS, range(7), chosen, config, **COMMON)
-        plain = decode(*networks, latents, LABELS, range(7), None, config, **COMMON)
+        moved = made.decode(latents, LABELS, range(7), chosen)
+        plain = made.decode(latents, LABELS, range(7), None)
         torch.testing.assert_close(plain, images, rtol=0, atol=0.5)  # first-order inversion
         change.append(float((moved - plain).square().mean()))
         spread.append(float((latents - images).square().mean()))
@@ -257,8 +213,9 @@ def test_solver_and_iterations_are_used(networks):
 
     def error(iterations):
         config = CONFIG.model_copy(update={"inversion_iterations": iterations})
-        latents = encode(networks[0], images, LABELS, config, **COMMON)
-        back = decode(networks[0], None, latents, LABELS, range(7), None, config, **COMMON)
+        made = sampler((networks[0], None), config, SCHEDULE)
+        latents = made.encode(images, LABELS, range(7))
+        back = made.decode(latents, LABELS, range(7), None)
         return float((back - images).square().mean().sqrt())
 
     assert error(6) < 0.3 * error(0)
@@ -270,9 +227,10 @@ def test_classifier_free_guidance_while_decoding(networks):
 
     def run(scale, gamma=0.0, guide=None):
         chosen = GuidanceSetting(uncertainty_scale=gamma, decode_guidance_scale=scale)
-        return decode(networks[0], guide, latents, LABELS, range(7), chosen, CONFIG, **COMMON)
+        made = sampler((networks[0], guide), CONFIG, SCHEDULE)
+        return made.decode(latents, LABELS, range(7), chosen)
 
-    plain = decode(networks[0], None, latents, LABELS, range(7), None, CONFIG, **COMMON)
+    plain = sampler(networks, CONFIG, SCHEDULE).decode(latents, LABELS, range(7), None)
     assert torch.equal(run(1.0), plain)
     assert float((run(3.0) - plain).abs().max()) > 1e-4
     assert float((run(3.0, 0.2, networks[1]) - run(3.0)).abs().max()) > 0.05
@@ -285,17 +243,10 @@ def test_every_image_of_a_batch_may_have_its_own_strength(networks, gradient):
     chosen = GuidanceSetting(uncertainty_scale=9.0, gradient=gradient, label_scale=0.5)
     gammas = (0.0, 0.1, 0.4)
 
+    made = sampler(networks, CONFIG.model_copy(update={"batch_size": 4}), SCHEDULE)
+
     def run(rows, setting, strengths=None):
-        return decode(
-            *networks,
-            latents[rows],
-            LABELS[:3][rows],
-            rows,
-            setting,
-            CONFIG.model_copy(update={"batch_size": 4}),
-            strengths=strengths,
-            **COMMON,
-        )
+        return made.decode(latents[rows], LABELS[:3][rows], rows, setting, strengths=strengths)
 
     rows = [0, 1, 2] * len(gammas)
     together = run(rows, chosen, torch.tensor(gammas).repeat_interleave(3))
@@ -326,10 +277,7 @@ def test_forwards_are_as_many_as_are_counted(networks, config, setting):
         rows += len(inputs[0])
 
     hooks = [network.register_forward_pre_hook(count) for network in networks]
-    labels, denoiser, guide = LABELS[:2], *networks
-    images = make(networks, labels, range(2), config)
-    latents = encode(denoiser, images, labels, config, **COMMON)
-    decode(denoiser, guide, latents, labels, range(2), setting, config, **COMMON)
+    sampler(networks, config, SCHEDULE).make("disturb", LABELS[:2], range(2), setting)
     for hook in hooks:
         hook.remove()
     assert rows == 2 * forwards_per_image(config, setting)

@@ -19,10 +19,9 @@ from mgdm_ray.config import (
     UNetConfig,
 )
 from mgdm_ray.diffusion.batches import BatchSource
-from mgdm_ray.diffusion.pipeline import decode, encode, generate
+from mgdm_ray.diffusion.pipeline import Sampler
 from mgdm_ray.diffusion.published_faults import (
     DROPOUT_BATCH,
-    NO_FAULTS,
     Faults,
     rank_duplicates,
     respaced,
@@ -31,7 +30,7 @@ from mgdm_ray.diffusion.published_faults import (
 from mgdm_ray.diffusion.schedule import NoiseSchedule, make_schedule, timestep_pairs
 from mgdm_ray.diffusion.train import train
 from mgdm_ray.diffusion.unet import build_denoiser, build_guide
-from tests.diffusion.conftest import give_every_weight_influence
+from tests.diffusion.conftest import give_every_weight_influence, sampler
 
 SCHEDULE = make_schedule("cosine")
 SMALL = UNetConfig(channels=(16, 16), attention=(False, False))
@@ -52,27 +51,19 @@ def networks() -> tuple[nn.Module, nn.Module]:
     return denoiser, guide
 
 
-def made(networks, labels=LABELS, indices=range(7), config=CONFIG, wrong=NO_FAULTS) -> Tensor:
-    return generate(
-        networks[0],
-        None,
-        labels,
-        indices,
-        config,
-        prediction="v",
-        schedule=SCHEDULE,
-        shape=SHAPE,
-        seed_parts=("reference",),
-        faults=wrong,
-    )
+def made(networks, labels=LABELS, indices=range(7), config=CONFIG, **wrong) -> Tensor:
+    return sampler((networks[0], None), config, SCHEDULE, **wrong).generate(labels, indices)
 
 
-def round_trip(denoiser, x_0, config, wrong=NO_FAULTS, prediction="v") -> Tensor:
+def round_trip(made: Sampler, x_0: Tensor) -> Tensor:
     """encode and decode without guidance, all of label 0."""
-    labels = torch.zeros(len(x_0), dtype=torch.int64)
-    common = {"prediction": prediction, "schedule": SCHEDULE, "faults": wrong}
-    latents = encode(denoiser, x_0, labels, config, **common)
-    return decode(denoiser, None, latents, labels, range(len(x_0)), None, config, **common)
+    labels, indices = torch.zeros(len(x_0), dtype=torch.int64), range(len(x_0))
+    return made.decode(made.encode(x_0, labels, indices), labels, indices, None)
+
+
+def of_three(denoiser: nn.Module, config: SamplingConfig, *wrong: ReferenceFault) -> Sampler:
+    """A sampler of images of three pixels."""
+    return sampler((denoiser, None), config, SCHEDULE, (1, 1, 3), "epsilon", faults=wrong)
 
 
 def rms(images: Tensor) -> float:
@@ -138,8 +129,7 @@ def test_misaligned_latents_are_a_level_too_noisy(gaussian, gaussian_denoiser):
 
     def latents(strength: float, *names: ReferenceFault) -> Tensor:
         config = SamplingConfig(num_inference_steps=21, strength=strength)  # every 50th timestep
-        common = {"prediction": "epsilon", "schedule": SCHEDULE, "faults": faults(*names)}
-        return encode(denoiser, x_0, label, config, **common)
+        return of_three(denoiser, config, *names).encode(x_0, label, range(4))
 
     misaligned = latents(0.52, "alignment")
     assert rms(misaligned - latents(0.57)) < 0.01
@@ -151,9 +141,7 @@ def test_misaligned_latents_are_the_predicted_noise(gaussian, gaussian_denoiser)
     denoiser = gaussian_denoiser(gaussian, SCHEDULE, [0.0, 0.0])
     config = SamplingConfig(num_inference_steps=2, batch_size=1)  # levels t = 0 and t = 999
     x_0 = torch.full((1, 1, 1, 3), 0.3)
-    common = {"prediction": "epsilon", "schedule": SCHEDULE}
-    label = torch.tensor([0])
-    latent = encode(denoiser, x_0, label, config, faults=faults("alignment"), **common)
+    latent = of_three(denoiser, config, "alignment").encode(x_0, torch.tensor([0]), [0])
     assert [t for t, _ in denoiser.calls] == [0, 999]
     first = gaussian.eps(SCHEDULE, x_0, 0)
     clean = SCHEDULE.pred_x0_from_eps(x_0, 0, first)  # x_0 counts as noised to t = 0
@@ -164,8 +152,9 @@ def test_misaligned_latents_are_the_predicted_noise(gaussian, gaussian_denoiser)
 def test_alignment_cannot_be_solved_backwards(networks):
     """Catches iterations that are silently ignored, or divide by cos(pi / 2) = 0."""
     config = CONFIG.model_copy(update={"inversion_iterations": 1})
-    with pytest.raises(ValueError, match="has no inversion_iterations"):
-        round_trip(networks[0], torch.zeros(1, *SHAPE), config, faults("alignment"))
+    made = sampler(networks, config, SCHEDULE, faults=["alignment"])
+    with pytest.raises(ValueError, match="inversion_iterations"):
+        round_trip(made, torch.zeros(1, *SHAPE))
 
 
 # --- label_dropout --------------------------------------------------------------------------
@@ -232,21 +221,16 @@ def test_labels_are_lost_at_sampling_at_the_rate_of_training(gaussian, gaussian_
 
 def test_label_dropout_changes_every_stage_but_heeds_no_batch_size(networks):
     """Catches a stage that keeps its labels, and images that depend on sampling.batch_size."""
-    wrong = faults("label_dropout", label_dropout=0.5)
+    wrong = {"faults": ["label_dropout"], "label_dropout": 0.5}
     images = made(networks)
-    forgetful = made(networks, wrong=wrong)
+    forgetful = made(networks, **wrong)
     assert rms(forgetful - images) > 1e-3
     small = CONFIG.model_copy(update={"batch_size": 2})
-    torch.testing.assert_close(
-        made(networks, config=small, wrong=wrong), forgetful, rtol=0, atol=2e-4
-    )
-    common = {"prediction": "v", "schedule": SCHEDULE}
-    latents = encode(networks[0], images, LABELS, CONFIG, **common)
-    assert rms(encode(networks[0], images, LABELS, CONFIG, faults=wrong, **common) - latents) > 1e-3
-    back = decode(networks[0], None, latents, LABELS, range(7), None, CONFIG, **common)
-    other = decode(
-        networks[0], None, latents, LABELS, range(7), None, CONFIG, faults=wrong, **common
-    )
+    torch.testing.assert_close(made(networks, config=small, **wrong), forgetful, rtol=0, atol=2e-4)
+    sound, faulty = (sampler(networks, CONFIG, SCHEDULE, **given) for given in ({}, wrong))
+    latents = sound.encode(images, LABELS, range(7))
+    assert rms(faulty.encode(images, LABELS, range(7)) - latents) > 1e-3
+    back, other = (one.decode(latents, LABELS, range(7), None) for one in (sound, faulty))
     assert rms(other - back) > 1e-3
 
 
@@ -258,14 +242,11 @@ def test_clipping_in_decode_alone_is_no_inverse(gaussian, gaussian_denoiser):
     denoiser = gaussian_denoiser(gaussian, SCHEDULE, [0.0, 0.0])
     config = SamplingConfig(num_inference_steps=200)
     x_0 = torch.tensor([0.2, -1.4, 0.9]).reshape(1, 1, 1, 3)
-    plain = round_trip(denoiser, x_0, config, prediction="epsilon")
-    clipped = round_trip(denoiser, x_0, config, faults("clip"), "epsilon")
+    sound, faulty = (of_three(denoiser, config, *wrong) for wrong in ((), ("clip",)))
+    plain, clipped = (round_trip(one, x_0) for one in (sound, faulty))
     torch.testing.assert_close(plain, x_0, rtol=0, atol=0.05)
     assert float(clipped.abs().max()) <= 1 + 1e-6
-    common = {"prediction": "epsilon", "schedule": SCHEDULE}
-    label = torch.tensor([0])
-    latents = encode(denoiser, x_0, label, config, **common)
-    with_fault = encode(denoiser, x_0, label, config, faults=faults("clip"), **common)
+    latents, with_fault = (one.encode(x_0, torch.tensor([0]), [0]) for one in (sound, faulty))
     assert torch.equal(latents, with_fault)
 
 
@@ -275,23 +256,20 @@ def test_clipping_both_ways_is_another_policy(gaussian, gaussian_denoiser):
     denoiser = gaussian_denoiser(gaussian, SCHEDULE, [1.0, 0.0])
     x_0 = torch.tensor([[0.2, -0.99, 0.9], [0.9, 0.99, -0.9]]).reshape(2, 1, 1, 3)
     label = torch.zeros(2, dtype=torch.int64)
-    common = {"prediction": "epsilon", "schedule": SCHEDULE}
 
     def policy(clip: bool, iterations: int = 0) -> tuple[Tensor, Tensor]:
         """(latents, error of the round trip)."""
         config = SamplingConfig(
             num_inference_steps=60, clip_stage_two=clip, inversion_iterations=iterations
         )
-        latents = encode(denoiser, x_0, label, config, **common)
-        back = decode(denoiser, None, latents, label, range(2), None, config, **common)
-        return latents, back - x_0
+        made = of_three(denoiser, config)
+        latents = made.encode(x_0, label, range(2))
+        return latents, made.decode(latents, label, range(2), None) - x_0
 
     clipped, error = policy(True)
     assert rms(clipped - policy(False)[0]) > 0.01
-    assert rms(error) < rms(
-        round_trip(denoiser, x_0, SamplingConfig(num_inference_steps=60), faults("clip"), "epsilon")
-        - x_0
-    )
+    faulty = of_three(denoiser, SamplingConfig(num_inference_steps=60), "clip")
+    assert rms(error) < rms(round_trip(faulty, x_0) - x_0)
     assert rms(policy(True, 8)[1]) < rms(error)
 
 
@@ -315,10 +293,10 @@ def test_truncated_images_are_darker_grey_levels():
 def test_encode_starts_from_truncated_images(networks):
     """Catches truncation that happens elsewhere, or on top of rounding."""
     images = made(networks)
-    common = {"prediction": "v", "schedule": SCHEDULE}
-    latents = encode(networks[0], images, LABELS, CONFIG, faults=faults("uint8"), **common)
-    assert torch.equal(latents, encode(networks[0], truncated(images), LABELS, CONFIG, **common))
-    assert rms(latents - encode(networks[0], images, LABELS, CONFIG, **common)) > 1e-4
+    sound, faulty = (sampler(networks, CONFIG, SCHEDULE, faults=f) for f in ((), ("uint8",)))
+    latents = faulty.encode(images, LABELS, range(7))
+    assert torch.equal(latents, sound.encode(truncated(images), LABELS, range(7)))
+    assert rms(latents - sound.encode(images, LABELS, range(7))) > 1e-4
 
 
 # --- measurement ----------------------------------------------------------------------------
@@ -335,23 +313,13 @@ def test_uncalibrated_entropy_is_in_nats_and_its_gradient_raw(networks):
     assert faults("measurement").setting(margin, 5).uncertainty_scale == 0.3
     latents = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0))
 
-    def decoded(setting: GuidanceSetting, wrong: Faults) -> Tensor:
-        return decode(
-            *networks,
-            latents,
-            LABELS[:2],
-            range(2),
-            setting,
-            CONFIG,
-            prediction="v",
-            schedule=SCHEDULE,
-            faults=wrong,
-        )
+    def decoded(setting: GuidanceSetting, *wrong: ReferenceFault) -> Tensor:
+        made = sampler(networks, CONFIG, SCHEDULE, faults=wrong)
+        return made.decode(latents, LABELS[:2], range(2), setting)
 
-    published = decoded(chosen, faults("measurement"))
-    assert rms(published - decoded(chosen, Faults())) > 1e-3
-    by_hand = faults("measurement").setting(chosen, 3)
-    assert torch.equal(published, decoded(by_hand, Faults()))
+    published = decoded(chosen, "measurement")
+    assert rms(published - decoded(chosen)) > 1e-3
+    assert torch.equal(published, decoded(faults("measurement").setting(chosen, 3)))
 
 
 # --- rank_seeds -----------------------------------------------------------------------------
@@ -382,4 +350,4 @@ def test_nothing_is_wrong_by_default(networks):
     assert Faults().denoiser(denoiser, range(7), "x") is denoiser
     chosen = GuidanceSetting()
     assert Faults().setting(chosen, 3) is chosen
-    assert torch.equal(made(networks), made(networks, wrong=faults("clip", "uint8", "alignment")))
+    assert torch.equal(made(networks), made(networks, faults=["clip", "uint8", "alignment"]))

@@ -14,7 +14,6 @@ from mgdm_ray.diffusion.batches import BatchSource
 from mgdm_ray.diffusion.guidance import MEASUREMENTS
 from mgdm_ray.diffusion.losses import denoiser_loss
 from mgdm_ray.diffusion.parallel import Workers
-from mgdm_ray.diffusion.pipeline import decode, encode, generate
 from mgdm_ray.diffusion.schedule import make_schedule
 from mgdm_ray.diffusion.train import (
     NonFiniteLoss,
@@ -25,6 +24,7 @@ from mgdm_ray.diffusion.train import (
     update_ema,
 )
 from mgdm_ray.precision import has_bfloat16
+from tests.diffusion.conftest import sampler
 
 SCHEDULE = make_schedule("cosine")
 SMALL = UNetConfig(channels=(16, 16), attention=(False, False))
@@ -370,17 +370,14 @@ def test_the_whole_method_on_a_toy():
     }
     assert accuracy[0] > 0.95
     assert accuracy[999] < 0.8
-    denoiser, common = trained.state.trained, {"prediction": "v", "schedule": SCHEDULE}
-    config = SamplingConfig(num_inference_steps=20)
-    made = generate(
-        denoiser, guide, labels, range(40), config, shape=(1, 8, 8), seed_parts=("toy",), **common
-    )
+    both = sampler((trained.state.trained, guide), SamplingConfig(num_inference_steps=20), SCHEDULE)
+    made = both.generate(labels, range(40))
     bright = made.mean(dim=(1, 2, 3)) > 0
     assert float((bright == labels.bool()).double().mean()) >= 0.95
-    latents = encode(denoiser, made, labels, config, **common)
+    latents = both.encode(made, labels, range(40))
     entropy = []
     for setting in (None, GuidanceSetting(uncertainty_scale=0.5)):
-        back = decode(denoiser, guide, latents, labels, range(40), setting, config, **common)
+        back = both.decode(latents, labels, range(40), setting)
         if setting is None:
             assert float((back - made).square().mean().sqrt()) < 0.15
         logits = guide(back, torch.zeros(40, dtype=torch.int64))

@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from mgdm_ray.config import DenoiserConfig, GuideConfig, InputError
-from mgdm_ray.diffusion.schedule import NoiseSchedule, make_schedule
+from mgdm_ray.diffusion.pipeline import TrainedDenoiser
+from mgdm_ray.diffusion.schedule import make_schedule
 from mgdm_ray.diffusion.unet import build_denoiser, build_guide
 from mgdm_ray.pipeline.tasks.base import WEIGHTS, Context, artefact
 
@@ -26,15 +27,6 @@ Config = TypeVar("Config", DenoiserConfig, GuideConfig)
 
 
 @dataclass(frozen=True)
-class Denoiser:
-    model: torch.nn.Module
-    config: DenoiserConfig
-    schedule: NoiseSchedule
-    num_classes: int
-    shape: tuple[int, int, int]
-
-
-@dataclass(frozen=True)
 class TrainedGuide:
     model: torch.nn.Module
     config: GuideConfig
@@ -42,7 +34,7 @@ class TrainedGuide:
     shape: tuple[int, int, int]
 
 
-def load_denoiser(context: Context, key: str) -> Denoiser:
+def load_denoiser(context: Context, key: str) -> TrainedDenoiser:
     """The trained denoiser (EMA weights) of the job ``key``, in eval mode without gradients."""
     folder = artefact(context, "fit_denoiser", key)
     facts = json.loads((folder / "model.json").read_text())
@@ -56,7 +48,7 @@ def load_guide(context: Context, key: str) -> torch.nn.Module:
     return guide_from(facts, folder / WEIGHTS, context.device).model
 
 
-def denoiser_from(facts: Mapping[str, Any], weights: Path, device: str = "cpu") -> Denoiser:
+def denoiser_from(facts: Mapping[str, Any], weights: Path, device: str = "cpu") -> TrainedDenoiser:
     """The denoiser that ``facts`` (``config``, ``shape``, ``num_classes``) describe.
 
     Raises InputError where they describe none, or ``weights`` (safetensors) are not its own.
@@ -65,7 +57,7 @@ def denoiser_from(facts: Mapping[str, Any], weights: Path, device: str = "cpu") 
     model = _with_weights(
         lambda: build_denoiser(config.unet, shape[0], classes, 0), weights, device
     )
-    return Denoiser(model, config, make_schedule(config.schedule), classes, shape)
+    return TrainedDenoiser(model, config, make_schedule(config.schedule), classes, shape)
 
 
 def guide_from(facts: Mapping[str, Any], weights: Path, device: str = "cpu") -> TrainedGuide:

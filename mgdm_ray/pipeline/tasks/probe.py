@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from mgdm_ray.classifiers.features import look
 from mgdm_ray.classifiers.fit import fit
@@ -25,8 +26,8 @@ from mgdm_ray.config import (
     JudgeConfig,
     SamplingConfig,
 )
-from mgdm_ray.diffusion.inference import Execution, Prepared
-from mgdm_ray.diffusion.pipeline import decode, encode, generate
+from mgdm_ray.diffusion.inference import Execution
+from mgdm_ray.diffusion.pipeline import Sampler, TrainedDenoiser
 from mgdm_ray.diffusion.schedule import make_schedule
 from mgdm_ray.diffusion.train import train
 from mgdm_ray.diffusion.unet import build_denoiser, build_guide
@@ -159,48 +160,36 @@ def _sampling(job: Job, jobs: Mapping[str, Job], context: Context) -> float:
     config = SamplingConfig.model_validate(
         {**fields, "num_inference_steps": STEPS, "strength": 1.0, "batch_size": len(labels)}
     )
-    denoiser_job = jobs[job.needs["denoiser"]]
-    facts = DenoiserConfig.model_validate(denoiser_job.inputs["train"])
-    execution = Execution(context.device, config.precision, "never")
-    classes, channels = info_of(job, context).num_classes, images.shape[1]
-    denoiser = Prepared(build_denoiser(facts.unet, channels, classes, 0), execution)
-    guide = _guide(job, jobs, channels, classes, execution)
-    common: dict[str, Any] = {
-        "config": config,
-        "prediction": facts.prediction,
-        "schedule": make_schedule(facts.schedule),
-        "device": context.device,
-    }
+    facts = DenoiserConfig.model_validate(jobs[job.needs["denoiser"]].inputs["train"])
+    classes, shape = info_of(job, context).num_classes, images.shape[1:]
+    sampler = Sampler(
+        TrainedDenoiser(
+            build_denoiser(facts.unet, shape[0], classes, 0),
+            facts,
+            make_schedule(facts.schedule),
+            classes,
+            (shape[0], shape[1], shape[2]),
+        ),
+        _guide(job, jobs, shape[0], classes),
+        config,
+        Execution(context.device, compile="never"),
+    )
     rows = range(len(labels))
-    if job.kind == "generate":
-
-        def once() -> object:
-            shape = (channels, images.shape[2], images.shape[3])
-            return generate(denoiser, guide, labels, rows, shape=shape, seed_parts=(0,), **common)
-
-    elif job.kind == "encode":
-
-        def once() -> object:
-            return encode(denoiser, images, labels, **common)
-
-    else:
-        setting = _setting(job, jobs)
-
-        def once() -> object:
-            return decode(denoiser, guide, images, labels, rows, setting, **common)
-
+    stages: dict[str, Callable[[], object]] = {
+        "generate": lambda: sampler.generate(labels, rows),
+        "encode": lambda: sampler.encode(images, labels, rows),
+    }
+    setting = _setting(job, jobs)
+    once = stages.get(job.kind, lambda: sampler.decode(images, labels, rows, setting))
     forwards = 1 + config.inversion_iterations if job.kind == "encode" else 1
     return _seconds(once) / (len(labels) * STEPS * forwards)
 
 
-def _guide(
-    job: Job, jobs: Mapping[str, Job], channels: int, classes: int, execution: Execution
-) -> Prepared | None:
+def _guide(job: Job, jobs: Mapping[str, Job], channels: int, classes: int) -> nn.Module | None:
     if "guide" not in job.needs:
         return None
     config = GuideConfig.model_validate(jobs[job.needs["guide"]].inputs["train"])
-    model = build_guide(config.unet, channels, classes, 0, dropout=config.dropout)
-    return Prepared(model, execution, backward=True)
+    return build_guide(config.unet, channels, classes, 0, dropout=config.dropout)
 
 
 def _setting(job: Job, jobs: Mapping[str, Job]) -> GuidanceSetting | None:

@@ -12,19 +12,16 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from mgdm_ray.config import GuidanceSetting, ReferenceFault, SamplingConfig, SyntheticConfig
+from mgdm_ray.config import GuidanceSetting, SamplingConfig, SyntheticConfig
 from mgdm_ray.data.mix import synthetic_labels
-from mgdm_ray.diffusion.inference import Execution, Prepared
-from mgdm_ray.diffusion.pipeline import Direction, batch_size_for
-from mgdm_ray.diffusion.pipeline import decode as decode_images
-from mgdm_ray.diffusion.pipeline import encode as encode_images
-from mgdm_ray.diffusion.pipeline import generate as generate_images
-from mgdm_ray.diffusion.published_faults import Faults, rank_duplicates
+from mgdm_ray.diffusion.inference import Execution
+from mgdm_ray.diffusion.pipeline import Sampler
+from mgdm_ray.diffusion.published_faults import rank_duplicates
 from mgdm_ray.pipeline.tasks.base import (
     Context,
     Outcome,
@@ -58,64 +55,44 @@ RowSampler = Callable[[range], tuple[torch.Tensor, np.ndarray]]
 """Rows -> (images `[M, C, H, W]` float32, their labels `[M]`)."""
 
 
-class _Networks:
-    """The networks of a job, ready to make ``images`` images, and the arguments stages share."""
+def sampler_for(job: Job, context: Context, images: int, *, guided: bool) -> Sampler:
+    """The networks of a sampling job or a search, ready to make ``images`` images."""
+    fields = SamplingConfig.model_fields
+    given = {name: value for name, value in job.inputs.items() if name in fields}
+    config = SamplingConfig.model_validate({"batch_size": context.sampling_batch, **given})
+    if context.smaller and config.batch_size != "auto":  # which has halved the memory already
+        half = max(1, config.batch_size // 2)
+        config = config.model_copy(update={"batch_size": half})
+    done = 0
 
-    def __init__(self, job: Job, context: Context, images: int, *, guided: bool) -> None:
-        facts = load_denoiser(context, job.needs["denoiser"])
-        fields = SamplingConfig.model_fields
-        given = {name: value for name, value in job.inputs.items() if name in fields}
-        config = SamplingConfig.model_validate({"batch_size": context.sampling_batch, **given})
-        execution = Execution(
-            context.device, config.precision, context.compile, context.memory_share
-        )
-        self.denoiser = Prepared(facts.model, execution)
-        self.guide: Prepared | None = None
-        if guided:
-            self.guide = Prepared(load_guide(context, job.needs["guide"]), execution, backward=True)
-        size = batch_size_for(config, facts.shape, self.denoiser, self.guide, execution)
-        if context.smaller and isinstance(config.batch_size, int):
-            size = max(1, size // 2)  # "auto" has already counted on half the memory
-        steps = math.ceil(images / size) * config.num_inference_steps
-        self.denoiser.calls = steps * (1 + config.inversion_iterations)
-        if self.guide is not None:
-            self.guide.calls = steps
-        self.shape, self.num_classes = facts.shape, facts.num_classes
-        self.done, self.images, self.progress = 0, images, context.progress
-        self.common: dict[str, Any] = {
-            "config": config.model_copy(update={"batch_size": size}),
-            "prediction": facts.config.prediction,
-            "schedule": facts.schedule,
-            "device": context.device,
-            "on_batch": lambda done, _: self.progress(self.done + done, self.images, "images"),
-            "faults": Faults(_faults(job), facts.config.label_dropout),
-        }
+    def on_batch(_stage: str, now: int, total: int) -> None:
+        nonlocal done
+        context.progress(done + now, images, "images")
+        done += total if now == total else 0
 
-
-def _faults(job: Job) -> frozenset[ReferenceFault]:
-    return frozenset(job.inputs.get("reference", ()))
+    sampler = Sampler(
+        load_denoiser(context, job.needs["denoiser"]),
+        load_guide(context, job.needs["guide"]) if guided else None,
+        config,
+        Execution(context.device, compile=context.compile, memory_share=context.memory_share),
+        seed=job.inputs.get("seed", 0),
+        faults=job.inputs.get("reference", ()),
+        on_batch=on_batch,
+    )
+    sampler.expect(images)
+    return sampler
 
 
 def _generator(job: Job, context: Context, images: int) -> RowSampler:
-    """Stage 1: labelled images from noise."""
-    networks = _Networks(job, context, images, guided="guide" in job.needs)
-    labels = labels_to_make(job, context)
+    sampler = sampler_for(job, context, images, guided="guide" in job.needs)
+    labels = torch.from_numpy(labels_to_make(job, context))
     indices: Sequence[int] = range(len(labels))
-    if "rank_seeds" in _faults(job):
-        indices = rank_duplicates(torch.from_numpy(labels))
+    if "rank_seeds" in job.inputs.get("reference", ()):
+        indices = rank_duplicates(labels)
 
     def sample(rows: range) -> tuple[torch.Tensor, np.ndarray]:
-        made = generate_images(
-            networks.denoiser,
-            networks.guide,
-            torch.from_numpy(labels[rows.start : rows.stop]),
-            indices[rows.start : rows.stop],
-            shape=networks.shape,
-            seed_parts=("generate", job.inputs["seed"]),
-            **networks.common,
-        )
-        networks.done += len(rows)
-        return made, labels[rows.start : rows.stop]
+        mine = slice(rows.start, rows.stop)
+        return sampler.generate(labels[mine], indices[mine]), labels[mine].numpy()
 
     return sample
 
@@ -131,51 +108,25 @@ def labels_to_make(job: Job, context: Context) -> np.ndarray:
 
 
 def _encoder(job: Job, context: Context, images: int) -> RowSampler:
-    """Stage 1 images to latents x_T, unguided."""
-    networks = _Networks(job, context, images, guided=False)
+    sampler = sampler_for(job, context, images, guided=False)
 
     def sample(rows: range) -> tuple[torch.Tensor, np.ndarray]:
         sources, labels = load_images(context, "generate", job.needs["images"], rows)
-        made = encode_images(
-            networks.denoiser,
-            sources,
-            torch.from_numpy(labels),
-            indices=rows,
-            seed_parts=("encode", job.inputs.get("seed", 0)),
-            **networks.common,
-        )
-        networks.done += len(rows)
-        return made, labels
+        return sampler.encode(sources, torch.from_numpy(labels), rows), labels
 
     return sample
 
 
 def decoder(
-    job: Job,
-    context: Context,
-    images: int,
-    latents_key: str,
-    setting: GuidanceSetting | None,
-    direction: Direction = "gradient",
+    job: Job, context: Context, images: int, latents_key: str, setting: GuidanceSetting | None
 ) -> RowSampler:
-    """Stage 2: latents back to images, under measurement guidance or one of its controls."""
-    networks = _Networks(job, context, images, guided=setting is not None)
+    """Stage 2 of a decode job or a search: rows of the latents ``latents_key`` to images."""
+    sampler = sampler_for(job, context, images, guided=setting is not None)
 
     def sample(rows: range) -> tuple[torch.Tensor, np.ndarray]:
         latents, labels = load_images(context, "encode", latents_key, rows)
-        made = decode_images(
-            networks.denoiser,
-            networks.guide,
-            latents,
-            torch.from_numpy(labels),
-            rows,
-            setting,
-            direction=direction,
-            seed_parts=("decode", job.inputs["seed"]),
-            **networks.common,
-        )
-        networks.done += len(rows)
-        return made, labels
+        y, random = torch.from_numpy(labels), job.arm == "perturb"
+        return sampler.decode(latents, y, rows, setting, random=random), labels
 
     return sample
 
@@ -194,8 +145,7 @@ def _chosen(job: Job, context: Context) -> tuple[str, GuidanceSetting | None]:
 
 
 def _decoder_of_arm(job: Job, context: Context, images: int) -> RowSampler:
-    direction: Direction = "random" if job.arm == "perturb" else "gradient"
-    return decoder(job, context, images, *_chosen(job, context), direction)
+    return decoder(job, context, images, *_chosen(job, context))
 
 
 SAMPLERS: dict[str, Callable[[Job, Context, int], RowSampler]] = {
@@ -301,23 +251,19 @@ def _draw_strengths(job: Job, context: Context, folder: Path) -> None:
     sources, _ = load_images(context, "generate", source, rows)
     chosen = np.sort(np.unique(labels, return_index=True)[1])
     count = len(STRENGTHS)
-    networks = _Networks(job, context, len(chosen) * count, guided=True)
+    sampler = sampler_for(job, context, len(chosen) * count, guided=True)
     repeated = torch.from_numpy(labels[chosen]).repeat_interleave(count)
-    made = decode_images(
-        networks.denoiser,
-        networks.guide,
+    made = sampler.decode(
         latents[chosen].repeat_interleave(count, dim=0),
         repeated,
         np.repeat(chosen, count).tolist(),
         setting,
-        seed_parts=("decode", job.inputs["seed"]),
         strengths=setting.uncertainty_scale * torch.tensor(STRENGTHS).repeat(len(chosen)),
-        **networks.common,
     )
     together = torch.cat([sources[chosen], made])
     together_labels = np.concatenate([labels[chosen], repeated.numpy()])
     with replacing(folder / STRENGTHS_FILE) as temporary:
-        draw_grid(temporary, together, together_labels, networks.num_classes)
+        draw_grid(temporary, together, together_labels, sampler.trained.num_classes)
 
 
 class _Mean:

@@ -28,8 +28,9 @@ from mgdm_ray.config import (
     require_known,
 )
 from mgdm_ray.data.load import to_uint8
-from mgdm_ray.diffusion.from_noise import sample_arm
 from mgdm_ray.diffusion.guidance import register_measurement
+from mgdm_ray.diffusion.inference import Execution
+from mgdm_ray.diffusion.pipeline import Sampler, TrainedDenoiser
 from mgdm_ray.diffusion.schedule import NoiseSchedule
 from mgdm_ray.pipeline.tasks.base import WEIGHTS
 from mgdm_ray.pipeline.tasks.models import denoiser_from, guide_from
@@ -165,7 +166,7 @@ def two_stage(
     holds stage 1 and the grid; with a ``classifier_scale`` it needs a guide.
 
     Raises InputError for labels, settings and models that do not fit, and
-    ``diffusion.two_stage.NonFiniteSample`` where the guidance is too strong.
+    ``diffusion.pipeline.NonFiniteSample`` where the guidance is too strong.
     """
     arm = arm or ("roundtrip" if setting is None else "disturb")
     config = denoiser.sampling if sampling is None else sampling
@@ -173,20 +174,13 @@ def two_stage(
     _require_fit(arm, denoiser, guide, known, config)
     if seed < 0 or first < 0:
         raise InputError(f"seed and first must not be negative; got {seed} and {first}")
-    made = sample_arm(
-        arm,
-        denoiser.network,
-        guide.network if guide else None,
-        torch.tensor(numbers, dtype=torch.int64),
-        range(first, first + len(numbers)),
-        known,
-        config,
-        prediction=denoiser.config.prediction,
-        schedule=denoiser.schedule,
-        shape=denoiser.shape,
-        seed=seed,
-        device=device,
+    trained = TrainedDenoiser(
+        denoiser.network, denoiser.config, denoiser.schedule, len(denoiser.classes), denoiser.shape
     )
+    execution = Execution(device, compile="never")
+    sampler = Sampler(trained, guide.network if guide else None, config, execution, seed=seed)
+    indices = range(first, first + len(numbers))
+    made = sampler.make(arm, torch.tensor(numbers, dtype=torch.int64), indices, known)
     return made.clamp(-1, 1)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mgdm_ray.config import GUIDED_ARMS, DatasetConfig, InputError, SampledArm, SamplingConfig
+from mgdm_ray.config import GUIDED_ARMS, DatasetConfig, InputError, SampledArm
 from mgdm_ray.data.info import DatasetInfo, dataset_info
 from mgdm_ray.data.load import load_split
 from mgdm_ray.data.mix import synthetic_labels
@@ -21,7 +21,7 @@ from mgdm_ray.results.export.finished import Chosen, FinishedStudy
 from mgdm_ray.results.export.labelled_folder import SYNTHETIC, LabelledFolder
 
 if TYPE_CHECKING:
-    from mgdm_ray.diffusion.from_noise import OnStage
+    from mgdm_ray.diffusion.pipeline import OnBatch, Sampler
 
 IMAGES_AT_A_TIME = 512
 """Held in memory between two writes. As the study's shards, so that batches are cut alike."""
@@ -155,76 +155,49 @@ def make_images(
     folder: LabelledFolder,
     device: str,
     batch: int | None,
-    on_stage: OnStage | None = None,
+    on_stage: OnBatch | None = None,
 ) -> None:
     """Make them and write them, a part at a time. Raises NonFiniteSample."""
+    import torch
+
     from mgdm_ray.data.load import to_uint8
-    from mgdm_ray.diffusion.from_noise import seed_parts
+    from mgdm_ray.diffusion.pipeline import seed_parts
+    from mgdm_ray.diffusion.published_faults import rank_duplicates
 
-    sampler = _Sampler(wanted, device, batch, on_stage)
-    size = sampler.at_a_time
-    for start in range(wanted.first, len(wanted.labels), size):
-        rows = range(start, min(start + size, len(wanted.labels)))
-        seeds = [seed_parts(wanted.arm, wanted.seed, index) for index in rows]
-        labels = wanted.labels[rows.start : rows.stop].tolist()
-        folder.add(to_uint8(sampler(rows)), labels, rows, seeds)
-
-
-class _Sampler:
-    """The networks, ready for any rows."""
-
-    def __init__(
-        self, wanted: MadeImages, device: str, batch: int | None, on_stage: OnStage | None
-    ) -> None:
-        import torch
-
-        from mgdm_ray.diffusion.inference import Execution, Prepared
-        from mgdm_ray.diffusion.pipeline import batch_size_for
-        from mgdm_ray.diffusion.published_faults import Faults, rank_duplicates
-        from mgdm_ray.pipeline.tasks.base import Context
-        from mgdm_ray.pipeline.tasks.models import load_denoiser, load_guide
-
-        self.wanted, self.on_stage, self.device = wanted, on_stage, device
-        context = Context(wanted.study.store.location, "", {}, device=device)
-        self.trained = load_denoiser(context, wanted.denoiser.key)
-        config = _with_batch(wanted.chosen.sampling, batch)
-        execution = Execution(device, config.precision, "never")
-        self.denoiser, self.guide = Prepared(self.trained.model, execution), None
-        if wanted.guide:
-            network = load_guide(context, wanted.guide.key)
-            self.guide = Prepared(network, execution, backward=True)
-        size = batch_size_for(config, self.trained.shape, self.denoiser, self.guide, execution)
-        self.config = _with_batch(config, size)
-        self.at_a_time = max(size, IMAGES_AT_A_TIME // size * size)
-        self.labels = torch.from_numpy(wanted.labels)
-        self.noise: Sequence[int] = range(len(self.labels))
-        names = frozenset(wanted.study.config.reference)
-        if "rank_seeds" in names:
-            self.noise = rank_duplicates(self.labels)
-        self.faults = Faults(names, self.trained.config.label_dropout)
-
-    def __call__(self, rows: range) -> Any:
-        """Images float32 `[len(rows), C, H, W]`."""
-        from mgdm_ray.diffusion.from_noise import sample_arm
-
-        return sample_arm(
-            self.wanted.arm,
-            self.denoiser,
-            self.guide,
-            self.labels[rows.start : rows.stop],
-            rows,
-            self.wanted.chosen.setting,
-            self.config,
-            prediction=self.trained.config.prediction,
-            schedule=self.trained.schedule,
-            shape=self.trained.shape,
-            seed=self.wanted.seed,
-            device=self.device,
-            faults=self.faults,
-            noise_indices=self.noise[rows.start : rows.stop],
-            on_stage=self.on_stage,
+    sampler = _sampler(wanted, device, batch, on_stage)
+    labels, arm = torch.from_numpy(wanted.labels), wanted.arm
+    noise: Sequence[int] = range(len(labels))
+    if "rank_seeds" in wanted.study.config.reference:
+        noise = rank_duplicates(labels)
+    size = max(sampler.batch_size, IMAGES_AT_A_TIME // sampler.batch_size * sampler.batch_size)
+    for start in range(wanted.first, len(labels), size):
+        rows = range(start, min(start + size, len(labels)))
+        part = slice(rows.start, rows.stop)
+        images = sampler.make(
+            arm, labels[part], rows, wanted.chosen.setting, noise_indices=noise[part]
         )
+        seeds = [seed_parts(arm, wanted.seed, index) for index in rows]
+        folder.add(to_uint8(images), labels[part].tolist(), rows, seeds)
 
 
-def _with_batch(config: SamplingConfig, batch: int | None) -> SamplingConfig:
-    return config if batch is None else config.model_copy(update={"batch_size": batch})
+def _sampler(
+    wanted: MadeImages, device: str, batch: int | None, on_stage: OnBatch | None
+) -> Sampler:
+    from mgdm_ray.diffusion.inference import Execution
+    from mgdm_ray.diffusion.pipeline import Sampler
+    from mgdm_ray.pipeline.tasks.base import Context
+    from mgdm_ray.pipeline.tasks.models import load_denoiser, load_guide
+
+    context = Context(wanted.study.store.location, "", {}, device=device)
+    config = wanted.chosen.sampling
+    if batch is not None:
+        config = config.model_copy(update={"batch_size": batch})
+    return Sampler(
+        load_denoiser(context, wanted.denoiser.key),
+        load_guide(context, wanted.guide.key) if wanted.guide else None,
+        config,
+        Execution(device, compile="never"),
+        seed=wanted.seed,
+        faults=wanted.study.config.reference,
+        on_batch=on_stage,
+    )
