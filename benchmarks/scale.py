@@ -34,6 +34,7 @@ from mgdm_ray.pipeline.plan import KINDS, Job, Plan, make_plan  # noqa: E402
 from mgdm_ray.pipeline.tasks import base  # noqa: E402
 from mgdm_ray.pipeline.tasks.base import Context, Outcome  # noqa: E402
 from mgdm_ray.runtime import engine  # noqa: E402
+from mgdm_ray.runtime.job_task import RunOptions  # noqa: E402
 from mgdm_ray.storage.locks import Locks  # noqa: E402
 from mgdm_ray.storage.records import Record  # noqa: E402
 
@@ -121,7 +122,7 @@ def _run(plan: Plan, config: StudyConfig, storage: Path) -> tuple[float, float]:
         plan.jobs,
         {},
         context,
-        engine.Limits(config.resources, 1),
+        RunOptions(config.resources, 1),
         Locks(storage),
         lambda _, record: came.append(record),
         on_live,

@@ -28,8 +28,9 @@ from mgdm_ray.config import DownstreamConfig, ResourcesConfig, StudyConfig, UNet
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.data.load import data_source
 from mgdm_ray.diffusion.unet import build_denoiser, build_guide
-from mgdm_ray.pipeline.cost_model import Node, ask_of, effort, fits_per_setting, images_of
-from mgdm_ray.pipeline.plan import CELLS, FITS, Job, Plan, make_plan
+from mgdm_ray.pipeline.cost_model import Node, effort, images_of
+from mgdm_ray.pipeline.plan import CELLS, FITS, Job, Plan, fits_per_setting, make_plan
+from mgdm_ray.pipeline.requests import request_of
 from mgdm_ray.pipeline.timeline import Task, makespan
 
 PEAKS = {"L4": 121e12, "A100": 312e12, "H100": 989e12}
@@ -173,7 +174,7 @@ def wall(config: StudyConfig, plan: Plan, spent: Mapping[str, float], gpus: int)
 
 
 def _task(job: Job, resources: ResourcesConfig, alone: float, trials_at_once: int) -> Task:
-    ask = ask_of(job, resources, trials_at_once)
+    ask = request_of(job, resources, trials_at_once)
     group = "fit" if job.kind in FITS else "search" if job.kind == "search" else "task"
     # A quarter of a GPU is a quarter as fast; the lanes share the work.
     each = alone / (ask.lanes * ask.gpus) if ask.gpus else alone

@@ -374,6 +374,7 @@ class Study:
         from mgdm_ray.cli.progress import Display
         from mgdm_ray.results.mlflow import Mirror
         from mgdm_ray.runtime import engine
+        from mgdm_ray.runtime.job_task import Live, RunOptions
         from mgdm_ray.runtime.proposals import require_optuna_takes
 
         require_optuna_takes(todo.values())
@@ -391,7 +392,7 @@ class Study:
             _catch_signals()  # ray.init has put its own handlers there
             engine.require_resources(todo.values(), resources)
 
-            def on_live(rows: Mapping[str, engine.Live]) -> None:
+            def on_live(rows: Mapping[str, Live]) -> None:
                 _stop_if_interrupted()
                 display.live(rows)
 
@@ -407,16 +408,13 @@ class Study:
                     self.store.share(path)
                     shared = time.monotonic()
 
-            engine.run_plan(
-                todo,
-                known,
-                self.context(),
-                engine.Limits(resources, engine.trials_at_once(self.config), self.config.limits),
-                self.locks,
-                on_record,
-                on_live,
-                fail_fast=self.arguments.fail_fast,
+            options = RunOptions(
+                resources,
+                engine.trials_at_once(self.config),
+                self.config.limits,
+                self.arguments.fail_fast,
             )
+            engine.run_plan(todo, known, self.context(), options, self.locks, on_record, on_live)
             if self.arguments.address is None:
                 display.say(f"computed in {busy}")
 

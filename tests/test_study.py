@@ -349,7 +349,7 @@ def test_what_is_damaged_is_named_kept_and_computed_anew_alone(finished: Finishe
     [
         (("--set", "networks=[resnet19]"), "unknown network 'resnet19'"),
         (("--set", "datasets=[{name: mine, path: nowhere.npz}]"), "nowhere.npz"),
-        (("--set", "resources.cpus_per_task=1000"), "asks for 1000 CPU"),
+        (("--set", "resources.cpus_per_task=1000"), "needs 1000 CPU"),
         (("--storage", "nope://bucket/x"), "Protocol not known: nope"),
         (("--storage", "s3://user:secret@bucket/x"), "holds credentials"),
         (("--storage", __file__), "give a folder that can be written"),
@@ -645,5 +645,5 @@ def test_a_ray_that_does_not_start_is_told(tmp_path: Path) -> None:
         ROOT / "studies" / "quickstart.yaml", tmp_path / "runs", env={"RAY_TMPDIR": str(deep)}
     )
     assert done.returncode == 1, done.stderr
-    assert "error: a local Ray did not start (" in done.stderr
+    assert "error: Ray did not start on this machine (" in done.stderr
     assert "Traceback" not in done.stderr

@@ -13,21 +13,19 @@ from typing import TYPE_CHECKING, Any
 from mgdm_ray.config import StudyConfig
 from mgdm_ray.evaluation.power_analysis import resolution
 from mgdm_ray.pipeline.cost_model import (
-    Ask,
     Effort,
     Estimate,
     Figures,
     Node,
     add_probe,
-    ask_of,
     effort,
     figures_in,
     images_of,
     probe_figures,
-    shortages,
 )
 from mgdm_ray.pipeline.limits import refusal
 from mgdm_ray.pipeline.plan import CELLS, FITS, SAMPLINGS, SCORINGS, Job, Plan
+from mgdm_ray.pipeline.requests import Request, request_of, shortages, trials_at_once
 from mgdm_ray.pipeline.timeline import Task, makespan
 from mgdm_ray.storage.records import Record
 from mgdm_ray.storage.remote.objects import is_url
@@ -91,10 +89,10 @@ class PlanEstimate:
         return {key: effort(self.nodes[key], self.nodes, self.train_images) for key in self.todo}
 
     @cached_property
-    def asks(self) -> dict[str, Ask]:
+    def requests(self) -> dict[str, Request]:
+        at_once = trials_at_once(self.config, self.node)
         return {
-            key: ask_of(job, self.config.resources, self.trials_at_once)
-            for key, job in self.todo.items()
+            key: request_of(job, self.config.resources, at_once) for key, job in self.todo.items()
         }
 
     @cached_property
@@ -106,7 +104,7 @@ class PlanEstimate:
         found = {}
         for key, its in self.efforts.items():
             fits = self.todo[key].kind in FITS
-            share = self.config.resources.least_train_workers if fits else self.asks[key].lanes
+            share = self.config.resources.least_train_workers if fits else self.requests[key].lanes
             estimate = its and figures.estimate(its, share)
             if estimate:
                 found[key] = estimate
@@ -123,20 +121,6 @@ class PlanEstimate:
     def unknown(self) -> list[Job]:
         return [job for key, job in self.todo.items() if key not in self.estimates]
 
-    @property
-    def trials_at_once(self) -> int:
-        """Of one search, as the run decides it on this machine."""
-        if self.config.deterministic:
-            return 1
-        wanted = self.config.search.max_concurrent if self.config.search else None
-        if wanted:
-            return wanted
-        resources = self.config.resources
-        fit = self.node["CPU"] / resources.cpus_per_task
-        if resources.gpus_per_task:
-            fit = min(fit, self.node["GPU"] / resources.gpus_per_task)
-        return max(1, int(fit))
-
     @cached_property
     def shortages(self) -> list[str]:
         return shortages(self.todo.values(), self.config.resources, [self.node])
@@ -148,9 +132,9 @@ class PlanEstimate:
             Task(
                 job.key,
                 self.estimates[job.key].seconds + BETWEEN_S,
-                self.asks[job.key].cpus,
-                self.asks[job.key].gpus,
-                self.asks[job.key].lanes,
+                self.requests[job.key].cpus,
+                self.requests[job.key].gpus,
+                self.requests[job.key].lanes,
                 job.waits_for,
                 urgent=job.kind in FITS,
                 patient=not job.needs and job.kind not in FITS,
@@ -163,10 +147,10 @@ class PlanEstimate:
         """CPU and GPU hours that ``jobs`` hold; those of which nothing is known count nothing."""
         cpu = gpu = 0.0
         for key in (job.key for job in jobs if job.key in self.estimates):
-            ask = self.asks[key]
-            seconds = ask.lanes * self.estimates[key].seconds
-            cpu += ask.cpus * seconds / 3600
-            gpu += ask.gpus * seconds / 3600
+            request = self.requests[key]
+            seconds = request.lanes * self.estimates[key].seconds
+            cpu += request.cpus * seconds / 3600
+            gpu += request.gpus * seconds / 3600
         return cpu, gpu
 
     def bytes(self, jobs: Collection[Job]) -> float | None:

@@ -17,8 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
-from mgdm_ray.config import InputError, ResourcesConfig
-from mgdm_ray.pipeline.plan import CELLS, FITS, KINDS, SAMPLINGS, SCORINGS, Job, fits_per_setting
+from mgdm_ray.config import InputError
+from mgdm_ray.pipeline.plan import CELLS, FITS, KINDS, SCORINGS, Job, fits_per_setting
 from mgdm_ray.pipeline.trials import TRIALS_FILE, read_trials
 from mgdm_ray.storage.records import Record
 
@@ -30,67 +30,6 @@ PROBE_FIELDS = {"kind", "family", "seconds_per_work", "bytes_per_item"}
 ASSUMED_FIXED = {"fit_denoiser": 30.0, "fit_guide": 30.0, "search": 10.0}
 """Seconds around the work itself where no finished job tells: workers start and import."""
 ASSUMED_FIXED_ELSE = 1.0
-
-
-# --- what a job asks for ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Ask:
-    """``lanes`` parts that may run one after another, each with ``cpus`` and ``gpus`` at once."""
-
-    lanes: int
-    cpus: float
-    gpus: float
-
-
-def ask_of(job: Job, resources: ResourcesConfig, trials_at_once: int) -> Ask:
-    """What ``job`` holds while it runs; a search as many lanes as it has trials at once."""
-    if job.kind in FITS:
-        workers = resources.least_train_workers
-        return Ask(1, workers * resources.cpus_per_worker, workers * resources.gpus_per_worker)
-    lanes = 1
-    if job.kind == "search":
-        lanes = min(trials_at_once, job.inputs["trials"])
-    elif job.kind in SAMPLINGS:
-        lanes = resources.sampling_workers
-    return Ask(lanes, resources.cpus_per_task, resources.gpus_per_task)
-
-
-def shortages(
-    jobs: Iterable[Job], resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]
-) -> list[str]:
-    """Why ``jobs`` can never run on ``nodes`` (``{"CPU": ..., "GPU": ...}`` each): empty if they
-    can.
-
-    A task or worker must fit on one node, all workers of a training on the whole cluster. Each
-    message names the first job concerned, how many there are, the resource, and the key to change.
-    """
-    fits: list[Job] = []
-    tasks: list[Job] = []
-    for job in jobs:
-        (fits if job.kind in FITS else tasks).append(job)
-    found = []
-    for name in ("CPU", "GPU"):
-        field = name.lower() + "s_per"
-        most = max((node.get(name, 0.0) for node in nodes), default=0.0)
-        together = sum(node.get(name, 0.0) for node in nodes)
-        worker = getattr(resources, f"{field}_worker")
-        group = resources.least_train_workers * worker
-        for concerned, place, amount, have, where in (
-            (fits, f"{field}_worker", worker, most, "largest node"),
-            # Where one worker has no place, that its group has none says nothing more.
-            (fits if worker <= most else [], "train_workers", group, together, "cluster"),
-            (tasks, f"{field}_task", getattr(resources, f"{field}_task"), most, "largest node"),
-        ):
-            if concerned and amount > have:
-                more = f" (and {len(concerned) - 1} more)" if len(concerned) > 1 else ""
-                found.append(
-                    f"resources.{place}: a job asks for {amount:g} {name}, but the {where} has "
-                    f"{have:g}: {concerned[0].label}{more}; lower it (e.g. --set "
-                    f"resources.{place}=...) or use a larger cluster"
-                )
-    return found
 
 
 # --- what its time is proportional to ---------------------------------------------------------

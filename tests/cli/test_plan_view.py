@@ -135,7 +135,7 @@ def test_what_cannot_run_here_is_said_with_the_job(
     plan_view.show(plan_estimate(tmp_path, {**TINY, "seed": 3, "resources": {"gpus_per_task": 1}}))
     out = capsys.readouterr().out
     assert "it cannot run on this machine (2 cores, 0 GPUs)" in out
-    assert "asks for 1 GPU" in out
+    assert "needs 1 GPU" in out
     assert "generate phantom-ultrasound" in out
     assert "estimated time: unknown, for it cannot run here" in out
     assert "GPU hours" in out

@@ -23,6 +23,7 @@ from mgdm_ray.environment import StudyStopped
 from mgdm_ray.pipeline.plan import Job
 from mgdm_ray.pipeline.tasks.base import Context, JobFunction, Outcome
 from mgdm_ray.runtime import engine
+from mgdm_ray.runtime.job_task import RunOptions
 from mgdm_ray.storage.locks import Locks
 from mgdm_ray.storage.records import Record
 from tests.conftest import ROOT
@@ -68,7 +69,7 @@ def run(
         todo,
         known or {},
         Context(storage=str(folder), study_folder=str(folder), datasets={}),
-        engine.Limits(ResourcesConfig.model_validate(resources), 1),
+        RunOptions(ResourcesConfig.model_validate(resources), 1),
         Locks(folder),
         lambda job, record: came.append((job.key, record)),
         lambda _: None,
@@ -167,7 +168,7 @@ def test_out_of_memory_is_tried_once_more_with_less(tmp_path: Path) -> None:
     assert records["small"].metrics == {"smaller": 0.0}
     assert records["half"].metrics == {"smaller": 1.0}
     assert records["huge"].reason.startswith("out of memory: ")
-    assert records["huge"].reason.endswith("(with half the images at a time too)")
+    assert records["huge"].reason.endswith("(also with half the images per batch)")
     assert not records["huge"].is_transient
     assert records["other"].reason.startswith("out of memory: "), "a kind that cannot be smaller"
 

@@ -1,0 +1,199 @@
+"""One job as a Ray task: device and threads, Ray's launchers, and progress on a board."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
+
+from mgdm_ray.config import LimitsConfig, ResourcesConfig
+from mgdm_ray.environment import cores
+from mgdm_ray.pipeline.plan import FITS, SAMPLINGS, Job
+from mgdm_ray.pipeline.tasks import base
+from mgdm_ray.pipeline.tasks.base import Context, JobFunction, Outcome, Progress, TrainingTask
+from mgdm_ray.storage.records import WORKER_DIED, Record
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What all jobs of a run share."""
+
+    resources: ResourcesConfig
+    max_concurrent: int
+    """Trials of one search that run at the same time."""
+    limits: LimitsConfig | None = None
+    """Limits that refuse cells."""
+    fail_fast: bool = False
+
+
+@dataclass(frozen=True)
+class Live:
+    """Progress of a running job."""
+
+    label: str
+    done: int
+    total: int
+    note: str
+
+
+class Board:
+    """The actor that holds the progress of all running jobs, by key."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Live] = {}
+
+    def write(self, key: str, live: Live) -> None:
+        self.rows[key] = live
+
+    def clear(self, key: str) -> None:
+        self.rows.pop(key, None)
+
+    def read(self) -> dict[str, Live]:
+        return self.rows
+
+
+class _Reporter:
+    """A job's Progress: writes to the board, at most four times a second."""
+
+    def __init__(self, board: Any, job: Job) -> None:
+        self.board, self.key, self.label = board, job.key, job.label
+        self.last = 0.0
+
+    def __call__(self, done: int, total: int, note: str) -> None:
+        now = time.monotonic()
+        if now - self.last > 0.25 or done >= total:
+            self.last = now
+            self.board.write.remote(self.key, Live(self.label, done, total, note))
+
+
+def task_options(job: Job, resources: ResourcesConfig) -> dict[str, Any]:
+    """Ray's options; a job that only waits for its own workers requests no resources."""
+    waits = job.kind == "search" or job.kind in FITS
+    waits |= job.kind in SAMPLINGS and resources.sampling_workers > 1
+    return {
+        "num_cpus": 0 if waits else resources.cpus_per_task,
+        "num_gpus": 0 if waits else resources.gpus_per_task,
+        "max_retries": resources.max_retries,
+        "name": job.label,
+    }
+
+
+def run_job(
+    job: Job,
+    context: Context,
+    options: RunOptions,
+    board: Any,
+    functions: Mapping[str, JobFunction],
+) -> Record:
+    """The body of the task. ``functions`` replace those of some kinds."""
+    resources = options.resources
+    _set_threads(resources)
+    reporter = _Reporter(board, job)
+    reporter(0, 0, "started")
+
+    def launch(task: TrainingTask, progress: Progress) -> Path:
+        from mgdm_ray.runtime import training
+
+        return training.launch(task, progress, resources)
+
+    def run_search(job: Job, context: Context, folder: Path) -> Outcome:
+        from mgdm_ray.runtime import search
+
+        return search.search(
+            job, context, folder, resources=resources, max_concurrent=options.max_concurrent
+        )
+
+    def spread(job: Job, context: Context, parts: Sequence[Sequence[range]]) -> None:
+        _spread(job, context, parts, resources, board)
+
+    share = resources.gpus_per_task or resources.cpus_per_task / cores()
+    context = replace(
+        context,
+        progress=reporter,
+        launch=launch,
+        spread=spread if resources.sampling_workers > 1 else context.spread,
+        device=_device(),
+        memory_share=min(1.0, share) / (2 if context.smaller else 1),
+    )
+    return base.run(job, context, {"search": run_search, **functions})
+
+
+def _set_threads(resources: ResourcesConfig) -> None:
+    # Ray gives each process one OpenMP thread by default.
+    os.environ["OMP_NUM_THREADS"] = str(max(1, int(resources.cpus_per_task)))
+
+
+def _device() -> str:
+    return "cuda" if ray.get_gpu_ids() else "cpu"
+
+
+def _spread(
+    job: Job,
+    context: Context,
+    parts: Sequence[Sequence[range]],
+    resources: ResourcesConfig,
+    board: Any,
+) -> None:
+    """Run each part of a sampling job as a task of its own. Raises the error of the first failure.
+
+    A part whose worker died starts again and skips the shards that exist.
+    """
+    task = ray.remote(_sample_part)
+    plain = replace(context, progress=base.silent, launch=None, spread=None)
+    own = [
+        replace(job, key=f"{job.key} {name}", detail=f"{job.detail} {name}".strip())
+        for name in (f"part {i} of {len(parts)}" for i in range(1, len(parts) + 1))
+    ]
+    refs = [
+        task.options(
+            name=shown.label,
+            num_cpus=resources.cpus_per_task,
+            num_gpus=resources.gpus_per_task,
+            max_retries=resources.max_retries,
+        ).remote(job, plain, part, shown, resources, board)
+        for shown, part in zip(own, parts, strict=True)
+    ]
+    try:
+        ray.get(refs)
+    except RayTaskError as error:
+        raise error.cause if isinstance(error.cause, Exception) else error from None
+    finally:
+        for ref, shown in zip(refs, own, strict=True):
+            ray.cancel(ref)  # has no effect on finished ones
+            board.clear.remote(shown.key)
+
+
+def _sample_part(
+    job: Job,
+    context: Context,
+    shards: Sequence[range],
+    shown: Job,
+    resources: ResourcesConfig,
+    board: Any,
+) -> None:
+    """The body of such a task; ``shown`` is the job as the board names the part."""
+    _set_threads(resources)
+    from mgdm_ray.pipeline.tasks.sampling import sample_shards
+
+    context = replace(context, progress=_Reporter(board, shown), device=_device())
+    sample_shards(job, context, shards)
+
+
+def outcome(ref: Any, job: Job, context: Context) -> Record:
+    """The record of a finished task; a failed one if Ray could not run the task to its end."""
+    try:
+        record: Record = ray.get(ref)
+        return record
+    except RayError as error:
+        base.write_log(context.store, job, str(error))
+        reason = base.reason_of(error)
+        # Ray's other errors come from this engine's code around the job or from a lost process.
+        if not isinstance(error, (OutOfMemoryError, RayTaskError)):
+            reason = f"{WORKER_DIED}: {reason}"
+        return base.failed(job, reason[:500])
