@@ -16,6 +16,7 @@ from mgdm_ray.cli.data import main
 from mgdm_ray.config import load_study
 from mgdm_ray.data.load import fingerprint
 from mgdm_ray.pipeline.plan import make_plan
+from tests import golden
 from tests.conftest import ROOT
 from tests.data.sources.files import dicom, nifti, picture, tree
 
@@ -43,6 +44,14 @@ def row(text: str, name: str) -> list[str]:
     return found[1:]
 
 
+def lines(text: str, level: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith(f"{level}: ")]
+
+
+def errors(text: str) -> list[str]:
+    return lines(text, "error")
+
+
 def manifest(path: Path, rows: list[str], header: str = "path,label,split,group") -> Path:
     path.write_text("\n".join([header, *rows]) + "\n")
     return path
@@ -57,15 +66,8 @@ def test_counts_are_those_of_the_files(tmp_path: Path, here: Path, capsys: Said)
     assert text.index("\n  2 ") < text.index("\n  10 ")
     assert row(text, "2") == ["13", "3", "4", "20"]
     assert row(text, "10") == ["13", "3", "4", "20"]
-    assert "class folders: 40 images, 2 classes" in text
-    assert "12 x 12 the smallest" in text
-    assert "L 8 bit 40" in text
-    assert "0 in colour, 40 grey" in text
-    assert "1 file(s) that are no images are passed over: '2/notes.txt'" in text
-    assert "ok: no error; decide on the 1 warning(s) above" in text
-    page = here / "check-scans.html"
-    assert stat.S_IMODE(page.stat().st_mode) == 0o600
-    assert "do not pass it on" in page.read_text()
+    golden.check("data-check", text)
+    assert stat.S_IMODE((here / "check-scans.html").stat().st_mode) == 0o600
 
 
 def test_a_damaged_file_is_named_and_ends_nothing(tmp_path: Path, capsys: Said) -> None:
@@ -75,12 +77,13 @@ def test_a_damaged_file_is_named_and_ends_nothing(tmp_path: Path, capsys: Said) 
     (root / "b" / "5.png").write_bytes((root / "b" / "5.png").read_bytes()[:60])
     code, text = check(capsys, root)
     assert code == 1
-    assert "error: 2 file(s) cannot be read: 'a/bad.png'" in text
-    assert "'b/5.png'" in text
-    assert "11 images, 2 classes, and 2 that cannot be read" in text
+    (error,) = errors(text)
+    assert "'a/bad.png'" in error
+    assert "'b/5.png'" in error
+    assert row(text, "all")[-1] == "11"
 
 
-def test_twins_across_splits_and_labels(tmp_path: Path, capsys: Said) -> None:
+def test_duplicates_across_splits_and_labels(tmp_path: Path, capsys: Said) -> None:
     """Catches copies in another format, and the same image under two labels, passing unseen."""
     root = tree(tmp_path / "t", {"train/a": 5, "train/b": 5, "val/a": 2, "val/b": 2})
     tree(root / "test", {"a": 2, "b": 2}, start=50)
@@ -88,15 +91,13 @@ def test_twins_across_splits_and_labels(tmp_path: Path, capsys: Said) -> None:
     Image.open(root / "train/b/1.png").save(root / "train/a/other.png")
     code, text = check(capsys, root)
     assert code == 1
-    assert (
-        "error: 2 images in 1 group(s) are identical and stand in different splits: "
-        "'test/a/copy.bmp' (test, 'a') = 'train/a/0.png' (train, 'a')" in text
-    )
-    assert "error: 2 images in 1 group(s) are identical and have different labels" in text
+    across, conflict = errors(text)
+    assert "'test/a/copy.bmp' (test, 'a') = 'train/a/0.png' (train, 'a')" in across
+    assert "'train/a/other.png' (train, 'a') = 'train/b/1.png' (train, 'b')" in conflict
     assert row(text, "a") == ["6", "2", "3", "11"]
 
 
-def test_near_twins_are_a_warning(tmp_path: Path, here: Path, capsys: Said) -> None:
+def test_near_duplicates_are_a_warning(tmp_path: Path, here: Path, capsys: Said) -> None:
     """Catches a brighter copy in the test split that no checksum finds."""
     root = tree(tmp_path / "n", {"train/a": 4, "train/b": 4, "val/a": 1, "val/b": 1})
     tree(root / "test", {"a": 1, "b": 1}, start=50)
@@ -104,8 +105,8 @@ def test_near_twins_are_a_warning(tmp_path: Path, here: Path, capsys: Said) -> N
     Image.fromarray(pixels.astype(np.uint8)).save(root / "test/a/near.png")
     code, text = check(capsys, root, "--out", "seen.html")
     assert code == 0
-    assert "warning: 1 pair(s) of images are nearly identical and stand in different" in text
-    assert "Identical and nearly identical" in (here / "seen.html").read_text()
+    assert any("'test/a/near.png'" in line for line in lines(text, "warning"))
+    assert '<figure class="pair">' in (here / "seen.html").read_text()
 
 
 def test_a_patient_in_two_splits_is_an_error(tmp_path: Path, capsys: Said) -> None:
@@ -117,9 +118,9 @@ def test_a_patient_in_two_splits_is_an_error(tmp_path: Path, capsys: Said) -> No
         rows.append(f"{index}.png,{'ab'[index % 2]},{split},{patient}")
     code, text = check(capsys, manifest(tmp_path / "m.csv", rows))
     assert code == 1
-    assert "error: 1 patient(s) stand in more than one split" in text
+    (error,) = errors(text)
+    assert "'anna'" in error
     assert row(text, "all") == ["8", "4", "4", "16"]
-    assert "patients: 15, with 1 to 2 images each (median 1); 1 in two splits" in text
 
 
 def test_a_row_without_its_file_is_damage(tmp_path: Path, capsys: Said) -> None:
@@ -129,8 +130,9 @@ def test_a_row_without_its_file_is_damage(tmp_path: Path, capsys: Said) -> None:
         picture(tmp_path / f"{index}.png", index)
     code, text = check(capsys, manifest(tmp_path / "m.csv", rows))
     assert code == 1
-    assert "error: 1 file(s) cannot be read: '8.png' (No such file or directory)" in text
-    assert "manifest: 8 images, 2 classes, and 1 that cannot be read" in text
+    (error,) = errors(text)
+    assert "'8.png'" in error
+    assert row(text, "all")[-1] == "8"
 
 
 def test_group_makes_patients_known(tmp_path: Path, capsys: Said) -> None:
@@ -141,12 +143,11 @@ def test_group_makes_patients_known(tmp_path: Path, capsys: Said) -> None:
             picture(tmp_path / "g" / "ab"[patient % 2] / name, 3 * patient + index)
     code, text = check(capsys, tmp_path / "g")
     assert code == 0
-    assert "warning: patients are not known" in text
     hint = text.split("--group '")[1].split("'")[0]
     code, text = check(capsys, tmp_path / "g", "--group", hint)
     assert code == 0
-    assert "patients: 12, with 3 to 3 images each (median 3); 0 in two splits" in text
-    assert "not known" not in text
+    assert "patients: 12, with 3 to 3 images each (median 3); 0 " in text
+    assert "--group" not in text
 
 
 def test_dicom_names_tags_and_never_what_they_hold(
@@ -159,7 +160,7 @@ def test_dicom_names_tags_and_never_what_they_hold(
         tags = {"PatientID": f"SECRET{index // 2}"} | ({"PatientName": "MUSTER"} if index else {})
         dicom(tmp_path / "dcm" / "ab"[index // 4] / f"{index}.dcm", pixels, **tags)
     _, text = check(capsys, tmp_path / "dcm")
-    assert "tag, files of 8): PatientID 8, PatientName 7" in text
+    assert any("PatientID 8, PatientName 7" in line for line in lines(text, "warning"))
     assert "patients: 4, with 2 to 2 images each" in text
     shown = text + (here / "check-dcm.html").read_text()
     assert "SECRET" not in shown
@@ -183,16 +184,15 @@ def test_depth_turn_text_and_flat_images(tmp_path: Path, capsys: Said) -> None:
     code, text = check(capsys, root)
     assert code == 0
     assert "I;16 16 bit 1" in text
-    assert "1 of 14 images are far from square" in text
-    assert "warning: 1 image(s) are one flat value: 'a/flat.png'" in text
-    assert "1 of 14 image(s) may hold burnt-in text near their edge: 'b/written.png'" in text
+    assert any("'a/flat.png'" in line for line in lines(text, "warning"))
+    assert any("'b/written.png'" in line for line in lines(text, "warning"))
     small = tree(tmp_path / "j", {"a": 1, "b": 1})
     for name in "ab":
         Image.fromarray(turned).save(small / name / "0.png")
         Image.fromarray(turned).save(small / name / "0.jpg", exif=exif)
         (small / name / "0.png").unlink()
     _, text = check(capsys, small)
-    assert "sizes:    10 x 40 the smallest" in text
+    assert "smallest 10 x 40" in text
 
 
 def test_what_is_no_data_ends_with_two(tmp_path: Path, capsys: Said) -> None:
@@ -209,7 +209,7 @@ def test_what_is_no_data_ends_with_two(tmp_path: Path, capsys: Said) -> None:
     capsys.readouterr()
     code, text = check(capsys, root)
     assert code == 1
-    assert "error: 1 class(es) found: 'only'; at least 2 are needed" in text
+    assert any("'only'" in line for line in errors(text))
 
 
 def sources(root: Path) -> dict[str, Path]:
@@ -254,9 +254,6 @@ def test_init_writes_a_study_that_plans(tmp_path: Path, here: Path, capsys: Said
         code, said = check(capsys, out)
         assert code == 0, said
         assert study.datasets[0].name in said
-        # The size has its reason beside it.
-        reasons = {"npz": "of the file", "folders": "the images have no more"}
-        assert f"# Height and width, {reasons.get(kind, '')}" in out.read_text()
 
 
 def test_init_weighs_uneven_classes(tmp_path: Path, here: Path) -> None:

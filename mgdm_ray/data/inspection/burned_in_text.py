@@ -1,4 +1,4 @@
-"""Signs of text that is part of the pixels: names and dates that no removal of tags takes away."""
+"""Signs of text burned into the pixels: names and dates that removing tags does not remove."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter1d, minimum_filter1d
 
 BAND = 0.2
-"""Where machines write: this share of the image along each edge."""
+"""Share of the image along each edge where machines write."""
 LEAST_SIDE = 96
-"""Smaller images hold no text that can be read."""
+"""Smaller images hold no legible text."""
 WHITE, DARK = 252, 100
 STROKES, LINES = 4, 4
 
@@ -17,8 +17,8 @@ STROKES, LINES = 4, 4
 def may_hold_text(image: NDArray[np.uint8]) -> bool:
     """Whether ``image`` `[H, W]` or `[H, W, 3]` has rows of thin white strokes near its edge.
 
-    Four strokes in each of four rows, in one of the four bands. Anatomy is seldom pure white and a
-    few pixels wide; noise is not that regular. It misses grey and very large text.
+    At least 4 strokes in each of 4 rows of one band: anatomy is seldom pure white and a few pixels
+    wide, and noise is not that regular. Grey and very large text is missed.
     """
     grey = image if image.ndim == 2 else image.min(axis=2)
     height, width = grey.shape
@@ -31,7 +31,7 @@ def may_hold_text(image: NDArray[np.uint8]) -> bool:
 
 
 def _strokes(grey: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Where a short white run begins that has something dark close by on both sides."""
+    """Where a short white run begins with dark pixels close by on both sides."""
     reach = max(4, min(grey.shape) // 60)
     left = minimum_filter1d(grey, reach, axis=1, origin=(reach - 1) // 2, mode="nearest")
     right = minimum_filter1d(grey, reach, axis=1, origin=-(reach // 2), mode="nearest")

@@ -1,8 +1,8 @@
-"""From a survey to sentences: what would spoil a study, what may, and what to do about it."""
+"""Judge a survey: what would invalidate a study, what may bias it, and what to do about it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,16 +10,20 @@ from mgdm_ray.data.inspection.duplicates import Pair
 from mgdm_ray.data.inspection.patients import guess_group
 from mgdm_ray.data.inspection.survey import Survey
 from mgdm_ray.data.npz import SPLITS
-from mgdm_ray.data.sources.listing import shown
+from mgdm_ray.data.sources.listing import shown, some
 from mgdm_ray.data.sources.prepare import patients_tested, tiny_classes
 
-Level = Literal["ok", "warning", "error"]
+Level = Literal["error", "warning", "ok"]
+LEVELS: tuple[Level, ...] = ("error", "warning", "ok")
 LONG = 1.34
-"""Longer side over shorter one from which an image is far from square."""
+"""Longer side over shorter side from which an image is far from square."""
 UNEVEN = 3.0
-"""Most frequent class over rarest one from which classes count as imbalanced."""
-FEW = 3
-"""Examples that a sentence names."""
+"""Largest class over smallest class from which classes count as imbalanced."""
+FITTED = {
+    "pad": "They get black bars",
+    "crop": "Only their middle is used",
+    "stretch": "Their aspect ratio changes",
+}
 
 
 @dataclass(frozen=True)
@@ -28,174 +32,154 @@ class Finding:
 
     level: Level
     text: str
-    do: str = ""
+    advice: str = ""
 
     def __str__(self) -> str:
-        return f"{self.level}: {self.text}" + (f". {self.do}" if self.do else "")
+        return f"{self.level}: {self.text}" + (f". {self.advice}" if self.advice else "")
 
 
-def judge(found: Survey, twins: list[list[int]], near: list[Pair]) -> list[Finding]:
-    """All findings, errors first."""
-    parts: list[Callable[[], Iterable[Finding]]] = [
-        lambda: _files(found),
-        lambda: _classes(found),
-        lambda: _twins(found, twins),
-        lambda: _near(found, near),
-        lambda: _pixels(found),
-        lambda: _patients(found),
-        lambda: _privacy(found),
+def judge(found: Survey, copies: list[list[int]], near: list[Pair]) -> list[Finding]:
+    """All findings, errors first. ``copies``: groups of rows of identical images."""
+    findings = [
+        *_files(found),
+        *_classes(found),
+        *_identical(found, copies),
+        *_near(found, near),
+        *_pixels(found),
+        *_patients(found),
+        *_privacy(found),
     ]
-    findings = [finding for part in parts for finding in part()]
     levels = [finding.level for finding in findings]
     if "error" not in levels:
         number = levels.count("warning")
-        what = "nothing found that would spoil a study"
-        if number:
-            what = (
-                f"no error; decide on the {number} warning(s) above, which can change the results"
-            )
-        findings.append(Finding("ok", what))
-    order = ("error", "warning", "ok")
-    return sorted(findings, key=lambda finding: order.index(finding.level))
+        verdict = f"no errors; decide on the {number} warning(s) above: they can change the results"
+        findings.append(Finding("ok", verdict if number else "no problems found"))
+    return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
+
+
+def caption(found: Survey, row: int) -> str:
+    """Path, split and class of an image."""
+    item = found.listing.items[row]
+    number = f" slice {item.slice}" if item.slice is not None else ""
+    return f"{shown(item.path)}{number} ({item.split}, {shown(found.listing.classes[item.label])})"
+
+
+def _named(found: Survey, rows: Sequence[int]) -> str:
+    return some([caption(found, row) for row in rows])
 
 
 def _files(found: Survey) -> Iterable[Finding]:
-    for text in found.trouble:
-        yield Finding("error", text)
-    for text in found.notes:
-        yield Finding("warning", text)
+    yield from (Finding("error", text) for text in found.errors)
+    yield from (Finding("warning", text) for text in found.warnings)
     if found.damaged:
         refused = found.source.config.reading.damaged == "refuse"
-        examples = _some([f"{shown(path)} ({why})" for path, why in found.damaged.items()])
+        examples = some([f"{shown(path)} ({why})" for path, why in found.damaged.items()])
         yield Finding(
             "error" if refused else "warning",
             f"{len(found.damaged)} file(s) cannot be read: {examples}",
-            "Mend them or take them away, or set reading.damaged: leave_out"
+            "Repair or remove them, or set reading.damaged: leave_out"
             if refused
             else "The study leaves them out",
         )
     if ignored := found.listing.ignored:
-        examples = _some([shown(name) for name in ignored])
-        yield Finding(
-            "ok", f"{len(ignored)} file(s) that are no images are passed over: {examples}"
-        )
+        examples = some([shown(name) for name in ignored])
+        yield Finding("ok", f"{len(ignored)} file(s) that are not images are ignored: {examples}")
 
 
 def _classes(found: Survey) -> Iterable[Finding]:
     counts, names = found.counts(), found.listing.classes
     for split in SPLITS:
         empty = [shown(n) for n, count in zip(names, counts[split], strict=True) if not count]
+        text = f"no {split} image of class {', '.join(empty)}"
         if empty and split == "train":
-            yield Finding(
-                "error",
-                f"no training image of class {', '.join(empty)}",
-                "Add images, or take the class out",
-            )
+            yield Finding("error", text, "Add images, or remove the class")
         elif empty:
-            yield Finding(
-                "warning",
-                f"no image of class {', '.join(empty)} in {split}: it is not measured there",
-                "Add images of it",
-            )
+            yield Finding("warning", f"{text}: it is not measured there", "Add images of it")
     for text in tiny_classes(found.listing):
-        yield Finding("warning", text, "Add images, or join it with another class")
+        yield Finding("warning", text, "Add images, or merge it with another class")
     train = counts["train"]
     if min(train) and max(train) / min(train) >= UNEVEN:
         yield Finding(
             "warning",
             f"the largest class has {max(train) / min(train):.1f} times as many training images as "
             "the smallest",
-            "Look at balanced accuracy; synthetic.balance: balanced and downstream.class_weighted: "
-            "true (init writes both)",
+            "Look at balanced accuracy; set synthetic.balance: balanced and "
+            "downstream.class_weighted: true (init writes both)",
         )
 
 
-def _twins(found: Survey, twins: list[list[int]]) -> Iterable[Finding]:
+def _identical(found: Survey, copies: list[list[int]]) -> Iterable[Finding]:
     items = found.listing.items
-    across = [g for g in twins if len({items[row].split for row in g}) > 1]
-    conflict = [g for g in twins if len({items[row].label for row in g}) > 1]
-    within = [g for g in twins if g not in across and g not in conflict]
+    across = [g for g in copies if len({items[row].split for row in g}) > 1]
+    conflict = [g for g in copies if len({items[row].label for row in g}) > 1]
+    within = [g for g in copies if g not in across and g not in conflict]
     kinds: list[tuple[list[list[int]], Level, str, str]] = [
         (
             across,
             "error",
-            "are identical and stand in different splits",
-            "Take one of each away, or leave the splits out: then they are kept together",
+            "in different splits",
+            "Remove the copies, or the given splits: then copies are kept together",
         ),
         (
             conflict,
             "error",
-            "are identical and have different labels",
-            "Find out which label is right, and take the other one away",
+            "with different labels",
+            "Find out which label is right, and remove the other image",
         ),
         (
             within,
             "warning",
-            "are identical (same split, same label)",
-            "Take the copies away: they count as several images",
+            "with the same split and label",
+            "Remove the copies: they count as several images",
         ),
     ]
-    for groups, level, what, do in kinds:
+    for groups, level, where, advice in kinds:
         if groups:
-            examples = _some([" = ".join(_name(found, row) for row in g[:4]) for g in groups])
-            number = sum(len(group) for group in groups)
-            yield Finding(
-                level, f"{number} images in {len(groups)} group(s) {what}: {examples}", do
-            )
+            examples = some([" = ".join(caption(found, row) for row in g[:4]) for g in groups])
+            text = f"{sum(map(len, groups))} identical images in {len(groups)} group(s) {where}"
+            yield Finding(level, f"{text}: {examples}", advice)
 
 
 def _near(found: Survey, near: list[Pair]) -> Iterable[Finding]:
     items = found.listing.items
     conflict = [p for p in near if items[p.first].label != items[p.second].label]
-    across = [
-        p for p in near if items[p.first].split != items[p.second].split and p not in conflict
-    ]
-    for pairs, what in (
-        (across, "nearly identical and stand in different splits"),
-        (conflict, "nearly identical and have different labels"),
-    ):
+    across = [p for p in near if items[p.first].split != items[p.second].split]
+    across = [p for p in across if p not in conflict]
+    for pairs, where in ((across, "in different splits"), (conflict, "with different labels")):
         if pairs:
+            examples = some(
+                [
+                    f"{caption(found, p.first)} and {caption(found, p.second)} ({p.value:.4f})"
+                    for p in pairs
+                ]
+            )
             yield Finding(
                 "warning",
-                f"{len(pairs)} pair(s) of images are {what}: {_some(_pairs(found, pairs))}",
-                "Look at them on the page: of one patient they belong into one split",
+                f"{len(pairs)} pair(s) of near-duplicates {where}: {examples}",
+                "Compare them on the page: images of one patient belong in one split",
             )
-
-
-def _pairs(found: Survey, pairs: list[Pair]) -> list[str]:
-    return [f"{_name(found, p.first)} and {_name(found, p.second)} ({p.value:.4f})" for p in pairs]
 
 
 def _pixels(found: Survey) -> Iterable[Finding]:
     facts = found.facts
     flat = [row for row, one in enumerate(facts) if one.constant]
     if flat:
-        examples = _some([_name(found, row) for row in flat])
-        yield Finding(
-            "warning", f"{len(flat)} image(s) are one flat value: {examples}", "Take them away"
-        )
+        text = f"{len(flat)} constant image(s): {_named(found, flat)}"
+        yield Finding("warning", text, "Remove them")
     long = [f for f in facts if max(f.width, f.height) >= LONG * min(f.width, f.height)]
     if long:
         yield Finding(
             "warning",
             f"{len(long)} of {len(facts)} images are far from square",
-            f"{_fitted(found)}; reading.fit: pad, crop or stretch",
+            f"{FITTED[found.source.config.reading.fit]}; choose reading.fit: pad, crop or stretch",
         )
     colour = sum(one.colour for one in facts)
     if 0 < colour < len(facts):
         yield Finding(
             "warning",
-            f"{colour} of {len(facts)} images have colour, the others are grey",
-            "Where that goes with the class, networks learn it: reading.channels: 1 makes all grey",
+            f"{colour} of {len(facts)} images are in colour, the others are grey",
+            "If colour depends on the class, networks learn it; reading.channels: 1 makes all grey",
         )
-
-
-def _fitted(found: Survey) -> str:
-    return {
-        "pad": "They get black bars",
-        "crop": "Only their middle is used",
-        "stretch": "Their aspect is changed",
-    }[found.source.config.reading.fit]
 
 
 def _patients(found: Survey) -> Iterable[Finding]:
@@ -203,56 +187,43 @@ def _patients(found: Survey) -> Iterable[Finding]:
     unknown = sum(item.group is None for item in items)
     if not unknown:
         for text in patients_tested(found.listing):
-            yield Finding("warning", text, "One image per patient in the test split avoids it")
+            yield Finding("warning", text, "Keep one test image per patient to avoid it")
         return
     if found.source.is_npz:
         yield Finding(
             "warning",
-            "an .npz names no patients: whether one stands in two splits cannot be seen",
-            "Ask whoever divided it",
+            "an .npz does not name patients, so leakage between splits cannot be checked",
+            "Ask its authors whether it was divided by patient",
         )
         return
-    some = "" if unknown == len(items) else f" of {unknown} of {len(items)} images"
-    guess = guess_group([item.path for item in items])
-    say = "Name them by the column 'group' of a manifest, or by split.group in the study file"
-    if guess is not None:
-        say += (
-            f"; the names of files suggest --group '{guess.pattern}' "
-            f"({guess.patients} patients), if you know that it is so"
+    which = "" if unknown == len(items) else f" for {unknown} of {len(items)} images"
+    advice = "Name them in the column 'group' of a manifest, or with split.group in the study file"
+    if guess := guess_group([item.path for item in items]):
+        advice += (
+            f". File names suggest --group '{guess.pattern}' ({guess.patients} patients): use it "
+            "only if that is right"
         )
     yield Finding(
         "warning",
-        f"patients{some} are not known: images of one patient may stand in two splits, and results "
-        "then look better than they are",
-        say,
+        f"patients are unknown{which}: if images of one patient are in two splits, results are "
+        "too optimistic",
+        advice,
     )
 
 
 def _privacy(found: Survey) -> Iterable[Finding]:
-    marked = [row for row, one in enumerate(found.facts) if one.text]
-    if marked:
-        examples = _some([_name(found, row) for row in marked])
+    if marked := [row for row, one in enumerate(found.facts) if one.text]:
         yield Finding(
             "warning",
-            f"{len(marked)} of {len(found.facts)} image(s) may hold burnt-in text near their edge: "
-            f"{examples}",
+            f"{len(marked)} of {len(found.facts)} image(s) may hold burned-in text near their "
+            f"edge: {_named(found, marked)}",
             "Look at them: text may name a patient, and networks may learn from it",
         )
     if found.identity:
         tags = ", ".join(f"{name} {number}" for name, number in sorted(found.identity.items()))
         yield Finding(
             "warning",
-            f"DICOM tags tell who the patient is (tag, files of {found.dicom_files}): {tags}",
-            "The study reads pixels and, to divide, the patient's number, which it does not store; "
-            "take the tags away before you pass the files on",
+            f"DICOM tags identify patients (tag, files of {found.dicom_files}): {tags}",
+            "The study reads only PatientID, to divide by patient, and does not store it; remove "
+            "the tags before you share the files",
         )
-
-
-def _name(found: Survey, row: int) -> str:
-    item = found.listing.items[row]
-    number = "" if item.slice is None else f" slice {item.slice}"
-    return f"{shown(item.path)}{number} ({item.split}, {shown(found.listing.classes[item.label])})"
-
-
-def _some(texts: list[str]) -> str:
-    return "; ".join(texts[:FEW]) + (f"; and {len(texts) - FEW} more" if len(texts) > FEW else "")

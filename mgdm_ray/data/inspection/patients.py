@@ -1,14 +1,10 @@
-"""Whose images they are: what is known, and what the names of files suggest."""
+"""Guess patients from file names."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-
-from mgdm_ray.data.sources.listing import Listing
 
 PATTERNS = (
     r"((?:patient|pat|sub|subject|case)[_-]?[A-Za-z]*[0-9]+)",
@@ -20,27 +16,21 @@ PATTERNS = (
 
 @dataclass(frozen=True)
 class Guess:
-    """An expression under which several images belong to one patient."""
+    """A regular expression by which several images belong to one patient."""
 
     pattern: str
     patients: int
-    example: str
-
-
-def images_per_patient(listing: Listing) -> list[int]:
-    """Sorted; images without a known patient are left out."""
-    return sorted(Counter(item.group for item in listing.items if item.group).values())
 
 
 def guess_group(paths: Sequence[str]) -> Guess | None:
-    """A pattern that matches every path, with fewer patients than files; None where none does.
+    """A pattern that matches every path and gives fewer patients than files, or None.
 
-    A guess by names alone: 1_2.png may be a date as well as a patient.
+    From names alone: the 1 of 1_2.png may be a date as well as a patient.
     """
-    files = sorted(set(paths))
+    files = set(paths)
     for pattern in PATTERNS:
-        found = [re.search(pattern, path) for path in files]
-        names = [match.group(1) for match in found if match]
-        if len(names) == len(files) and 2 <= len(set(names)) < len(files):
-            return Guess(pattern, len(set(names)), PurePosixPath(files[0]).name)
+        found = [match for path in files if (match := re.search(pattern, path))]
+        names = {match.group(1) for match in found}
+        if len(found) == len(files) and 2 <= len(names) < len(files):
+            return Guess(pattern, len(names))
     return None

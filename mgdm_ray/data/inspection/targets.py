@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -19,7 +20,7 @@ STUDIES = (".yaml", ".yml")
 
 @dataclass(frozen=True)
 class Source:
-    """One dataset to look at."""
+    """One dataset to inspect."""
 
     kind: str
     config: DatasetConfig
@@ -27,31 +28,35 @@ class Source:
 
     @property
     def path(self) -> Path:
-        given = Path(self.config.path or "").expanduser()
-        return given if given.is_absolute() else Path(self.data_dir) / given
+        return Path(self.data_dir) / Path(self.config.path or "").expanduser()
 
     @property
     def is_npz(self) -> bool:
-        return self.path.suffix.lower() == ".npz"
+        return self.kind == "npz"
 
 
 def find_sources(
     path: Path, group: str | None = None, columns: Mapping[str, str] | None = None
 ) -> list[Source]:
-    """The datasets at ``path``; of a study file all that are one's own, with their options.
+    """The dataset at ``path``, or all datasets with a path in a study file.
 
-    ``group`` and ``columns`` are for images without a study file. Raises InputError where there is
-    nothing of a known kind.
+    ``group`` and ``columns`` are options for images without a study file. InputError for unknown
+    kinds.
     """
     if path.suffix.lower() in STUDIES:
         if group or columns:
-            raise InputError(f"{path}: --group and --columns stand in the study file already")
-        return _of_study(path)
+            raise InputError(f"{path}: set split.group and columns in the study file, not here")
+        study = load_study(path)
+        folder = resolve_data_dir(study.data_dir)
+        found = [Source("", d, folder) for d in study.datasets if d.path is not None]
+        if not found:
+            raise InputError(f"{path}: no dataset has a 'path', so there are no own images")
+        return [Source(kind_at(source.path), source.config, folder) for source in found]
     kind = kind_at(path)
-    options: dict[str, object] = {"path": str(path.absolute()), "name": name_of(path)}
+    options: dict[str, Any] = {"path": str(path.absolute()), "name": name_of(path)}
     if kind == "npz":
         if group or columns:
-            raise InputError(f"{path}: an .npz has no columns and no names of files to group by")
+            raise InputError(f"{path}: --group and --columns do not apply to an .npz")
         options["size"] = _npz_size(path)
     if group is not None:
         options["split"] = {"group": group}
@@ -60,45 +65,33 @@ def find_sources(
     try:
         return [Source(kind, DatasetConfig.model_validate(options), str(path.parent.absolute()))]
     except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise InputError(f"{path}: {found}") from None
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise InputError(f"{path}: {wrong}") from None
 
 
 def kind_at(path: Path) -> str:
     """``class folders``, ``manifest``, ``Hugging Face folder`` or ``npz``. Raises InputError."""
     try:
-        if path.is_file() and path.suffix.lower() == ".npz":
-            return "npz"
-        if path.is_file() and path.suffix.lower() in TABLES:
-            return "manifest"
         if path.is_dir():
             return "Hugging Face folder" if is_huggingface(path) else "class folders"
+        if path.is_file() and path.suffix.lower() in (".npz", *TABLES):
+            return "npz" if path.suffix.lower() == ".npz" else "manifest"
         there = path.exists()
     except (OSError, ValueError) as error:
         raise InputError(f"{str(path)!r}: {error}") from None
     if not there:
-        raise InputError(f"{path}: is not there")
+        raise InputError(f"{path}: does not exist")
     raise InputError(
-        f"{path}: no folder, no manifest ({', '.join(TABLES)}), no .npz and no study file "
+        f"{path}: not a folder, a manifest ({', '.join(TABLES)}), an .npz or a study file "
         f"({', '.join(STUDIES)})"
     )
 
 
 def name_of(path: Path) -> str:
-    """A name for a dataset or a study, made of the path's own."""
+    """A valid name for a dataset or a study, from that of ``path``."""
     stem = path.resolve().stem if path.suffix else path.resolve().name
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:50] or "images"
     return f"my-{name}" if name in (*MEDMNIST, *PHANTOMS) else name
-
-
-def _of_study(path: Path) -> list[Source]:
-    study = load_study(path)
-    folder = resolve_data_dir(study.data_dir)
-    own = [d for d in study.datasets if d.path is not None]
-    if not own:
-        raise InputError(f"{path}: none of its datasets has a 'path': there is nothing of your own")
-    found = [Source("", dataset, folder) for dataset in own]
-    return [Source(kind_at(source.path), source.config, folder) for source in found]
 
 
 def _npz_size(path: Path) -> int:

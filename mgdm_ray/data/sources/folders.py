@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 from mgdm_ray.config import DatasetConfig, InputError
-from mgdm_ray.data.npz import SplitName
 from mgdm_ray.data.sources.listing import (
     SPLIT_NAMES,
     Item,
@@ -15,64 +14,62 @@ from mgdm_ray.data.sources.listing import (
     natural,
     number_labels,
     shown,
+    some,
 )
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 DICOM = (".dcm", ".dicom", ".ima")
 NIFTI = (".nii", ".nii.gz")
+SUFFIXES = (*PICTURES, *DICOM, *NIFTI)
 
 
-def is_image(name: str) -> bool:
-    """By its suffix; DICOM files without one are taken by their names' being bare numbers or
-    identifiers, see ``_bare``."""
-    return name.lower().endswith((*PICTURES, *DICOM, *NIFTI))
+def is_image(path: Path) -> bool:
+    """By the suffix; without one, by the first bytes of a DICOM file."""
+    if path.name.lower().endswith(SUFFIXES):
+        return True
+    if path.suffix and not path.suffix[1:].isdigit():
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def list_folders(root: Path, config: DatasetConfig) -> Listing:
-    """All images below ``root`` with the folder they lie in as their class.
+    """List all images below ``root``, each with its folder as its class.
 
-    Raises InputError where there are none, where images lie beside the class folders, or where a
-    link leads out of ``root``.
+    InputError where there are none, for images beside the class folders, and for links that lead
+    out of ``root``.
     """
     images: list[str] = []
     ignored: list[str] = []
     for name in _files(root):
-        taken = is_image(name) or _bare(root / name)
-        (images if taken else ignored).append(name)
+        (images if is_image(root / name) else ignored).append(name)
     if not images:
-        raise InputError(
-            f"{root}: no images ({', '.join((*PICTURES, *DICOM, *NIFTI))}) in its folders"
-            + (
-                f"; it has {len(ignored)} other file(s), e.g. {shown(ignored[0])}"
-                if ignored
-                else ""
-            )
-        )
+        others = f"; other files: {some(list(map(shown, ignored)))}" if ignored else ""
+        raise InputError(f"{root}: no images ({', '.join(SUFFIXES)}) in its folders{others}")
     parts = {name.split("/")[0] for name in images if "/" in name}
     by_split = bool(parts) and parts <= set(SPLIT_NAMES) and "train" in parts
     depth = 2 if by_split else 1
     loose = [name for name in images if name.count("/") < depth]
     if loose:
         raise InputError(
-            f"{root}: {len(loose)} image(s) lie outside of a class folder, e.g. {shown(loose[0])}; "
+            f"{root}: {len(loose)} image(s) are outside a class folder, e.g. {shown(loose[0])}; "
             f"put each image into {'SPLIT/CLASS/' if by_split else 'a folder named like its class'}"
             ", or write a manifest with the columns path and label"
         )
     labels = [name.split("/")[depth - 1] for name in images]
     classes = number_labels(labels, config.classes)
     items = [
-        Item(name, classes.index(label), _split(name) if by_split else None)
+        Item(name, classes.index(label), SPLIT_NAMES[name.split("/")[0]] if by_split else None)
         for name, label in zip(images, labels, strict=True)
     ]
     return Listing(root, classes, tuple(items), tuple(ignored))
 
 
-def _split(name: str) -> SplitName:
-    return SPLIT_NAMES[name.split("/")[0]]
-
-
 def _files(root: Path) -> list[str]:
-    """Files below ``root``, relative, in natural order; what is hidden is passed over."""
+    """Files below ``root``, relative, in natural order, without hidden ones."""
     found = []
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not _hidden(name)]
@@ -82,7 +79,7 @@ def _files(root: Path) -> list[str]:
                 contained(root, str(place.relative_to(root)))
                 raise InputError(
                     f"{place} is a link to another folder of the same tree: its images would count "
-                    "twice; take the link away"
+                    "twice; remove the link"
                 )
         for name in files:
             if not _hidden(name):
@@ -95,14 +92,3 @@ def _files(root: Path) -> list[str]:
 
 def _hidden(name: str) -> bool:
     return name.startswith((".", "__MACOSX")) or name in ("Thumbs.db", "desktop.ini", "DICOMDIR")
-
-
-def _bare(path: Path) -> bool:
-    """Whether a file without a known suffix begins as DICOM files do."""
-    if path.suffix and not path.suffix[1:].isdigit():
-        return False
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False

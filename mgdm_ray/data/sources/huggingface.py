@@ -1,13 +1,12 @@
-"""Folders that Hugging Face's ``datasets`` wrote: ``save_to_disk``, or Parquet shards of a hub.
+"""Folders written by Hugging Face's ``datasets``: ``save_to_disk``, or Parquet shards of a hub.
 
-Read with pyarrow: nothing is unpickled and no code of a dataset is run, as a script would be.
+Read with pyarrow: nothing is unpickled, and no loading script is run.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,9 @@ from mgdm_ray.data.sources.listing import (
     number_labels,
     shown,
 )
+from mgdm_ray.data.sources.manifest import read_arrow
 
 IMAGE_COLUMNS = ("image", "img")
-
-
-@dataclass(frozen=True)
-class _Shard:
-    path: Path
-    split: SplitName | None
 
 
 def is_huggingface(root: Path) -> bool:
@@ -37,33 +31,32 @@ def is_huggingface(root: Path) -> bool:
 
 
 def list_huggingface(root: Path, config: DatasetConfig) -> Listing:
-    """The rows of all shards below ``root``; raises InputError for what is no table of images."""
-    tables = {_name(root, shard): (_table(shard.path), shard) for shard in _shards(root)}
+    """List the rows of all shards below ``root``; InputError for tables without images."""
+    tables: dict[str, tuple[Any, Path]] = {}
     found: list[tuple[str, str, SplitName | None, dict[str, Any]]] = []
-    for name, (table, shard) in tables.items():
-        _, label = _columns(table, config, shard.path)
+    group, stratum = config.columns.group, config.columns.stratum
+    for path, split in _shards(root):
+        name = path.relative_to(root).as_posix()
+        contained(root, name)
+        table = read_arrow(path)
+        tables[name] = table, path
+        _, label = _columns(table, config, path)
         names = _class_names(table, label)
-        others = [c for c in (config.columns.group, config.columns.stratum) if c in _have(table)]
+        others = [c for c in (group, stratum) if c in table.column_names]
         for row, cells in enumerate(table.select([label, *others]).to_pylist()):
-            value = _label(cells.pop(label), names, f"{shard.path} row {row}")
-            found.append((f"{name}#{row}", value, shard.split, cells))
+            value = _label(cells.pop(label), names, f"{path} row {row}")
+            found.append((f"{name}#{row}", value, split, cells))
     classes = number_labels([label for _, label, _, _ in found], config.classes)
     items = [
-        Item(
-            path,
-            classes.index(label),
-            split,
-            _text(cells.get(config.columns.group)),
-            _text(cells.get(config.columns.stratum)),
-        )
+        Item(path, classes.index(label), split, _text(cells.get(group)), _text(cells.get(stratum)))
         for path, label, split, cells in found
     ]
 
     def rows(item: Item) -> bytes:
         name, _, row = item.path.rpartition("#")
-        table, shard = tables[name]
-        image, _ = _columns(table, config, shard.path)
-        return _bytes(table[image][int(row)].as_py(), shard.path.parent)
+        table, path = tables[name]
+        image, _ = _columns(table, config, path)
+        return _bytes(table[image][int(row)].as_py(), path.parent)
 
     items.sort(key=lambda item: natural(item.path))
     return Listing(root, classes, tuple(items), rows=rows)
@@ -82,57 +75,35 @@ def _bytes(cell: Any, folder: Path) -> bytes:
     raise OSError("the row holds no image")
 
 
-def _shards(root: Path) -> Iterator[_Shard]:
-    """Arrow files of ``save_to_disk``, of one split or of several, or Parquet files by split."""
+def _shards(root: Path) -> Iterator[tuple[Path, SplitName | None]]:
+    """Arrow files of ``save_to_disk``, of one split or several, or Parquet files by split."""
     if (root / "state.json").is_file():
         for path in sorted(root.glob("*.arrow"), key=lambda p: natural(p.name)):
-            yield _Shard(path, None)
+            yield path, None
     elif (root / "dataset_dict.json").is_file():
         for folder in sorted(p for p in root.iterdir() if p.name in SPLIT_NAMES):
             for path in sorted(folder.glob("*.arrow"), key=lambda p: natural(p.name)):
-                yield _Shard(path, SPLIT_NAMES[folder.name])
+                yield path, SPLIT_NAMES[folder.name]
     else:
         for path in sorted([*root.glob("*.parquet"), *root.glob("data/*.parquet")]):
-            yield _Shard(path, SPLIT_NAMES.get(path.stem.split("-")[0]))
-
-
-def _name(root: Path, shard: _Shard) -> str:
-    contained(root, str(shard.path.relative_to(root)))
-    return shard.path.relative_to(root).as_posix()
-
-
-def _table(path: Path) -> Any:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        if path.suffix == ".parquet":
-            return pyarrow.parquet.read_table(path)
-        with pyarrow.memory_map(str(path)) as file:
-            return pyarrow.ipc.open_stream(file).read_all()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise InputError(f"{path}: not a table that can be read: {error}") from None
-
-
-def _have(table: Any) -> list[str]:
-    return list(table.column_names)
+            yield path, SPLIT_NAMES.get(path.stem.split("-")[0])
 
 
 def _columns(table: Any, config: DatasetConfig, path: Path) -> tuple[str, str]:
-    have = _have(table)
+    """Names of the columns of the image and of the label."""
+    have, label = table.column_names, config.columns.label
     image = next((c for c in (config.columns.path, *IMAGE_COLUMNS) if c in have), None)
-    label = config.columns.label
     if image is None or label not in have:
         missing = config.columns.path if image is None else label
         raise InputError(
-            f"{path}: no column {missing!r}; it has {', '.join(map(shown, have))}. Say in "
-            "'columns' which one is 'path' (the image) and which 'label'"
+            f"{path}: no column {missing!r}; it has {', '.join(map(shown, have))}. Set 'path' (the "
+            "image) and 'label' in 'columns'"
         )
     return image, label
 
 
 def _class_names(table: Any, label: str) -> list[str] | None:
-    """Names of a ClassLabel column, which ``datasets`` keeps in the schema."""
+    """Names of a ClassLabel column, which ``datasets`` stores in the schema."""
     try:
         notes = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
         names = notes["info"]["features"][label]["names"]
@@ -147,7 +118,9 @@ def _label(value: Any, names: list[str] | None, place: str) -> str:
     if names is None:
         return str(value)
     if not isinstance(value, int) or not 0 <= value < len(names):
-        raise InputError(f"{place}: label {shown(str(value))} has no name; there are {len(names)}")
+        raise InputError(
+            f"{place}: label {shown(str(value))} has no name; the schema names {len(names)} classes"
+        )
     return names[value]
 
 

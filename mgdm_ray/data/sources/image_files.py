@@ -1,4 +1,4 @@
-"""One image file as an array: PNG, JPEG, TIFF and BMP by Pillow, DICOM and NIfTI by ``medical``."""
+"""One image file as an array: PNG, JPEG, TIFF and BMP with Pillow; see ``medical`` for others."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from mgdm_ray.data.npz import THUMBNAIL
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 MAX_PIXELS = 80_000_000
-"""Of one image or slice; more is made to fill the memory. Below Pillow's own limit."""
+"""Of one image or slice: larger ones are decompression bombs. Below Pillow's own limit."""
 LEAST_SIDE = 4
 ENDS = (0.5, 99.5)
-"""Percentiles of an image of unknown unit that become black and white."""
+"""Percentiles that become black and white in an image of unknown unit."""
 Array = NDArray[np.generic]
 
 
 class Unreadable(Exception):
-    """A file that is no image, and why; the message stands alone."""
+    """The file is no image; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Raw:
     """An image as the file has it.
 
     ``pixels`` `[H, W]` or `[H, W, 3]`: uint8, or uint16 in the units of the file, or float32.
-    ``window`` is the (low, high) that the file itself wants shown; ``inverted``: 0 is white.
+    ``window``: the file's own (low, high); ``inverted``: 0 is white.
     """
 
     pixels: Array
@@ -51,7 +51,7 @@ class Raw:
 def read_picture(data: bytes, slice_index: int | Literal["middle"] = "middle") -> Raw:
     """Decode a PNG, JPEG, TIFF or BMP; of many frames ``slice_index``. Raises Unreadable.
 
-    Turned as EXIF says; what is transparent becomes black; palettes and CMYK become RGB.
+    EXIF orientation is applied; transparency becomes black; palettes and CMYK become RGB.
     """
     try:
         with warnings.catch_warnings():
@@ -67,12 +67,11 @@ def read_picture(data: bytes, slice_index: int | Literal["middle"] = "middle") -
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise Unreadable(f"more than {MAX_PIXELS / 1e6:g} million pixels") from None
-    except UnidentifiedImageError:  # whose own message tells an address in memory
+    except UnidentifiedImageError:  # its own message holds a memory address
         raise Unreadable(f"not an image ({', '.join(FORMATS)})") from None
     except MemoryError:
         raise Unreadable("does not fit into memory") from None
-    # Pillow's decoders raise what the bytes lead them to; there is no list of it.
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - what Pillow's decoders raise is not documented
         raise Unreadable(f"not a readable image: {type(error).__name__}: {error}"[:300]) from None
 
 
@@ -86,19 +85,19 @@ def count_frames(data: bytes) -> int:
 
 
 def check_size(width: int, height: int) -> None:
-    """Raises Unreadable where an image is too small or too large to be one."""
+    """Raise Unreadable for an image that is too small or too large."""
     if width * height > MAX_PIXELS:
-        raise Unreadable(f"{width} x {height} pixels are more than {MAX_PIXELS / 1e6:g} million")
+        raise Unreadable(f"{width} x {height} pixels: more than {MAX_PIXELS / 1e6:g} million")
     if min(width, height) < LEAST_SIDE:
         raise Unreadable(f"{width} x {height} pixels: a side below {LEAST_SIDE}")
 
 
 def frame_of(wanted: int | Literal["middle"], frames: int) -> int:
-    """Index of the frame; raises Unreadable where there is no such frame."""
+    """Index of the frame; raises Unreadable if it does not exist."""
     if wanted == "middle":
         return frames // 2
     if not 0 <= wanted < frames:
-        raise Unreadable(f"has {frames} slice(s), no slice {wanted} (0 .. {frames - 1})")
+        raise Unreadable(f"has {frames} slice(s); slice {wanted} is not in 0 .. {frames - 1}")
     return wanted
 
 
@@ -127,12 +126,14 @@ def finite(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def to_uint8(raw: Raw, reading: ReadingConfig, deepest: int) -> NDArray[np.uint8]:
-    """Pixels in 0..255, of the same shape. ``deepest`` is the largest value of any integer image
-    of the dataset with more than 8 bits: all are divided by the same power of two."""
+    """Pixels in 0..255, of the same shape.
+
+    ``deepest`` is the largest value of all integer images of the dataset with more than 8 bits,
+    which are divided by the same power of two.
+    """
     pixels = raw.pixels
     if pixels.dtype == np.uint8:
-        shown = pixels
-        return np.ascontiguousarray(255 - shown if raw.inverted else shown)
+        return np.ascontiguousarray(255 - pixels if raw.inverted else pixels)
     low, high = _range(raw, reading, deepest)
     scaled = (pixels.astype(np.float64) - low) / max(high - low, 1e-12)
     scaled = np.clip(1 - scaled if raw.inverted else scaled, 0, 1)
@@ -154,14 +155,14 @@ def _range(raw: Raw, reading: ReadingConfig, deepest: int) -> tuple[float, float
 
 
 def thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """`[32, 32]`, grey and stretched: images alike in all but their sides come out alike."""
+    """`[32, 32]`, grey and stretched: independent of the aspect ratio."""
     return np.asarray(Image.fromarray(square(pixels, THUMBNAIL, "stretch")).convert("L"))
 
 
 def square(
     pixels: NDArray[np.uint8], size: int, fit: Literal["pad", "crop", "stretch"]
 ) -> NDArray[np.uint8]:
-    """`[H, W]` or `[H, W, 3]` to `[size, size, 3]`, bicubic, with what lies between averaged."""
+    """`[H, W]` or `[H, W, 3]` to `[size, size, 3]`, bicubic, antialiased."""
     image = Image.fromarray(pixels).convert("RGB")
     resample = Image.Resampling.BICUBIC
     if fit == "pad":

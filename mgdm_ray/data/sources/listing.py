@@ -1,4 +1,4 @@
-"""What a source of one's own images holds, before any pixel is read."""
+"""What a source of a user's own images holds, before any pixel is read."""
 
 from __future__ import annotations
 
@@ -16,17 +16,13 @@ from mgdm_ray.data.npz import SplitName
 MAX_FILE_BYTES = 2**31
 """Larger files are refused: one image is read into memory as a whole."""
 MAX_NAME = 4096
-SPLIT_NAMES: dict[str, SplitName] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
+_ALIASES: dict[SplitName, str] = {
+    "train": "train training",
+    "val": "val valid validation dev",
+    "test": "test testing",
 }
-"""How folders and columns call the splits."""
+SPLIT_NAMES = {alias: split for split, names in _ALIASES.items() for alias in names.split()}
+"""Names of the splits in folders and columns."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,7 @@ class Item:
     """One image: a file, one slice of a file, or a row of a table."""
 
     path: str
-    """Relative to the source's folder, with slashes; of a row ``SHARD#ROW``."""
+    """Relative to the source's folder, with slashes; ``SHARD#ROW`` for a row."""
     label: int
     split: SplitName | None = None
     group: str | None = None
@@ -44,21 +40,25 @@ class Item:
     sha: str = ""
     """SHA-256 of the file's bytes, once they were read."""
 
+    @property
+    def slice_text(self) -> str:
+        return "" if self.slice is None else str(self.slice)
+
 
 @dataclass(frozen=True)
 class Listing:
     """All images of a source, in the natural order of their paths."""
 
     root: Path
-    """Folder that no path leaves."""
+    """Folder that no path may leave."""
     classes: tuple[str, ...]
     items: tuple[Item, ...]
     ignored: tuple[str, ...] = ()
-    """Files that are no images by their names."""
+    """Files whose names are not those of images."""
     missing: tuple[tuple[str, str], ...] = ()
     """Files that could not be opened and are left out, each with the reason."""
     rows: Callable[[Item], bytes] | None = None
-    """Gives the bytes of an image that lies in a table."""
+    """Reads the bytes of an image that lies in a table."""
 
     def bytes_of(self, item: Item) -> bytes:
         """The file as it is. OSError where it cannot be read."""
@@ -77,6 +77,14 @@ class Listing:
         found = Counter(item.label for item in self.of(split))
         return [found[label] for label in range(len(self.classes))]
 
+    def split_groups(self) -> list[str]:
+        """Patients whose images are in several splits, sorted."""
+        splits: dict[str, set[SplitName]] = {}
+        for item in self.items:
+            if item.group and item.split:
+                splits.setdefault(item.group, set()).add(item.split)
+        return sorted(group for group, found in splits.items() if len(found) > 1)
+
     def with_items(self, items: Iterable[Item]) -> Listing:
         return dataclasses.replace(self, items=tuple(items))
 
@@ -84,19 +92,13 @@ class Listing:
 def natural(text: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key under which 2 comes before 10."""
     parts = re.split(r"([0-9]+)", text)
-    return tuple((0, int(p), p) if p[:1] in DIGITS else (1, 0, p) for p in parts if p)
-
-
-DIGITS = tuple("0123456789")
+    return tuple((0, int(p), p) if "0" <= p[0] <= "9" else (1, 0, p) for p in parts if p)
 
 
 def contained(root: Path, name: str) -> Path:
-    """``root/name``; InputError where that is outside of ``root``, by ``..`` or by a link.
-
-    An absolute name is allowed if it lies inside.
-    """
+    """``root/name``; InputError where ``..``, a link or an absolute name leads out of ``root``."""
     if len(name) > MAX_NAME or "\0" in name:
-        raise InputError(f"{shown(name)} is no name of a file")
+        raise InputError(f"{shown(name)} is not a valid file name")
     try:
         inside = (root / name).resolve(strict=False)
     except (OSError, RuntimeError) as error:
@@ -110,23 +112,29 @@ def contained(root: Path, name: str) -> Path:
 
 
 def shown(name: str) -> str:
-    """A name that may hold anything, fit for one line of a message."""
+    """Any name, safe and short enough for one line of a message."""
     text = repr(name)
     return text if len(text) <= 120 else f"{text[:80]}...{text[-30:]}"
 
 
-def number_labels(names: Sequence[str], classes: Sequence[str] | None) -> tuple[str, ...]:
-    """The classes in the order of their numbers: ``classes`` as given, else sorted naturally.
+def some(texts: Sequence[str], number: int = 3, separator: str = "; ") -> str:
+    """The first ``number`` of ``texts``, and how many more there are."""
+    more = [f"and {len(texts) - number} more"] if len(texts) > number else []
+    return separator.join([*texts[:number], *more])
 
-    Raises InputError where a label is not among the given classes, or there are fewer than two.
+
+def number_labels(names: Sequence[str], classes: Sequence[str] | None) -> tuple[str, ...]:
+    """The classes in the order of their numbers: ``classes`` if given, else in natural order.
+
+    InputError for a label that is not in ``classes``, and for fewer than two classes.
     """
     found = sorted(set(names), key=natural)
     if classes is not None:
         unknown = [name for name in found if name not in classes]
         if unknown:
             raise InputError(
-                f"label {shown(unknown[0])} is not among 'classes': {', '.join(classes)}; "
-                "add it there, or take its images away"
+                f"label {shown(unknown[0])} is not in 'classes': {', '.join(classes)}; add it "
+                "there, or remove its images"
             )
         return tuple(classes)
     if len(found) < 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +20,17 @@ from mgdm_ray.data.sources.listing import (
 )
 
 MAX_CELL = 100_000
+Cells = Mapping[str, str | None]
 
 
 def list_manifest(path: Path, config: DatasetConfig) -> Listing:
-    """The images that a table names, paths relative to its folder.
+    """List the images that a table names, paths relative to its folder.
 
-    Columns: ``path``, ``label``, and where there are any ``split``, ``group``, ``stratum``,
-    ``slice``; ``config.columns`` renames them. All values are text: a label "01" stays "01".
-    Raises InputError with the row for what is wrong.
+    Columns: ``path``, ``label``, and optionally ``split``, ``group``, ``stratum``, ``slice``;
+    ``config.columns`` renames them. All values are text: a label "01" stays "01". InputError with
+    the row for what is wrong.
     """
     rows = list(_csv(path) if path.suffix.lower() == ".csv" else _parquet(path))
-    return listing_of(path, path.parent, rows, config)
-
-
-def listing_of(
-    path: Path,
-    root: Path,
-    rows: Sequence[tuple[str, Mapping[str, str | None]]],
-    config: DatasetConfig,
-) -> Listing:
-    """``rows`` are (place for messages, cells) pairs of the table at ``path``."""
     if not rows:
         raise InputError(f"{path}: has no rows")
     names = config.columns
@@ -47,7 +38,7 @@ def listing_of(
         if needed not in rows[0][1]:
             raise InputError(
                 f"{path}: no column {needed!r}; it has {', '.join(map(shown, rows[0][1]))}. Rename "
-                "it, or say in 'columns' which one it is"
+                "it, or set its name in 'columns'"
             )
     labels = [_needed(cells, names.label, place) for place, cells in rows]
     classes = number_labels(labels, config.classes)
@@ -56,7 +47,7 @@ def listing_of(
     items = []
     for (place, cells), label in zip(rows, labels, strict=True):
         item = Item(
-            path=_relative(root, _needed(cells, names.path, place), place),
+            path=_relative(path.parent, _needed(cells, names.path, place), place),
             label=number[label],
             split=_split(cells.get(names.split), place),
             group=cells.get(names.group) or None,
@@ -65,13 +56,13 @@ def listing_of(
         )
         first = seen.setdefault((item.path, item.slice), place)
         if first != place:
-            raise InputError(f"{place}: image {shown(item.path)} is listed at {first} already")
+            raise InputError(f"{place}: image {shown(item.path)} is already listed at {first}")
         items.append(item)
     items.sort(key=lambda item: (natural(item.path), item.slice or 0))
-    return Listing(root, classes, tuple(items))
+    return Listing(path.parent, classes, tuple(items))
 
 
-def _needed(cells: Mapping[str, str | None], column: str, place: str) -> str:
+def _needed(cells: Cells, column: str, place: str) -> str:
     value = cells.get(column)
     if not value:
         raise InputError(f"{place}: column {column!r} is empty")
@@ -80,44 +71,38 @@ def _needed(cells: Mapping[str, str | None], column: str, place: str) -> str:
 
 def _relative(root: Path, name: str, place: str) -> str:
     try:
-        found = contained(root, name)
+        return contained(root, name).relative_to(root.resolve()).as_posix()
     except InputError as error:
         raise InputError(f"{place}: {error}") from None
-    return found.relative_to(root.resolve()).as_posix()
 
 
 def _split(value: str | None, place: str) -> SplitName | None:
-    if not value:
-        return None
-    known = SPLIT_NAMES.get(value.lower())
-    if known is None:
+    if value and value.lower() not in SPLIT_NAMES:
         raise InputError(
-            f"{place}: unknown split {shown(value)}; train, val, test, or nothing where it is to "
-            "be chosen"
+            f"{place}: unknown split {shown(value)}; use train, val or test, or leave it empty"
         )
-    return known
+    return SPLIT_NAMES[value.lower()] if value else None
 
 
 def _slice(value: str | None, place: str) -> int | None:
-    if not value:
-        return None
-    if not value.isascii() or not value.isdigit() or len(value) > 6:
-        raise InputError(f"{place}: slice {shown(value)} is no index (0, 1, ...)")
-    return int(value)
+    if value and (not value.isascii() or not value.isdigit() or len(value) > 6):
+        raise InputError(f"{place}: slice {shown(value)} is not an index (0, 1, ...)")
+    return int(value) if value else None
 
 
-def _csv(path: Path) -> Iterable[tuple[str, dict[str, str | None]]]:
+def _csv(path: Path) -> Iterable[tuple[str, Cells]]:
+    """(place for messages, cells) of each row."""
     csv.field_size_limit(MAX_CELL)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             header = reader.fieldnames or []
             if len(set(header)) != len(header):
-                raise InputError(f"{path}:1: a column is named twice: {', '.join(header)}")
+                raise InputError(f"{path}:1: duplicate column name: {', '.join(header)}")
             for row in reader:
                 place = f"{path}:{reader.line_num}"
                 if None in row or None in row.values():
-                    raise InputError(f"{place}: {len(header)} columns, and this row has others")
+                    raise InputError(f"{place}: row does not have {len(header)} columns")
                 yield place, {name: value.strip() for name, value in row.items()}
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: not a CSV file in UTF-8: {error}") from None
@@ -125,21 +110,24 @@ def _csv(path: Path) -> Iterable[tuple[str, dict[str, str | None]]]:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def _parquet(path: Path) -> Iterable[tuple[str, dict[str, str | None]]]:
-    for index, row in enumerate(read_parquet(path)):
+def _parquet(path: Path) -> Iterable[tuple[str, Cells]]:
+    for index, row in enumerate(read_arrow(path).to_pylist()):
         yield (
             f"{path} row {index}",
             {name: None if value is None else str(value).strip() for name, value in row.items()},
         )
 
 
-def read_parquet(path: Path) -> list[dict[str, Any]]:
-    """All rows. InputError where it is no Parquet file."""
+def read_arrow(path: Path) -> Any:
+    """A Parquet or Arrow file as a pyarrow Table; InputError where it is damaged."""
     import pyarrow
     import pyarrow.parquet
 
     try:
-        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+        if path.suffix.lower() == ".parquet":
+            return pyarrow.parquet.read_table(path)
+        with pyarrow.memory_map(str(path)) as file:
+            return pyarrow.ipc.open_stream(file).read_all()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise InputError(f"{path}: not a Parquet file that can be read: {error}") from None
-    return rows
+        kind = "Parquet" if path.suffix.lower() == ".parquet" else "Arrow"
+        raise InputError(f"{path}: not a readable {kind} file: {error}") from None

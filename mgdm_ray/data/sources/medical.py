@@ -1,4 +1,4 @@
-"""DICOM and NIfTI through MONAI's readers; of DICOM the pixels only, but for the patient's id."""
+"""Read DICOM and NIfTI with MONAI's readers: pixels, and of DICOM the patient's id."""
 
 from __future__ import annotations
 
@@ -25,14 +25,11 @@ IDENTITY = (
     "InstitutionName",
     "AccessionNumber",
 )
-"""Tags that name a person or lead to one. That they are filled in is said, never what they hold."""
+"""Tags that identify a person. Reported as filled or not, never with their values."""
 
 
 def read_dicom(path: Path, slice_index: int | Literal["middle"] = "middle") -> Raw:
-    """One frame, with its rescaling, its window and its photometric interpretation.
-
-    Raises Unreadable; for DICOMDIR as well, which names other files.
-    """
+    """One frame with its rescaling, window and photometric interpretation. Raises Unreadable."""
     from monai.data.image_reader import PydicomReader
     from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
     from pydicom.pixels.utils import pixel_array
@@ -47,7 +44,7 @@ def read_dicom(path: Path, slice_index: int | Literal["middle"] = "middle") -> R
         return Raw((pixels >> 8).astype(np.uint8) if pixels.itemsize > 1 else pixels, kind)
     if pixels.ndim == 3:
         if pixels.dtype != np.uint8:
-            raise Unreadable(f"colour of {pixels.dtype}; 8 bits are known")
+            raise Unreadable(f"colour of {pixels.dtype}; only 8 bits are supported")
         return Raw(pixels, kind)
     rescaled = "RescaleSlope" in data or "ModalityLUTSequence" in data
     inverted = kind == "MONOCHROME1"
@@ -59,39 +56,32 @@ def read_dicom(path: Path, slice_index: int | Literal["middle"] = "middle") -> R
 
 
 def _check_dicom(data: Any) -> int:
-    """Number of frames; refuses what is no image or too large before its pixels are unpacked."""
+    """Number of frames; Unreadable, before pixels are unpacked, without or with too many pixels."""
     if "DirectoryRecordSequence" in data:
-        raise Unreadable("a DICOMDIR: it only names other files")
-    rows = _guarded(lambda: int(data.get("Rows", 0) or 0))
-    columns = _guarded(lambda: int(data.get("Columns", 0) or 0))
+        raise Unreadable("a DICOMDIR, which only lists other files")
+    rows, columns = _guarded(lambda: [int(data.get(k, 0) or 0) for k in ("Rows", "Columns")])
     frames = _frames(data)
     if not rows or not columns or "PixelData" not in data:
         raise Unreadable("a DICOM file without pixels")
     check_size(columns, rows)
     if rows * columns * frames > MAX_VOXELS:
-        raise Unreadable(f"{frames} frames of {columns} x {rows} pixels are too much")
+        raise Unreadable(f"{frames} frames of {columns} x {rows} pixels: too many")
     return frames
 
 
 def _window(data: Any) -> tuple[float, float] | None:
-    """The file's first window, of DICOM PS3.3 C.11.2.1.2: linear from low to high."""
+    """The file's first window as (low, high), linear: DICOM PS3.3 C.11.2.1.2."""
     centre, width = data.get("WindowCenter"), data.get("WindowWidth")
     if centre is None or width is None:
         return None
-
-    def first(value: Any) -> float:
-        return float(
-            value[0] if hasattr(value, "__len__") and not isinstance(value, str) else value
-        )
-
-    middle, wide = _guarded(lambda: first(centre)), _guarded(lambda: first(width))
+    middle, wide = _guarded(lambda: [float(np.atleast_1d(v)[0]) for v in (centre, width)])
     if not np.isfinite([middle, wide]).all() or wide < 1:
         return None
     return middle - 0.5 - (wide - 1) / 2, middle - 0.5 + (wide - 1) / 2
 
 
 def frames_of_dicom(path: Path) -> int:
-    """Frames of a DICOM file. Raises Unreadable."""
+    """Raises Unreadable."""
     return _frames(_header(path))
 
 
@@ -100,12 +90,12 @@ def _frames(data: Any) -> int:
 
 
 def patient_of(path: Path) -> str:
-    """PatientID, to keep a patient in one split; "" where there is none. Raises Unreadable."""
+    """PatientID, to keep a patient in one split, or "". Raises Unreadable."""
     return str(_header(path).get("PatientID", "") or "")
 
 
 def identity_in(path: Path) -> list[str]:
-    """Names of the filled tags that tell who the patient is."""
+    """Names of the filled tags that identify the patient."""
     header = _header(path)
     return [name for name in IDENTITY if str(header.get(name, "") or "").strip()]
 
@@ -117,10 +107,9 @@ def _header(path: Path) -> Any:
 
 
 def read_nifti(data: bytes, slice_index: int | Literal["middle"] = "middle") -> Raw:
-    """One axial slice, up is anterior, in the units of the file. Raises Unreadable.
+    """One axial slice, anterior on top, in the units of the file. Raises Unreadable.
 
-    Without a window of the study, black and white are percentiles of the whole volume, so that
-    slices of one volume are shown alike.
+    The window is by percentiles of the whole volume, so that its slices are comparable.
     """
     volume = _volume(data)
     index = frame_of(slice_index, volume.shape[2])
@@ -136,7 +125,7 @@ def slices_of_nifti(data: bytes) -> int:
 
 @lru_cache(maxsize=1)
 def _volume(data: bytes) -> Any:
-    """`[X, Y, Z]` in the nearest axial orientation. The last one is kept for its other slices."""
+    """`[X, Y, Z]` in the nearest axial orientation; cached for the other slices."""
     from monai.data.image_reader import NibabelReader
 
     packed = data[:2] == b"\x1f\x8b"
@@ -148,7 +137,7 @@ def _volume(data: bytes) -> Any:
         image = _guarded(lambda: reader.read(name))
         shape = tuple(int(n) for n in image.shape)
         if len(shape) not in (2, 3) and not (len(shape) == 4 and shape[3] == 1):
-            raise Unreadable(f"NIfTI of shape {shape}; 2 or 3 dimensions are known")
+            raise Unreadable(f"NIfTI of shape {shape}; only 2 or 3 dimensions are supported")
         if int(np.prod(shape, dtype=object)) > MAX_VOXELS:
             raise Unreadable(f"NIfTI of shape {shape} is too large")
         values = np.asarray(_guarded(lambda: reader.get_data(image))[0])
@@ -160,7 +149,7 @@ def _volume(data: bytes) -> Any:
 
 
 def _guarded(call: Callable[[], T]) -> T:
-    """What the readers raise depends on the bytes; any of it means that the file is no image."""
+    """Call a reader; any of its errors (they depend on the bytes) becomes Unreadable."""
     try:
         return call()
     except Unreadable:

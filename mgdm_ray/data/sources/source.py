@@ -1,12 +1,12 @@
-"""From the study file's words to images: which source it is, its files read, its splits chosen."""
+"""From a dataset of the study file to its listed, hashed and divided image files."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ from mgdm_ray.data.sources import medical
 from mgdm_ray.data.sources.folders import DICOM, NIFTI, PICTURES, list_folders
 from mgdm_ray.data.sources.huggingface import is_huggingface, list_huggingface
 from mgdm_ray.data.sources.image_files import Raw, Unreadable, count_frames, read_picture
-from mgdm_ray.data.sources.listing import Item, Listing, contained, digest, shown
+from mgdm_ray.data.sources.listing import Item, Listing, contained, digest, shown, some
 from mgdm_ray.data.sources.manifest import list_manifest
 from mgdm_ray.data.sources.splits import divide
 from mgdm_ray.storage.remote.objects import is_url
@@ -39,7 +39,7 @@ def _source_path(config: DatasetConfig, data_dir: str | Path | None) -> Path:
             f"dataset {config.name!r}: own images are read from a local folder, not from {folder}; "
             "give 'path' as an absolute path"
         )
-    path = given if given.is_absolute() else Path(folder) / given
+    path = Path(folder) / given
     try:
         if path.is_dir() or (path.is_file() and path.suffix.lower() in TABLES):
             return path
@@ -53,12 +53,10 @@ def _source_path(config: DatasetConfig, data_dir: str | Path | None) -> Path:
 
 
 def list_source(config: DatasetConfig, path: Path) -> Listing:
-    """All images at ``path``, not yet divided; nothing is decoded."""
+    """List all images at ``path`` without decoding or dividing them."""
     if path.is_file():
         return list_manifest(path, config)
-    if is_huggingface(path):
-        return list_huggingface(path, config)
-    return list_folders(path, config)
+    return (list_huggingface if is_huggingface(path) else list_folders)(path, config)
 
 
 def own_listing(config: DatasetConfig, data_dir: str | Path | None) -> Listing | None:
@@ -67,7 +65,7 @@ def own_listing(config: DatasetConfig, data_dir: str | Path | None) -> Listing |
 
 
 def list_own(config: DatasetConfig, data_dir: str | Path | None) -> Listing:
-    """All images with their hashes and splits: equal for equal files, on any machine.
+    """List all images with their hashes and splits: equal for equal files, on any machine.
 
     Raises InputError for data that no study may use: see ``list_source`` and ``splits.divide``.
     """
@@ -84,7 +82,7 @@ def _listing(config: DatasetConfig, path: Path, data_dir: str) -> Listing:
 
 
 def hashed(listing: Listing, reading: ReadingConfig) -> Listing:
-    """With the SHA-256 of every file; files that cannot be opened are refused or left out."""
+    """Add the SHA-256 of every file; files that cannot be opened are refused or left out."""
     known: dict[str, str] = {}
     missing: dict[str, str] = {}
     for item in with_progress(listing.items, "reading"):
@@ -95,31 +93,24 @@ def hashed(listing: Listing, reading: ReadingConfig) -> Listing:
                 missing[item.path] = error.strerror or str(error)
     if missing and reading.damaged == "refuse":
         raise unreadable(list(missing.items()))
-    items = (i for i in listing.items if i.path in known)
-    found = listing.with_items(dataclasses.replace(i, sha=known[i.path]) for i in items)
-    return dataclasses.replace(found, missing=tuple(missing.items()))
+    found = (replace(i, sha=known[i.path]) for i in listing.items if i.path in known)
+    return replace(listing, items=tuple(found), missing=tuple(missing.items()))
 
 
 def expanded(listing: Listing, reading: ReadingConfig) -> Listing:
-    """With an item per slice where the study asks for all of them; slices of a file are images of
-    one patient."""
+    """Add an item per slice where all are wanted; slices of a file are images of one patient."""
     items: list[Item] = []
-    for item in (
-        with_progress(listing.items, "counting slices of") if reading.slices == "all" else ()
-    ):
-        if item.slice is None:
-            slices = range(_slices(listing, item, reading))
-            items += [dataclasses.replace(item, slice=index) for index in slices]
-        else:
+    count = reading.slices == "all"
+    for item in with_progress(listing.items, "counting slices of") if count else listing.items:
+        if item.slice is not None or reading.slices == "middle":
             items.append(item)
-    if isinstance(reading.slices, int):
-        given = reading.slices
-        items = [
-            i if i.slice is not None else dataclasses.replace(i, slice=given) for i in listing.items
-        ]
+        elif isinstance(reading.slices, int):
+            items.append(replace(item, slice=reading.slices))
+        else:
+            slices = range(_slices(listing, item, reading))
+            items += [replace(item, slice=index) for index in slices]
     return listing.with_items(
-        item if item.slice is None else dataclasses.replace(item, group=item.group or item.path)
-        for item in items or listing.items
+        i if i.slice is None else replace(i, group=i.group or i.path) for i in items
     )
 
 
@@ -136,8 +127,8 @@ def _slices(listing: Listing, item: Item, reading: ReadingConfig) -> int:
         return 1  # left out when it is read
 
 
-def kind_of(item: Item, listing: Listing) -> str:
-    """``picture``, ``dicom`` or ``nifti``, by the name of the file."""
+def kind_of(item: Item, listing: Listing) -> Literal["picture", "dicom", "nifti"]:
+    """Kind of a file, by its name."""
     name = item.path.lower()
     if listing.rows is not None or name.endswith(PICTURES):
         return "picture"
@@ -162,8 +153,11 @@ def read_item(listing: Listing, item: Item) -> Raw:
 
 
 def with_groups(listing: Listing, config: DatasetConfig) -> Listing:
-    """With a patient for every image, where the study file or the files tell: ``split.group``,
-    else the manifest's column, else the patient's number in DICOM (never shown or stored)."""
+    """Add the patient of every image where known.
+
+    From ``split.group``, else the manifest's column, else DICOM's PatientID, which is replaced by
+    a number: it is never shown or stored.
+    """
     if config.split.group is not None:
         return listing.with_items(_matched(listing, re.compile(config.split.group)))
     if any(item.group for item in listing.items):
@@ -176,11 +170,11 @@ def _matched(listing: Listing, pattern: re.Pattern[str]) -> Iterable[Item]:
         found = pattern.search(item.path)
         if found is None:
             raise InputError(
-                f"split.group {pattern.pattern!r} matches nothing in {shown(item.path)}; it must "
-                "name the patient of every image"
+                f"split.group {pattern.pattern!r} does not match {shown(item.path)}; it must match "
+                "the patient in the path of every image"
             )
         value = found.group(1) if pattern.groups else found.group(0)
-        yield dataclasses.replace(item, group=value or item.group)
+        yield replace(item, group=value or item.group)
 
 
 def _dicom_patients(listing: Listing) -> Iterable[Item]:
@@ -194,15 +188,14 @@ def _dicom_patients(listing: Listing) -> Iterable[Item]:
         except Unreadable:
             patient = ""
         name = numbers.setdefault(patient, f"dicom-{len(numbers) + 1}")
-        yield dataclasses.replace(item, group=name if patient else item.group)
+        yield replace(item, group=name if patient else item.group)
 
 
 def unreadable(found: list[tuple[str, str]]) -> InputError:
-    """The error for files that are no images."""
-    lines = "; ".join(f"{shown(path)}: {reason}" for path, reason in found[:5])
-    more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
+    """The error for (path, reason) pairs of files that are no images."""
+    lines = some([f"{shown(path)}: {reason}" for path, reason in found], 5)
     return InputError(
-        f"{len(found)} image(s) cannot be read: {lines}{more}. Mend them or take them away, or set "
+        f"{len(found)} image(s) cannot be read: {lines}. Repair or remove them, or set "
         "reading.damaged: leave_out"
     )
 
@@ -210,7 +203,7 @@ def unreadable(found: list[tuple[str, str]]) -> InputError:
 def with_progress(
     items: Iterable[Item], what: str, say: Callable[[str], None] | None = None
 ) -> Iterable[Item]:
-    """``items``, with a line now and then where it takes more than a few seconds."""
+    """Yield ``items``; print a line now and then if it takes more than a few seconds."""
     items = list(items)
     say = say or (lambda text: print(text, file=sys.stderr, flush=True))
     last = time.monotonic()

@@ -1,4 +1,4 @@
-"""Who is trained on, who chooses, who is tested: by patient, stratified, seeded, on paper."""
+"""Divide images into train, validation and test: by patient, stratified, seeded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mgdm_ray.config import DatasetConfig, InputError, SplitConfig
 from mgdm_ray.data.apportion import apportion
 from mgdm_ray.data.npz import SPLITS, SplitName
-from mgdm_ray.data.sources.listing import SPLIT_NAMES, Item, Listing, shown
+from mgdm_ray.data.sources.listing import SPLIT_NAMES, Item, Listing, shown, some
 from mgdm_ray.seeding import derive_seed
 
 HEADER = ("path", "slice", "label", "group", "stratum", "split")
@@ -24,11 +24,10 @@ Unit = tuple[Item, ...]
 
 
 def divide(listing: Listing, config: DatasetConfig, data_dir: str) -> Listing:
-    """``listing`` with a split for every image.
+    """Give every image of ``listing`` a split.
 
-    What came with a split keeps it; with ``split.file`` that file decides; the rest is divided, and
-    where the source has splits of its own, validation or test only where it has none. Raises
-    InputError where a patient stands in two splits.
+    Given splits stay, and ``split.file`` overrules them. The rest is divided; where the source has
+    splits, validation or test only if it has none. InputError for a patient in two splits.
     """
     items = listing.items
     if config.split.file is not None:
@@ -36,7 +35,7 @@ def divide(listing: Listing, config: DatasetConfig, data_dir: str) -> Listing:
     there = Counter(item.split for item in items)
     wanted = [s for s in SPLITS if s == "train" or not there[s]]
     if len(wanted) > 1:
-        # Images without a split, or, where there are none, those of train.
+        # Images without a split, or, where all have one, those of train.
         pool = [item for item in items if item.split is None or not there[None]]
         pool = [item for item in pool if item.split in (None, "train")]
         chosen = choose(pool, wanted, config.split)
@@ -49,26 +48,26 @@ def divide(listing: Listing, config: DatasetConfig, data_dir: str) -> Listing:
             f"{there[None]} image(s) have no split, while others fill train, val and test; fill "
             f"the column {config.columns.split!r} for all of them, or for none"
         )
-    done = listing.with_items(items)
-    require_apart(done)
-    return done
+    divided = listing.with_items(items)
+    require_apart(divided)
+    return divided
 
 
 def choose(
     items: Sequence[Item], wanted: Sequence[SplitName], config: SplitConfig
 ) -> dict[tuple[str, int | None], SplitName]:
-    """A split of ``wanted`` for every image, by (path, slice).
+    """Choose one of the ``wanted`` splits for every image, by (path, slice).
 
     Units (patients, identical files) stay whole. Each class (and stratum) is divided in the given
-    shares: every unit, the largest first, goes where its classes are owed most. A class of three
-    images or more is in every split, of two in train and test, of one in train.
+    shares: each unit, the largest first, goes where most images of its classes are missing. A class
+    of three images or more is in every split, of two in train and test, of one in train.
     """
     units = sorted(_units(items), key=lambda unit: _order(unit, config.seed))
-    strata = sorted({_stratum(item) for item in items})
+    totals = Counter(map(_stratum, items))
+    strata = sorted(totals)
     place = {stratum: index for index, stratum in enumerate(strata)}
     share = {"train": 1.0, "val": config.val, "test": config.test}
     share["train"] -= sum(share[s] for s in wanted if s != "train")
-    totals = Counter(_stratum(item) for item in items)
     targets = np.array([_targets(totals[s], wanted, share) for s in strata], dtype=float).T
     have = np.zeros_like(targets)
     chosen: dict[tuple[str, int | None], SplitName] = {}
@@ -76,7 +75,7 @@ def choose(
         weight = np.zeros(len(strata))
         for item in unit:
             weight[place[_stratum(item)]] += 1
-        # What is owed to each split in shares of the class, so that rare classes count as much.
+        # As shares of the class, so that rare classes count as much.
         scale = np.array([1 / totals[s] for s in strata])
         owed = ((targets - have - weight / 2) * weight * scale).sum(axis=1)
         split = int(owed.argmax())
@@ -104,7 +103,7 @@ def _order(unit: Unit, seed: int) -> tuple[int, int]:
 
 
 def _units(items: Iterable[Item]) -> list[Unit]:
-    """Images joined by a common patient or common bytes, through others as well."""
+    """Join images of one patient or of the same bytes, also through others (union-find)."""
     parent: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -126,42 +125,38 @@ def _units(items: Iterable[Item]) -> list[Unit]:
 
 
 def require_apart(listing: Listing) -> None:
-    """InputError where one patient stands in two splits."""
-    splits: dict[str, set[SplitName]] = defaultdict(set)
-    for item in listing.items:
-        if item.group and item.split:
-            splits[item.group].add(item.split)
-    both = sorted(name for name, found in splits.items() if len(found) > 1)
-    if both:
-        shown_ = ", ".join(f"{shown(n)} ({' and '.join(sorted(splits[n]))})" for n in both[:5])
+    """Raise InputError where one patient is in several splits."""
+    groups = listing.split_groups()
+    if groups:
+        splits = {g: {str(i.split) for i in listing.items if i.group == g} for g in groups[:5]}
+        names = [f"{shown(g)} ({' and '.join(sorted(found))})" for g, found in splits.items()]
         raise InputError(
-            f"{len(both)} patient(s) stand in more than one split, so that the test would know "
-            f"them: {shown_}{', ...' if len(both) > 5 else ''}. Put each into one, or leave the "
-            "splits out: then they are made by patient"
+            f"{len(groups)} patient(s) are in more than one split, so the test is not held out: "
+            f"{some([*names, *groups[5:]], 5, ', ')}. Put each patient into one split, or remove "
+            "the splits: then they are made by patient"
         )
 
 
 def splits_csv(listing: Listing) -> str:
-    """The splits as a table that is a manifest itself, and can be given as ``split.file``."""
+    """The splits as a manifest, which ``split.file`` accepts."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEADER)
-    for item in listing.items:
-        label, number = listing.classes[item.label], "" if item.slice is None else item.slice
-        writer.writerow([item.path, number, label, item.group, item.stratum, item.split])
+    for i in listing.items:
+        label = listing.classes[i.label]
+        writer.writerow([i.path, i.slice_text, label, i.group, i.stratum, i.split])
     return text.getvalue()
 
 
 def _as_filed(listing: Listing, name: str, data_dir: str) -> Iterable[Item]:
-    given = Path(name).expanduser()
-    path = given if given.is_absolute() else Path(data_dir) / given
+    path = Path(data_dir) / Path(name).expanduser()
     filed = _read(path)
     for item in listing.items:
-        split = filed.get((item.path, "" if item.slice is None else str(item.slice)))
+        split = filed.get((item.path, item.slice_text))
         if split is None:
             raise InputError(
                 f"split.file {path}: has no row for {shown(item.path)}; it was written for other "
-                "images: leave split.file out, or add the row"
+                "images: remove split.file, or add the row"
             )
         yield dataclasses.replace(item, split=split)
 

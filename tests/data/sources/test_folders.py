@@ -31,7 +31,7 @@ def test_given_classes_decide_the_numbers(tmp_path: Path) -> None:
     tree(tmp_path, {"benign": 1, "malignant": 1})
     turned = MINE.model_copy(update={"classes": ("malignant", "benign")})
     assert [i.label for i in list_folders(tmp_path, turned).items] == [1, 0]
-    with pytest.raises(InputError, match=r"'malignant' is not among 'classes': benign, other"):
+    with pytest.raises(InputError, match=r"'malignant'.*'classes': benign, other"):
         list_folders(tmp_path, MINE.model_copy(update={"classes": ("benign", "other")}))
 
 
@@ -65,13 +65,13 @@ def test_deeper_folders_belong_to_their_class(tmp_path: Path) -> None:
 
 def test_refusals_say_what_to_do(tmp_path: Path) -> None:
     """Catches an empty folder, one class, and images beside the class folders let through."""
-    with pytest.raises(InputError, match="no images"):
+    with pytest.raises(InputError, match=r"\.png"):
         list_folders(tmp_path, MINE)
     tree(tmp_path, {"a": 1})
-    with pytest.raises(InputError, match="1 class"):
+    with pytest.raises(InputError, match="'a'"):
         list_folders(tmp_path, MINE)
     picture(tmp_path / "loose.png")
-    with pytest.raises(InputError, match=r"lie outside of a class folder, e\.g\. 'loose\.png'"):
+    with pytest.raises(InputError, match=r"'loose\.png'"):
         list_folders(tmp_path, MINE)
 
 
@@ -88,5 +88,5 @@ def test_links_do_not_lead_out(tmp_path: Path) -> None:
         list_folders(root, MINE)
     (root / "c").unlink()
     (root / "c").symlink_to(root / "a")
-    with pytest.raises(InputError, match="would count twice"):
+    with pytest.raises(InputError, match="scans/c|root/c"):
         list_folders(root, MINE)

@@ -115,7 +115,7 @@ def test_frames() -> None:
     data = saved(frames[0], "TIFF", save_all=True, append_images=frames[1:])
     assert int(read_picture(data).pixels[0, 0]) == 30, "the middle one of four is the third"
     assert int(read_picture(data, 1).pixels[0, 0]) == 20
-    with pytest.raises(Unreadable, match=r"has 4 slice\(s\), no slice 4 \(0 \.\. 3\)"):
+    with pytest.raises(Unreadable, match=r"4.*0 \.\. 3"):
         read_picture(data, 4)
 
 
@@ -146,7 +146,7 @@ def test_what_is_no_image(data: bytes, message: str) -> None:
         read_picture(data)
 
 
-def test_our_limit_is_below_pillows() -> None:
+def test_the_limit_is_below_pillows() -> None:
     """Catches a limit above the one at which Pillow only warns."""
     assert Image.MAX_IMAGE_PIXELS is not None
     assert MAX_PIXELS < Image.MAX_IMAGE_PIXELS

@@ -93,7 +93,7 @@ def test_frames(tmp_path: Path) -> None:
     assert medical.frames_of_dicom(path) == 3
     assert int(read_dicom(path).pixels[0, 0]) == 20
     assert int(read_dicom(path, 2).pixels[0, 0]) == 30
-    with pytest.raises(Unreadable, match=r"no slice 3 \(0 \.\. 2\)"):
+    with pytest.raises(Unreadable, match=r"3.*0 \.\. 2"):
         read_dicom(path, 3)
 
 
@@ -126,7 +126,7 @@ def test_what_is_no_dicom(tmp_path: Path) -> None:
     with pytest.raises(Unreadable, match="million"):
         read_dicom(big)
     many = dicom(tmp_path / "many.dcm", np.zeros((8, 8), np.uint8), NumberOfFrames=10**9)
-    with pytest.raises(Unreadable, match="too much"):
+    with pytest.raises(Unreadable, match="1000000000 frames"):
         read_dicom(many)
 
 

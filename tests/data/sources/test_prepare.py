@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def test_damaged_files(folder: Path) -> None:
     """Catches a study that starts with half its data, and one that one bad file keeps from it."""
     for k in (1, 2):
         (folder / "tree" / "benign" / f"bad{k}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(k))
-    with pytest.raises(InputError, match=r"2 image\(s\) cannot be read: 'benign/bad1.png': not a"):
+    with pytest.raises(InputError, match=r"2 image.*'benign/bad1\.png': "):
         prepare(config(), folder, folder / "data")
     assert not any((folder / "data").iterdir()), "nothing half is left"
     said: list[str] = []
@@ -140,10 +141,11 @@ def test_tiny_classes_are_told(tmp_path: Path) -> None:
     listing = own_listing(config(), tmp_path)
     assert listing is not None
     (told,) = tiny_classes(listing)
-    assert "'few' has 4 image(s) (2 train, 1 val, 1 test)" in told
+    assert "'few'" in told
+    assert "(2 train, 1 val, 1 test)" in told
     tree(tmp_path / "tree", {f"P{k}": 1 for k in range(30)}, start=500)
     (told,) = tiny_classes(own_listing(config(split={"seed": 1}), tmp_path))
-    assert told.startswith("31 of 32 classes have fewer than 5 images: are they classes")
+    assert told.startswith("31 of 32 classes")
 
 
 def test_patients_with_several_test_images_are_told(tmp_path: Path) -> None:
@@ -157,7 +159,7 @@ def test_patients_with_several_test_images_are_told(tmp_path: Path) -> None:
     assert strangers is not None
     assert known is not None
     assert patients_tested(strangers) == []
-    assert patients_tested(known)[0].startswith("the 12 test images are of 4 patients")
+    assert re.findall(r"\d+", patients_tested(known)[0]) == ["12", "4"]
 
 
 def test_names_of_a_medmnist_file(tmp_path: Path) -> None:
@@ -173,7 +175,7 @@ def test_names_of_a_medmnist_file(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", **arrays, classes=np.array(["no", "yes"]))
     assert dataset_info(config("x.npz"), tmp_path).classes == ("no", "yes")
     np.savez(tmp_path / "x.npz", **{**arrays, "train_labels": np.arange(12) % 3})
-    with pytest.raises(InputError, match=r"2 names of classes, but .* labels up to 2"):
+    with pytest.raises(InputError, match=r"mine.*x\.npz.*up to 2.*classes"):
         dataset_info(own, tmp_path)
 
 

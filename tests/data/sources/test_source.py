@@ -29,12 +29,12 @@ def test_what_is_own(tmp_path: Path) -> None:
     """Catches .npz files and built-in datasets taken for folders, and folders not found."""
     assert own_listing(DatasetConfig(name="breastmnist"), tmp_path) is None
     assert own_listing(config("mine.npz"), tmp_path) is None
-    with pytest.raises(InputError, match=r"nowhere is not there; 'path' is relative to"):
+    with pytest.raises(InputError, match="nowhere"):
         own_listing(config("nowhere"), tmp_path)
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(InputError, match=r"no folder and no \.csv, \.parquet or \.npz"):
+    with pytest.raises(InputError, match=r"notes\.txt.*\.csv, \.parquet or \.npz"):
         own_listing(config("notes.txt"), tmp_path)
-    with pytest.raises(InputError, match="from a folder of this machine"):
+    with pytest.raises(InputError, match="s3://bucket/data"):
         own_listing(config("x"), "s3://bucket/data")
     with pytest.raises(InputError, match="mine"):
         own_listing(config("a\0b"), tmp_path)
@@ -58,7 +58,7 @@ def test_a_patient_by_a_pattern(tmp_path: Path) -> None:
     found = listed(tmp_path, split={"group": r"(P\d+)_"})
     assert {item.group for item in found.items} == {f"P{k}" for k in range(12)}
     assert len({(item.group, item.split) for item in found.items}) == 12
-    with pytest.raises(InputError, match=r"split.group 'Q' matches nothing in 'a/P0_0.png'"):
+    with pytest.raises(InputError, match=r"split\.group 'Q'.*'a/P0_0\.png'"):
         listed(tmp_path, split={"group": "Q"})
 
 
@@ -118,7 +118,7 @@ def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("path,label\na.png,x\nb.png,y\nc.png,y\n")
     picture(tmp_path / "a.png", 1)
     picture(tmp_path / "b.png", 2)
-    with pytest.raises(InputError, match=r"1 image\(s\) cannot be read: 'c.png': No such file"):
+    with pytest.raises(InputError, match=r"1 image.*'c\.png': No such file"):
         listed(tmp_path, "m.csv")
     left = listed(tmp_path, "m.csv", reading={"damaged": "leave_out"})
     assert left.missing == (("c.png", "No such file or directory"),), "which is told"

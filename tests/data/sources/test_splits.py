@@ -122,16 +122,14 @@ def test_given_splits_stay() -> None:
 def test_some_without_a_split() -> None:
     """Catches images that silently get no split at all."""
     pool = [Item(f"{s}{k}", k % 2, s, sha=f"{s}{k}") for s in ALL for k in range(4)]  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"1 image\(s\) have no split"):
+    with pytest.raises(InputError, match=r"1 image.*'split'"):
         divide(listing([*pool, Item("x", 0)]), MINE, "/nowhere")
 
 
 def test_a_patient_in_two_splits_is_refused() -> None:
     """Catches the leak that makes every classifier look good, with the patient named."""
     pool = [Item(f"{s}{k}", k % 2, s, f"P{k}") for k in range(6) for s in ("train", "test")]  # type: ignore[arg-type]
-    with pytest.raises(
-        InputError, match=r"6 patient\(s\) stand in more than one .*'P0' \(test and"
-    ):
+    with pytest.raises(InputError, match=r"6 patient.*'P0' \(test and train\)"):
         require_apart(listing(pool))
 
 
@@ -143,7 +141,7 @@ def test_the_splits_file_gives_the_same_splits(tmp_path: Path) -> None:
     again = MINE.model_copy(update={"split": SplitConfig(file="splits.csv", seed=9)})
     assert divide(listing(pool), again, str(tmp_path)) == done
     new = Item("new", 0, sha="new")
-    with pytest.raises(InputError, match="has no row for 'new'"):
+    with pytest.raises(InputError, match="splits.csv: .*'new'"):
         divide(listing([*pool, new]), again, str(tmp_path))
 
 
