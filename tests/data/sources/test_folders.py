@@ -88,5 +88,5 @@ def test_links_do_not_lead_out(tmp_path: Path) -> None:
         list_folders(root, MINE)
     (root / "c").unlink()
     (root / "c").symlink_to(root / "a")
-    with pytest.raises(InputError, match="scans/c|root/c"):
+    with pytest.raises(InputError, match="root/c"):
         list_folders(root, MINE)

@@ -86,10 +86,10 @@ def test_a_class_folder_is_none(tmp_path: Path) -> None:
 def test_mistakes(tmp_path: Path) -> None:
     """Catches tracebacks for a table without images, labels without names, damaged files."""
     save_arrow(tmp_path / "one", pyarrow.table({"text": ["x"], "label": [0]}))
-    with pytest.raises(InputError, match="'path'.*'text', 'label'"):
+    with pytest.raises(InputError, match=r"'path'.*'text', 'label'"):
         list_huggingface(tmp_path / "one", MINE)
     save_arrow(tmp_path / "two", table([0, 1, 3], ["only"]))
-    with pytest.raises(InputError, match="row 1: .*'1'"):
+    with pytest.raises(InputError, match=r"row 1: .*'1'"):
         list_huggingface(tmp_path / "two", MINE)
     (tmp_path / "two" / "data-00000-of-00001.arrow").write_bytes(b"ARROW")
     with pytest.raises(InputError, match=r"\.arrow"):

@@ -141,7 +141,7 @@ def test_the_splits_file_gives_the_same_splits(tmp_path: Path) -> None:
     again = MINE.model_copy(update={"split": SplitConfig(file="splits.csv", seed=9)})
     assert divide(listing(pool), again, str(tmp_path)) == done
     new = Item("new", 0, sha="new")
-    with pytest.raises(InputError, match="splits.csv: .*'new'"):
+    with pytest.raises(InputError, match=r"splits\.csv: .*'new'"):
         divide(listing([*pool, new]), again, str(tmp_path))
 
 
