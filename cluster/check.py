@@ -2,8 +2,8 @@
 
 Without a cloud or a docker daemon: Ray's own validator for what ``ray up`` reads, Kubernetes' own
 schemas and ``kuberay.schema.yaml`` for what ``kubectl`` reads, a parser of the Compose
-specification, shellcheck and hadolint; then this project's own rules: versions as in
-constraints.txt, nothing published beyond this machine, a token at every node, no secret in a file.
+specification, shellcheck and hadolint; then own rules: versions as in constraints.txt, nothing
+published beyond this machine, a token on every node, no secret in a file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cluster.rules import common, compose, kubernetes, ray_up, tools
 FOLDER = Path(__file__).resolve().parent
 
 Rule = Callable[[Path], Iterator[str]]
-"""Yields what is wrong in a file, each as ``where: what``."""
+"""Yields the errors of a file as ``where: what``."""
 
 RULES: dict[str, tuple[str, tuple[Rule, ...]]] = {
     "gpu.yaml": ("ray up on AWS", (common.check, ray_up.check)),
@@ -37,7 +37,7 @@ RULES: dict[str, tuple[str, tuple[Rule, ...]]] = {
 
 
 def problems(path: Path) -> list[str]:
-    """What is wrong in ``path``; its name says which rules hold for it."""
+    """The errors of ``path``; its name determines its rules."""
     if path.name not in RULES:
         known = ", ".join(RULES)
         return [f"no rules for a file of this name; known: {known}"]

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # MLflow's server on a head node, for this machine only: 127.0.0.1, with a login.
-#   mlflow.sh start   in the background, unless it runs already; log in ~/mgdm-mlflow/server.log
+#   mlflow.sh start   in the background, unless it already runs; log in ~/mgdm-mlflow/server.log
 #   mlflow.sh run     in the foreground
 #   mlflow.sh stop
 # Options, from the environment:
 #   MGDM_MLFLOW_AUTH=off        no login
-#   MGDM_MLFLOW_PASSWORD_FILE   the password of user mgdm; by default one is made on first start
+#   MGDM_MLFLOW_PASSWORD_FILE   the password of user mgdm; default: created on first start
 #   MGDM_MLFLOW_HOST, _PORT     127.0.0.1, 5000
 #   MGDM_MLFLOW_DATABASE        sqlite in ~/mgdm-mlflow
 #   MGDM_MLFLOW_ARTIFACTS       ~/mgdm-mlflow/artifacts; may be s3://BUCKET/FOLDER
@@ -30,7 +30,7 @@ if [ "${1:-}" = stop ]; then
   exit 0
 elif [ "${1:-}" = start ]; then
   if running; then
-    echo "mlflow: runs already on $host:$port"
+    echo "mlflow: already running on $host:$port"
     exit 0
   fi
   setsid nohup "$0" run </dev/null >>"$home/server.log" 2>&1 &
@@ -60,7 +60,7 @@ admin_username = mgdm
 admin_password = $password
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 INI
-  # Where MLflow's clients on this machine, as the study's driver, look for their login.
+  # MLflow's clients on this machine, e.g. the study's driver, read their login from here.
   mkdir -p ~/.mlflow
   printf '[mlflow]\nmlflow_tracking_username = mgdm\nmlflow_tracking_password = %s\n' \
     "$password" >~/.mlflow/credentials

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up one node: Python and this project's packages at the versions of constraints.txt, in
-# ~/mgdm-env. Run by gpu.yaml, gcp.yaml and onprem.yaml on every node, again at every `ray up`, when
-# it only looks whether the versions are still the same.
+# ~/mgdm-env. Run by gpu.yaml, gcp.yaml and onprem.yaml on every node, again at every `ray up`, where
+# it only checks the versions.
 #   node.sh EXTRA [PACKAGE...]    EXTRA: s3 or gcs; packages: what the cloud's autoscaler needs
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,13 +9,13 @@ extra=$1
 shift
 chmod 700 ~/.ray
 chmod 600 ~/.ray/auth_token
-# The launcher made its own copy of the key there.
+# The launcher's copy of the ssh key.
 [ ! -e ~/ray_bootstrap_key.pem ] || chmod 600 ~/ray_bootstrap_key.pem
 # `ray down`, `ray attach` and `ray exec` look for ray in the login shell.
 grep -qs mgdm-env ~/.bashrc || echo "export PATH=$HOME/mgdm-env/bin:\$PATH" >>~/.bashrc
 installed=$(cat constraints.txt pyproject.toml <(echo "$extra" "$@") | sha256sum)
 if [ "$(cat ~/.mgdm-node 2>/dev/null)" = "$installed" ]; then
-  echo "node: has its packages"
+  echo "node: packages are up to date"
   exit 0
 fi
 export PATH="$HOME/.local/bin:$PATH"

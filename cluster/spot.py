@@ -1,8 +1,7 @@
-"""On an AWS spot node: waits for the notice that it will be taken back, and tells Ray.
+"""On an AWS spot node: wait for the two-minute interruption notice and tell Ray.
 
-AWS gives two minutes. Ray then starts nothing more here, and trainings leave a checkpoint. Started
-by gpu.yaml on every GPU node; on demand nodes never get a notice. ``MGDM_IMDS`` is another address
-of the instance's metadata service, for tests.
+Ray then starts nothing more here, and trainings write a checkpoint. gpu.yaml starts this on every
+GPU node; on-demand nodes never get a notice. ``MGDM_IMDS``: another metadata address, for tests.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ LEAST_S = 10
 
 
 def ask(path: str, method: str = "GET", **headers: str) -> str | None:
-    """What the metadata service answers; None for "nothing of that" and where there is none."""
+    """The metadata service's answer; None if there is none, or no service."""
     given = {name.replace("_", "-"): value for name, value in headers.items()}
     request = urllib.request.Request(f"{IMDS}/latest/{path}", method=method, headers=given)
     try:
@@ -35,7 +34,7 @@ def ask(path: str, method: str = "GET", **headers: str) -> str | None:
 
 
 def notice() -> float | None:
-    """Seconds until this node is taken back; None as long as nothing is known of it."""
+    """Seconds until this node is reclaimed; None without a notice."""
     token = ask("api/token", "PUT", X_aws_ec2_metadata_token_ttl_seconds="60")
     text = ask("meta-data/spot/instance-action", X_aws_ec2_metadata_token=token or "")
     if text is None:
@@ -45,7 +44,7 @@ def notice() -> float | None:
 
 
 def drain(seconds: float) -> None:
-    """Tell the cluster that this node goes in ``seconds``."""
+    """Tell the cluster that this node ends in ``seconds``."""
     import ray
 
     ray.init(address="auto", log_to_driver=False)
@@ -60,7 +59,7 @@ def drain(seconds: float) -> None:
 def main() -> None:
     while (seconds := notice()) is None:
         time.sleep(EVERY_S)
-    print(f"spot: this node goes in {seconds:.0f} s", flush=True)
+    print(f"spot: this node ends in {seconds:.0f} s", flush=True)
     drain(seconds)
 
 

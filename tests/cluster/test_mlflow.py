@@ -87,7 +87,7 @@ def test_login_is_asked_for_and_known_to_clients_here(
         [str(FOLDER / "mlflow.sh"), "start"],
         env=environment, check=True, capture_output=True, text=True,
     )  # fmt: skip
-    assert "runs already" in again.stdout
+    assert "already running" in again.stdout
     with socket.socket() as one:
         # The address this machine has elsewhere, if it has one: nothing listens there.
         address = socket.gethostbyname(socket.gethostname())

@@ -134,7 +134,7 @@ def test_up_study_down(site: Site, tiny: dict[str, Any]) -> None:
     for, a job that dies on a node started over ssh, and Ray left running after `ray down`."""
     up = site.run("ray", "up", "-y", LAUNCHER)
     assert up.returncode == 0
-    assert "node: has its packages" in up.stdout
+    assert "node: packages are up to date" in up.stdout
     token = "RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=~/.ray/auth_token"
     status = f"{token} ~/mgdm-env/bin/ray status"
 
