@@ -1,7 +1,6 @@
-"""What a program may call: load the models of a study, make images, save them (docs/take-away.md).
+"""The Python interface: load a study's models, make images, save them (docs/take-away.md).
 
-Only safetensors and JSON are read. A file that is wrong or damaged is an InputError that says what
-to do.
+Reads safetensors and JSON only. Wrong or damaged files raise InputError.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from pydantic import ValidationError
 
 from mgdm_ray.config import (
@@ -25,7 +23,6 @@ from mgdm_ray.config import (
     InputError,
     SampledArm,
     SamplingConfig,
-    require_known,
 )
 from mgdm_ray.data.load import to_uint8
 from mgdm_ray.diffusion.guidance import register_measurement
@@ -34,7 +31,8 @@ from mgdm_ray.diffusion.pipeline import Sampler, TrainedDenoiser
 from mgdm_ray.diffusion.schedule import NoiseSchedule
 from mgdm_ray.pipeline.tasks.base import WEIGHTS
 from mgdm_ray.pipeline.tasks.models import denoiser_from, guide_from
-from mgdm_ray.results.export.labelled_folder import SYNTHETIC, png_text
+from mgdm_ray.results.export.finished import known_name, mistakes
+from mgdm_ray.results.export.labelled_folder import SYNTHETIC, save_png
 from mgdm_ray.results.export.models_file import (
     CONFIG_FILE,
     DENOISER_FILE,
@@ -62,16 +60,16 @@ class Denoiser:
     """A trained diffusion model."""
 
     network: torch.nn.Module
-    """``network(x_t [N, C, H, W], t int64 [N], class_labels=y int64 [N])``, the ``prediction`` of
-    ``config``; label ``len(classes)`` means no label."""
+    """``network(x_t [N, C, H, W], t int64 [N], class_labels=y int64 [N])`` gives the
+    ``prediction`` of ``config``; label ``len(classes)`` is the null label."""
     config: DenoiserConfig
     schedule: NoiseSchedule
     classes: tuple[str, ...]
-    """``classes[k]`` names label k; of an artefact, whose names are not known, "0", "1", ..."""
+    """``classes[k]`` names label k; "0", "1", ... for an artefact, which has no class names."""
     shape: tuple[int, int, int]
     """(C, H, W) of its images."""
     sampling: SamplingConfig
-    """Stage 1 and the grid of its study; of an artefact the defaults."""
+    """Stage 1 and the timestep grid of its study; the defaults for an artefact."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +84,8 @@ class Guide:
 
 
 def load_denoiser(folder: str | Path, device: str = "cpu") -> Denoiser:
-    """The denoiser in ``folder``: one that ``mgdm_ray.sample --export`` wrote, or an artefact
-    (STORAGE/artifacts/fit_denoiser/KEY). Raises InputError where it is neither, or damaged."""
+    """Load the denoiser in ``folder``: written by ``mgdm_ray.sample --export``, or an artefact
+    (STORAGE/artifacts/fit_denoiser/KEY). Raises InputError if it is neither, or damaged."""
     folder = Path(folder).expanduser()
     if (folder / CONFIG_FILE).exists():
         models = read_models_file(folder)
@@ -98,17 +96,17 @@ def load_denoiser(folder: str | Path, device: str = "cpu") -> Denoiser:
         facts, weights = _artefact(folder, "fit_denoiser"), folder / WEIGHTS
         classes, sampling = (), SamplingConfig()
     found = denoiser_from(facts, weights, device)
-    names = classes or tuple(str(label) for label in range(found.num_classes))
+    names = classes or tuple(map(str, range(found.num_classes)))
     return Denoiser(found.model, found.config, found.schedule, names, found.shape, sampling)
 
 
 def load_guide(folder: str | Path, device: str = "cpu") -> Guide:
-    """The guide in ``folder``; as ``load_denoiser`` (STORAGE/artifacts/fit_guide/KEY)."""
+    """Load the guide in ``folder``; as ``load_denoiser`` (STORAGE/artifacts/fit_guide/KEY)."""
     folder = Path(folder).expanduser()
     if (folder / CONFIG_FILE).exists():
         models = read_models_file(folder)
         if models.guide is None:
-            raise InputError(f"{folder}: holds no guide, for its study {models.study} has none")
+            raise InputError(f"{folder}: has no guide, because study {models.study} trained none")
         weights = checked_weights(folder, GUIDE_FILE, models.guide)
         facts = models.described(models.guide.config)
     else:
@@ -124,8 +122,8 @@ def _artefact(folder: Path, kind: str) -> dict[str, Any]:
         found = manifest["kind"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
-            f"{folder}: is neither a folder that 'python -m mgdm_ray.sample ... --export FOLDER' "
-            f"wrote nor an artefact of a study ({type(error).__name__}: {error})"
+            f"{folder}: contains no models ({type(error).__name__}: {error}); give a folder "
+            "written by 'python -m mgdm_ray.sample ... --export FOLDER', or an artefact of a study"
         ) from error
     if found != kind:
         raise InputError(f"{folder}: is an artefact of kind {found!r}; give one of kind {kind!r}")
@@ -137,7 +135,7 @@ def _small_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path.name} is larger than {MAX_CONFIG_BYTES} bytes")
     loaded = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(loaded, dict):
-        raise ValueError(f"{path.name} holds no mapping")
+        raise ValueError(f"{path.name} is not a mapping")
     return loaded
 
 
@@ -188,29 +186,21 @@ def _setting(given: GuidanceSetting | Mapping[str, Any] | None) -> GuidanceSetti
     if given is None or isinstance(given, GuidanceSetting):
         return given
     for name in given:
-        try:
-            require_known(name, "key", GuidanceSetting.model_fields)
-        except ValueError as error:
-            raise InputError(f"setting: {error}") from None
+        known_name("setting", name, "key", GuidanceSetting.model_fields)
     try:
         return GuidanceSetting.model_validate(dict(given))
     except ValidationError as error:
-        mistakes = [
-            f"setting.{'.'.join(str(part) for part in e['loc'])}: "
-            f"{e['msg'].removeprefix('Value error, ')}; got {e['input']!r}"
-            for e in error.errors()
-        ]
-        raise InputError("\n".join(mistakes)) from None
+        raise InputError(mistakes(error, "setting.")) from None
 
 
 def _labels(given: Sequence[int | str], classes: tuple[str, ...]) -> list[int]:
     if isinstance(given, str) or len(given) == 0:
-        raise InputError(f"labels: a list with one label per image is needed; got {given!r}")
+        raise InputError(f"labels: got {given!r}; give a list with one label per image")
     return [label_of(value, classes) for value in given]
 
 
 def label_of(value: int | str, classes: Sequence[str]) -> int:
-    """The label that a name, or a number (``3`` or ``"3"``), stands for; names go first.
+    """The label of a class name or number (``3`` or ``"3"``); names take precedence.
 
     Raises InputError for any other.
     """
@@ -218,14 +208,11 @@ def label_of(value: int | str, classes: Sequence[str]) -> int:
         if value in classes:
             return classes.index(value)
         if not value.isascii() or not value.isdigit():
-            try:
-                require_known(value, "class", classes)
-            except ValueError as error:
-                raise InputError(f"label: {error}") from None
+            known_name("label", value, "class", classes)
     number = int(value)
     if not 0 <= number < len(classes):
         named = ", ".join(f"{label} {name!r}" for label, name in enumerate(classes))
-        raise InputError(f"label {value} is not among the {len(classes)} classes: {named}")
+        raise InputError(f"label {value}: unknown; the {len(classes)} classes are {named}")
     return number
 
 
@@ -236,40 +223,35 @@ def _require_fit(
     setting: GuidanceSetting | None,
     config: SamplingConfig,
 ) -> None:
-    """InputError where the arm, the models and the setting do not go together."""
-    if arm not in SAMPLED_ARMS:
-        raise InputError(f"arm {arm!r} is none of {', '.join(SAMPLED_ARMS)}")
+    """InputError if arm, models and setting do not fit together."""
+    known_name("arm", arm, "arm", SAMPLED_ARMS)
     guided = arm in GUIDED_ARMS
     if guided and setting is None:
         raise InputError(f"arm {arm!r} needs a setting, e.g. {{'uncertainty_scale': 0.1}}")
     if not guided and setting is not None:
-        raise InputError(f"arm {arm!r} is not guided in stage 2: give no setting")
-    needed = config.classifier_scale != 0
-    needed = needed or (guided and setting is not None and setting.uncertainty_scale != 0)
-    if needed and guide is None:
+        raise InputError(f"arm {arm!r} is not guided in stage 2: do not give a setting")
+    scale = setting.uncertainty_scale if guided and setting else 0
+    if (config.classifier_scale != 0 or scale != 0) and guide is None:
         raise InputError("guidance needs a guide: load_guide(FOLDER)")
     if guide and (guide.num_classes, guide.shape[0]) != (len(denoiser.classes), denoiser.shape[0]):
         raise InputError(
-            f"guide and denoiser are not of one study: the guide knows {guide.num_classes} classes "
-            f"in images of {guide.shape[0]} channels, the denoiser {len(denoiser.classes)} in "
-            f"{denoiser.shape[0]}"
+            f"guide and denoiser are from different studies: {guide.num_classes} classes and "
+            f"{guide.shape[0]} channels against {len(denoiser.classes)} and {denoiser.shape[0]}"
         )
 
 
 def save_images(images: torch.Tensor, folder: str | Path) -> list[Path]:
-    """Write ``images`` `[M, C, H, W]` in [-1, 1] as ``000000.png``, ... and return their paths.
+    """Write ``images`` `[M, C, H, W]` in [-1, 1] as ``000000.png``, ...; return their paths.
 
-    ``folder`` is made where it is not there; raises InputError where such a file is there already.
-    Their metadata say that they are synthetic; ``python -m mgdm_ray.sample`` writes labelled
-    folders that also say from what.
+    Creates ``folder`` if needed; raises InputError if one of the files exists. The metadata mark
+    the images as synthetic; ``python -m mgdm_ray.sample`` also records labels and origin.
     """
     folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number:06d}.png" for number in range(len(images))]
     for path in paths:
         if path.exists():
-            raise InputError(f"{path}: is there already; give a folder that is new or empty")
+            raise InputError(f"{path}: exists already; give a new or empty folder")
     for path, pixels in zip(paths, to_uint8(images), strict=True):
-        picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-        picture.save(path, pnginfo=png_text(SYNTHETIC))
+        save_png(path, pixels, SYNTHETIC)
     return paths

@@ -1,7 +1,6 @@
 """A folder of labelled synthetic images: ``CLASS/000000.png``, ``manifest.csv``, ``manifest.json``.
 
-Every image says in its own metadata that it is synthetic, by what it was made, and under which
-licence the images are that its model was trained on: a file that leaves the folder keeps it.
+The metadata of every image name its origin and the licence of the training images.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import re
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +31,14 @@ SYNTHETIC = {
     "Comment": "Synthetic image, made by a model that was trained on real ones. Not an image of a "
     "patient.",
 }
-"""Stands in the metadata of every image we write."""
+"""In the metadata of every image."""
 
 
 @contextlib.contextmanager
 def new_folder(target: Path, option: str) -> Iterator[Path]:
-    """A folder to fill, which becomes ``target`` as a whole on leaving; on an error nothing stays.
+    """A temporary folder that becomes ``target`` on leaving, or is deleted on an error.
 
-    Raises InputError where ``target`` is there and not an empty folder.
+    Raises InputError if ``target`` exists and is not an empty folder.
     """
     target = target.expanduser().resolve()
     require_free(target, option)
@@ -49,40 +48,38 @@ def new_folder(target: Path, option: str) -> Iterator[Path]:
         temporary.mkdir()
     except OSError as error:
         raise InputError(
-            f"{option} {target}: cannot be written to ({error.strerror}); give another place"
+            f"{option} {target}: cannot be written ({error.strerror}); give another folder"
         ) from error
     try:
         yield temporary
-        require_free(target, option)  # it was empty when we began
+        require_free(target, option)  # it may have been filled meanwhile
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def require_free(target: Path, option: str) -> None:
-    """InputError unless ``target`` is absent, or an empty folder."""
+    """InputError unless ``target`` does not exist, or is an empty folder."""
     if not target.exists() and not target.is_symlink():
         return
     if not target.is_dir():
-        raise InputError(f"{option} {target}: is a file; give a folder that is new or empty")
+        raise InputError(f"{option} {target}: is a file; give a new or empty folder")
     if any(target.iterdir()):
         raise InputError(
-            f"{option} {target}: is not empty, and nothing in it will be written over; give "
-            "another folder, or empty this one first"
+            f"{option} {target}: is not empty, and existing files are never overwritten; give "
+            "another folder, or empty this one"
         )
 
 
 def safe_names(classes: Sequence[str]) -> tuple[str, ...]:
-    """A folder name for each class: letters, digits, dot, underscore and hyphen, none twice.
+    """A unique folder name per class: letters, digits, dot, underscore and hyphen.
 
-    Names that differ in case only count as the same: some file systems cannot hold both.
+    Unique regardless of case, which some file systems ignore.
     """
-    names = []
-    for label, name in enumerate(classes):
-        plain = (
-            re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:LONGEST_NAME].strip(".-") or f"class-{label}"
-        )
-        names.append(plain)
+    names = [
+        re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:LONGEST_NAME].strip(".-") or f"class-{label}"
+        for label, name in enumerate(classes)
+    ]
     count = Counter(name.lower() for name in names)
     for label, name in enumerate(names):
         if count[name.lower()] > 1:
@@ -94,22 +91,28 @@ def safe_names(classes: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def save_png(path: Path, pixels: NDArray[np.uint8], metadata: Mapping[str, str]) -> None:
+    """Write ``pixels`` uint8 `[H, W, C]`, C 1 or 3, with ``metadata`` as text chunks."""
+    info = PngInfo()
+    for name, value in metadata.items():
+        info.add_text(name, value)
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path, pnginfo=info)
+
+
 class LabelledFolder:
-    """Writes images and their rows; ``close`` writes what is known of all of them."""
+    """Writes images and their rows of ``manifest.csv``; ``close`` writes ``manifest.json``."""
 
     def __init__(self, folder: Path, classes: Sequence[str], facts: Mapping[str, str]) -> None:
-        """``facts`` are the same for all images, and stand in the metadata of each."""
+        """``facts``: metadata that all images share."""
         self.folder, self.classes, self.facts = folder, classes, dict(facts)
         self.names = safe_names(classes)
         self.counts = [0] * len(classes)
-        with self._rows("w") as rows:
-            rows.writerow(COLUMNS)
+        self._append([COLUMNS])
 
-    @contextlib.contextmanager
-    def _rows(self, mode: str) -> Iterator[Any]:
+    def _append(self, rows: Iterable[Sequence[object]]) -> None:
         path = self.folder / MANIFEST_CSV
-        with path.open(mode, encoding="utf-8", newline="") as file:
-            yield csv.writer(file, lineterminator="\n")
+        with path.open("a", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
 
     def add(
         self,
@@ -118,35 +121,24 @@ class LabelledFolder:
         indices: Sequence[int],
         seeds: Sequence[Mapping[str, Any]],
     ) -> None:
-        """``images`` uint8 `[M, H, W, C]`, C 1 or 3; ``seeds``: what each one's noise is of."""
-        with self._rows("a") as rows:
-            for pixels, label, index, seed in zip(images, labels, indices, seeds, strict=True):
-                name = f"{self.names[label]}/{index:06d}.png"
-                path = self.folder / name
-                path.parent.mkdir(exist_ok=True)
-                own = {"class": self.classes[label], "index": str(index), "seed": json.dumps(seed)}
-                picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-                picture.save(path, pnginfo=png_text({**self.facts, **own}))
-                keys = [self.facts[key] for key in ("denoiser", "guide", "setting")]
-                rows.writerow([name, label, self.classes[label], index, own["seed"], *keys])
-                self.counts[label] += 1
+        """``images`` uint8 `[M, H, W, C]`, C 1 or 3; ``seeds``: the parts of each image's seed."""
+        keys, rows = [self.facts[key] for key in COLUMNS[5:]], []
+        for pixels, label, index, parts in zip(images, labels, indices, seeds, strict=True):
+            name, seed = f"{self.names[label]}/{index:06d}.png", json.dumps(parts)
+            (self.folder / name).parent.mkdir(exist_ok=True)
+            own = {"class": self.classes[label], "index": str(index), "seed": seed}
+            save_png(self.folder / name, pixels, {**self.facts, **own})
+            rows.append([name, label, self.classes[label], index, seed, *keys])
+            self.counts[label] += 1
+        self._append(rows)
 
     def close(self, facts: Mapping[str, Any]) -> None:
-        """``manifest.json``: ``facts``, the classes with their folders, and how many images."""
+        """Write ``manifest.json``: ``facts``, the classes with their folders and counts."""
+        columns = zip(self.classes, self.names, self.counts, strict=True)
         classes = [
             {"label": label, "class": name, "folder": folder, "images": count}
-            for label, (name, folder, count) in enumerate(
-                zip(self.classes, self.names, self.counts, strict=True)
-            )
+            for label, (name, folder, count) in enumerate(columns)
         ]
         whole = {**facts, "images": sum(self.counts), "classes": classes}
         text = json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False)
         (self.folder / MANIFEST_JSON).write_text(text + "\n", encoding="utf-8")
-
-
-def png_text(facts: Mapping[str, str]) -> PngInfo:
-    """Text chunks of a PNG file, by name."""
-    info = PngInfo()
-    for name, value in facts.items():
-        info.add_text(name, value)
-    return info
