@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from pydantic import ValidationError
@@ -139,35 +139,46 @@ def _small_json(path: Path) -> dict[str, Any]:
     return loaded
 
 
+class SamplingOptions(TypedDict, total=False):
+    """The keyword-only arguments of ``two_stage``."""
+
+    arm: SampledArm | None
+    """Default: ``disturb`` with a setting, else ``roundtrip``. ``generate`` is stage 1 alone,
+    ``perturb`` a random direction as strong as the guidance."""
+    first: int
+    """Index of the first image, default 0."""
+    sampling: SamplingConfig | None
+    """Stage 1 and the timestep grid, default the denoiser's. ``classifier_scale`` needs a guide."""
+    device: str
+    """Where the models are, default "cpu"."""
+
+
 def two_stage(
     denoiser: Denoiser,
     guide: Guide | None,
     labels: Sequence[int | str],
     setting: GuidanceSetting | Mapping[str, Any] | None = None,
     seed: int = 0,
-    *,
-    arm: SampledArm | None = None,
-    first: int = 0,
-    sampling: SamplingConfig | None = None,
-    device: str = "cpu",
+    **options: Unpack[SamplingOptions],
 ) -> torch.Tensor:
-    """Images float32 `[M, C, H, W]` in [-1, 1] of ``labels``: from noise, encoded, and decoded
+    """Sample images float32 `[M, C, H, W]` in [-1, 1] of ``labels``: generate, encode, and decode
     under measurement guidance.
 
-    ``labels`` are numbers or names of ``denoiser.classes``. ``setting`` has the keys of a study's
-    ``setting`` (``measurement``, ``uncertainty_scale``, ...); None is the round trip without
-    guidance. Image m has index ``first`` + m, and is a function of models, label, setting,
-    ``sampling``, ``seed`` and that index, up to the round-off of other batches: with the study's
-    own seed it is the study's own image of that index, where the labels agree. ``arm`` (default:
-    ``disturb`` with a setting, else ``roundtrip``) may also be ``generate``, stage 1 alone, or
-    ``perturb``, a random push as strong as the guidance. ``sampling`` (default: the denoiser's)
-    holds stage 1 and the grid; with a ``classifier_scale`` it needs a guide.
+    ``labels``: numbers or names of ``denoiser.classes``. ``setting``: keys of a study's
+    ``setting`` (``measurement``, ``uncertainty_scale``, ...); None: round trip without guidance.
+    ``options``: ``arm``, ``first``, ``sampling``, ``device`` (``SamplingOptions``).
+
+    Image m has index ``first`` + m. It is a function of models, label, setting, ``sampling``,
+    ``seed`` and index, up to the round-off of other batches; with the study's seed and labels it
+    is the study's own image.
 
     Raises InputError for labels, settings and models that do not fit, and
-    ``diffusion.pipeline.NonFiniteSample`` where the guidance is too strong.
+    ``diffusion.pipeline.NonFiniteSample`` if the guidance is too strong.
     """
-    arm = arm or ("roundtrip" if setting is None else "disturb")
-    config = denoiser.sampling if sampling is None else sampling
+    if unknown := sorted(options.keys() - SamplingOptions.__annotations__):
+        raise TypeError(f"two_stage() got an unexpected keyword argument {unknown[0]!r}")
+    arm = options.get("arm") or ("roundtrip" if setting is None else "disturb")
+    config, first = options.get("sampling") or denoiser.sampling, options.get("first", 0)
     known, numbers = _setting(setting), _labels(labels, denoiser.classes)
     _require_fit(arm, denoiser, guide, known, config)
     if seed < 0 or first < 0:
@@ -175,7 +186,7 @@ def two_stage(
     trained = TrainedDenoiser(
         denoiser.network, denoiser.config, denoiser.schedule, len(denoiser.classes), denoiser.shape
     )
-    execution = Execution(device, compile="never")
+    execution = Execution(options.get("device", "cpu"), compile="never")
     sampler = Sampler(trained, guide.network if guide else None, config, execution, seed=seed)
     indices = range(first, first + len(numbers))
     made = sampler.make(arm, torch.tensor(numbers, dtype=torch.int64), indices, known)

@@ -105,9 +105,9 @@ class FinishedStudy:
         found = [j for j in self.plan.jobs.values() if (j.kind, j.dataset) == (kind, dataset)]
         return [job for job in found if arm is None or job.arm == arm]
 
-    def records(self, kind: str, dataset: str, arm: str | None = None) -> list[Record]:
+    def records(self, kind: str, dataset: str) -> list[Record]:
         """The records of those jobs that are done."""
-        jobs = self.jobs(kind, dataset, arm)
+        jobs = self.jobs(kind, dataset)
         return [self.record(job) for job in jobs if self.store.is_done(kind, job.key)]
 
     def record(self, job: Job) -> Record:

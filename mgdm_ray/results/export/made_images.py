@@ -1,98 +1,102 @@
-"""Images that the models of a finished study make under any setting, into a folder."""
+"""Labelled images from the models of a finished study, under any setting."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mgdm_ray.config import GUIDED_ARMS, DatasetConfig, InputError, SampledArm
-from mgdm_ray.data.info import DatasetInfo, dataset_info
+from mgdm_ray.data.info import dataset_info
 from mgdm_ray.data.load import load_split
 from mgdm_ray.data.mix import synthetic_labels
 from mgdm_ray.pipeline.limits import refusal
 from mgdm_ray.pipeline.plan import Job
 from mgdm_ray.provenance import git_commit, versions
-from mgdm_ray.results.export.finished import Chosen, FinishedStudy
-from mgdm_ray.results.export.labelled_folder import SYNTHETIC, LabelledFolder
+from mgdm_ray.results.export.finished import FinishedStudy
+from mgdm_ray.results.export.labelled_folder import SYNTHETIC, LabelledFolder, new_folder
 
-if TYPE_CHECKING:
-    from mgdm_ray.diffusion.pipeline import OnBatch, Sampler
-
+Mix = Literal["study", "training", "balanced"]
+OnProgress = Callable[[int, str, int, int], None]
+"""Called after each batch with (images written, stage, images done in it, images of this part)."""
 IMAGES_AT_A_TIME = 512
-"""Held in memory between two writes. As the study's shards, so that batches are cut alike."""
-ABOUT = (
-    "These images are synthetic: they show no patients, but were made by a model that was trained "
-    "on images of patients, and may resemble some of these. They are for research, not for "
-    "diagnosis."
-)
-ABOUT_PHANTOMS = (
-    "These images are synthetic: they show no patients, and were made by a model that was trained "
-    "on images drawn by code. They are for research, not for diagnosis."
-)
+"""Held in memory between two writes; as in the study's jobs, so that batches are cut alike."""
+ABOUT = "These images are synthetic and show no patients. They were made by a model trained on {}"
+ABOUT_REAL = ABOUT.format("images of patients, and may resemble some of these.")
+ABOUT_PHANTOMS = ABOUT.format("images drawn by code.")
+RESEARCH_ONLY = " For research, not for diagnosis."
 
 
 @dataclass(frozen=True)
-class MadeImages:
-    """All that they depend on."""
+class Request:
+    """Which images to make, and how."""
 
-    study: FinishedStudy
-    dataset: DatasetConfig
-    info: DatasetInfo
-    arm: SampledArm
-    chosen: Chosen
-    denoiser: Job
-    guide: Job | None
-    seed: int
-    first: int
+    number: int
+    arm: SampledArm = "disturb"
+    first: int = 0
     """Index of the first image."""
-    labels: NDArray[np.int64]
-    """By index: those before ``first`` too."""
+    seed: int | None = None
+    """None: the study's, which gives the study's own images."""
+    label: str | None = None
+    """Name or number of the only class; None: ``mix``."""
+    mix: Mix = "study"
+    network: str | None = None
+    """Whose setting, if each network had its own search."""
+    changes: Sequence[str] = ()
+    """``key=value``, applied to the study's setting."""
+    device: str | None = None
+    """None: a GPU if there is one."""
+    batch: int | None = None
+    """None: the study's."""
 
-    @staticmethod
-    def of(
-        study: FinishedStudy,
-        dataset: DatasetConfig,
-        arm: SampledArm,
-        chosen: Chosen,
-        labels: NDArray[np.int64],
-        *,
-        first: int,
-        seed: int | None,
-    ) -> MadeImages:
-        """Raises InputError where the study has not finished, or never trains, what they need."""
-        models = [study.model(kind, dataset.name) for kind in ("fit_denoiser", "fit_guide")]
-        needed = arm in GUIDED_ARMS or chosen.sampling.classifier_scale != 0
-        for model, name, wanted in zip(models, ("denoiser", "guide"), (True, needed), strict=True):
-            if wanted and model is None:
-                raise InputError(
-                    f"study {study.config.name} trains no {name} for {dataset.name}, which arm "
-                    f"{arm} with this setting needs: its arms are {', '.join(study.config.arms)}; "
-                    f"add {arm} to them and run it"
-                )
-        denoiser, guide = models
-        assert denoiser is not None
-        seed = study.config.seed if seed is None else seed
-        info = dataset_info(dataset, study.config.data_dir)
-        guide = guide if needed else None
-        return MadeImages(study, dataset, info, arm, chosen, denoiser, guide, seed, first, labels)
 
-    @property
-    def indices(self) -> range:
-        return range(self.first, len(self.labels))
+class MadeImages:
+    """The images of a request. Raises InputError if the study lacks what they need."""
+
+    def __init__(self, study: FinishedStudy, dataset: DatasetConfig, request: Request) -> None:
+        self.study, self.dataset, self.request = study, dataset, request
+        self.info = dataset_info(dataset, study.config.data_dir)
+        self.chosen = study.choose(dataset.name, request.arm, request.network, request.changes)
+        self.seed = study.config.seed if request.seed is None else request.seed
+        guided = request.arm in GUIDED_ARMS or self.chosen.sampling.classifier_scale != 0
+        self.denoiser = self._model("denoiser")
+        self.guide = self._model("guide") if guided else None
+        self.labels = self._labels()
+        """By index, from 0; the images begin at ``request.first``."""
+
+    def _model(self, name: str) -> Job:
+        job = self.study.model(f"fit_{name}", self.dataset.name)
+        if job is None:
+            arm, config = self.request.arm, self.study.config
+            raise InputError(
+                f"study {config.name} trains no {name} for {self.dataset.name}, which arm {arm} "
+                f"needs with this setting: its arms are {', '.join(config.arms)}; add {arm} and "
+                "run it"
+            )
+        return job
+
+    def _labels(self) -> NDArray[np.int64]:
+        from mgdm_ray.results.export.api import label_of
+
+        stop = self.request.first + self.request.number
+        if self.request.label is not None:
+            label = label_of(self.request.label, self.info.classes)
+            return np.full(stop, label, dtype=np.int64)
+        return mixed_labels(self.study, self.dataset, self.request.mix, stop)
 
     def facts(self) -> dict[str, str]:
-        """What stands in the metadata of every image."""
+        """The metadata that all images share."""
         return {
             **SYNTHETIC,
             "generator": f"mgdm-ray {versions()['mgdm-ray']}",
             "study": self.study.config.name,
             "dataset": self.dataset.name,
-            "arm": self.arm,
+            "arm": self.request.arm,
             "setting": json.dumps(self.chosen.values(), sort_keys=True),
             "denoiser": self.denoiser.key,
             "guide": self.guide.key if self.guide else "",
@@ -101,11 +105,12 @@ class MadeImages:
         }
 
     def manifest(self) -> dict[str, Any]:
-        judged, refused = self._judged()
+        judged, refused = self.judged()
+        about = ABOUT_PHANTOMS if self.dataset.phantom else ABOUT_REAL
         return {
             **self.facts(),
             "synthetic": True,
-            "Comment": ABOUT_PHANTOMS if self.dataset.phantom else ABOUT,
+            "Comment": about + RESEARCH_ONLY,
             "versions": versions(),
             "git_commit": git_commit(),
             "size": self.dataset.size,
@@ -115,89 +120,113 @@ class MadeImages:
             "sampling": self.chosen.sampling.model_dump(mode="json"),
             "reference": list(self.study.config.reference),
             "seed": self.seed,
-            "first_index": self.first,
+            "first_index": self.request.first,
             "judged_images_of_the_study": judged,
             "refused_by_the_limits_of_the_study": refused,
         }
 
-    def _judged(self) -> tuple[dict[str, float] | None, str]:
-        """What the study's judge measured of its own images of this arm, and why its limits refuse
-        them; None and "" where it has not, or where several networks have images of their own."""
-        jobs = self.study.jobs("assess", self.dataset.name, self.arm)
+    def judged(self) -> tuple[dict[str, float] | None, str]:
+        """The judge's metrics of the study's own images of this arm, and why its limits refuse
+        them. None and "" if it has none, or one set of images per network."""
+        jobs = self.study.jobs("assess", self.dataset.name, self.request.arm)
         if len(jobs) != 1 or not self.study.store.is_done("assess", jobs[0].key):
             return None, ""
         record = self.study.record(jobs[0])
         return record.metrics, refusal(record, self.study.config.limits)
 
+    def write(self, target: Path, on_progress: OnProgress | None = None) -> None:
+        """Make the images and write them to ``target``, a new or empty folder.
+
+        Raises InputError if the guidance is too strong for the model.
+        """
+        import torch
+
+        from mgdm_ray.data.load import to_uint8
+        from mgdm_ray.diffusion.pipeline import NonFiniteSample, seed_parts
+        from mgdm_ray.diffusion.published_faults import rank_duplicates
+
+        arm, labels = self.request.arm, torch.from_numpy(self.labels)
+        noise: Sequence[int] = range(len(labels))
+        if "rank_seeds" in self.study.config.reference:
+            noise = rank_duplicates(labels)
+        with new_folder(target, "--out") as temporary:
+            folder = LabelledFolder(temporary, self.info.classes, self.facts())
+
+            def on_batch(stage: str, done: int, total: int) -> None:
+                if on_progress:
+                    on_progress(sum(folder.counts), stage, done, total)
+
+            sampler = self._sampler(on_batch)
+            size = sampler.batch_size * max(1, IMAGES_AT_A_TIME // sampler.batch_size)
+            for start in range(self.request.first, len(labels), size):
+                rows = range(start, min(start + size, len(labels)))
+                part = slice(rows.start, rows.stop)
+                try:
+                    images = sampler.make(
+                        arm, labels[part], rows, self.chosen.setting, noise_indices=noise[part]
+                    )
+                except NonFiniteSample as error:
+                    raise InputError(
+                        f"{error}: the guidance is too strong for this model; give smaller "
+                        "scales, e.g. --set uncertainty_scale=0.1"
+                    ) from None
+                seeds = [seed_parts(arm, self.seed, index) for index in rows]
+                folder.add(to_uint8(images), labels[part].tolist(), rows, seeds)
+            folder.close(self.manifest())
+
+    def _sampler(self, on_batch: Callable[[str, int, int], None]) -> Any:
+        from mgdm_ray.diffusion.inference import Execution
+        from mgdm_ray.diffusion.pipeline import Sampler
+        from mgdm_ray.pipeline.tasks.base import Context
+        from mgdm_ray.pipeline.tasks.models import load_denoiser, load_guide
+
+        device = usable_device(self.request.device)
+        context = Context(self.study.store.location, "", {}, device=device)
+        config = self.chosen.sampling
+        if self.request.batch is not None:
+            config = config.model_copy(update={"batch_size": self.request.batch})
+        return Sampler(
+            load_denoiser(context, self.denoiser.key),
+            load_guide(context, self.guide.key) if self.guide else None,
+            config,
+            Execution(device, compile="never"),
+            seed=self.seed,
+            faults=self.study.config.reference,
+            on_batch=on_batch,
+        )
+
 
 def mixed_labels(
-    study: FinishedStudy, dataset: DatasetConfig, num_classes: int, mix: str, count: int
+    study: FinishedStudy, dataset: DatasetConfig, mix: Mix, count: int
 ) -> NDArray[np.int64]:
-    """Labels `[count]` by index, none of which depends on ``count``.
+    """Labels `[count]` by index, which do not depend on ``count``.
 
-    ``study``: those of the study's own images; ``training``: in the shares of the training set;
-    both are one evenly mixed sequence over and over. ``balanced``: one class after the other.
+    ``study``: of the study's own images; ``training``: in the proportions of the training set;
+    both repeat one evenly mixed sequence. ``balanced``: the classes in turn.
     """
+    classes = dataset_info(dataset, study.config.data_dir).num_classes
     if mix == "balanced":
-        return np.arange(count, dtype=np.int64) % num_classes
+        return np.arange(count, dtype=np.int64) % classes
     real = load_split(dataset, "train", study.config.data_dir).labels
-    if mix == "training":
-        return np.resize(synthetic_labels(real, num_classes, 1.0, "proportional"), count)
     wanted = study.config.synthetic
-    own = synthetic_labels(
-        real, num_classes, wanted.largest, wanted.balance, per_class=wanted.per_class
-    )
+    if mix == "training":
+        own = synthetic_labels(real, classes, 1.0, "proportional")
+    else:
+        own = synthetic_labels(
+            real, classes, wanted.largest, wanted.balance, per_class=wanted.per_class
+        )
     return np.resize(own, count)
 
 
-def make_images(
-    wanted: MadeImages,
-    folder: LabelledFolder,
-    device: str,
-    batch: int | None,
-    on_stage: OnBatch | None = None,
-) -> None:
-    """Make them and write them, a part at a time. Raises NonFiniteSample."""
+def usable_device(given: str | None) -> str:
+    """``given`` if torch can use it, else InputError; None: a GPU if there is one."""
     import torch
 
-    from mgdm_ray.data.load import to_uint8
-    from mgdm_ray.diffusion.pipeline import seed_parts
-    from mgdm_ray.diffusion.published_faults import rank_duplicates
-
-    sampler = _sampler(wanted, device, batch, on_stage)
-    labels, arm = torch.from_numpy(wanted.labels), wanted.arm
-    noise: Sequence[int] = range(len(labels))
-    if "rank_seeds" in wanted.study.config.reference:
-        noise = rank_duplicates(labels)
-    size = max(sampler.batch_size, IMAGES_AT_A_TIME // sampler.batch_size * sampler.batch_size)
-    for start in range(wanted.first, len(labels), size):
-        rows = range(start, min(start + size, len(labels)))
-        part = slice(rows.start, rows.stop)
-        images = sampler.make(
-            arm, labels[part], rows, wanted.chosen.setting, noise_indices=noise[part]
-        )
-        seeds = [seed_parts(arm, wanted.seed, index) for index in rows]
-        folder.add(to_uint8(images), labels[part].tolist(), rows, seeds)
-
-
-def _sampler(
-    wanted: MadeImages, device: str, batch: int | None, on_stage: OnBatch | None
-) -> Sampler:
-    from mgdm_ray.diffusion.inference import Execution
-    from mgdm_ray.diffusion.pipeline import Sampler
-    from mgdm_ray.pipeline.tasks.base import Context
-    from mgdm_ray.pipeline.tasks.models import load_denoiser, load_guide
-
-    context = Context(wanted.study.store.location, "", {}, device=device)
-    config = wanted.chosen.sampling
-    if batch is not None:
-        config = config.model_copy(update={"batch_size": batch})
-    return Sampler(
-        load_denoiser(context, wanted.denoiser.key),
-        load_guide(context, wanted.guide.key) if wanted.guide else None,
-        config,
-        Execution(device, compile="never"),
-        seed=wanted.seed,
-        faults=wanted.study.config.reference,
-        on_batch=on_stage,
-    )
+    if given is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=torch.device(given))
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"--device {given}: not available ({reason}); use cpu") from None
+    return given

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ SETTING = {"measurement": "entropy", "uncertainty_scale": 0.1}
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    return finished_study(tmp_path_factory)
+def finished() -> Finished:
+    return finished_study()
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_the_package_alone_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    with pytest.raises(AttributeError, match="no attribute 'two_stages'"):
+    with pytest.raises(AttributeError, match="two_stages"):
         mgdm_ray.two_stages  # noqa: B018
 
 
@@ -130,29 +131,30 @@ def test_saved_images_are_marked(tmp_path: Path) -> None:
         picture = Image.open(path)
         np.testing.assert_array_equal(np.array(picture), pixels)
         assert picture.text["synthetic"] == "true"  # type: ignore[attr-defined]
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match=r"000000\.png"):
         mgdm_ray.save_images(images, tmp_path / "new" / "folder")
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "named"),
     [
-        ({"labels": ["benine"]}, "did you mean 'benign'"),
+        ({"labels": ["benine"]}, "'benine'.*'benign'"),
         ({"labels": [2]}, "0 'benign', 1 'malignant'"),
-        ({"labels": [-1]}, "label -1"),
-        ({"labels": []}, "one label per image"),
-        ({"labels": "benign"}, "one label per image"),
-        ({"setting": {"uncertainty": 1}}, "unknown key 'uncertainty'"),
-        ({"setting": {"uncertainty_scale": -1}}, "setting.uncertainty_scale.*got -1"),
-        ({"setting": {"measurement": "entropie"}}, "unknown measurement"),
+        ({"labels": [-1]}, "-1"),
+        ({"labels": []}, r"\[\]"),
+        ({"labels": "benign"}, "'benign'"),
+        ({"setting": {"uncertainty": 1}}, "'uncertainty'.*'uncertainty_scale'"),
+        ({"setting": {"uncertainty_scale": -1}}, r"setting\.uncertainty_scale.*-1"),
+        ({"setting": {"measurement": "entropie"}}, "'entropie'.*'entropy'"),
         ({"guide": None}, "load_guide"),
-        ({"arm": "duplicate"}, "none of generate"),
-        ({"arm": "generate"}, "give no setting"),
-        ({"arm": "perturb", "setting": None}, "needs a setting"),
-        ({"seed": -1}, "must not be negative"),
+        ({"arm": "duplicate"}, "'duplicate'.*generate"),
+        ({"arm": "generate"}, "'generate'"),
+        ({"arm": "perturb", "setting": None}, "'perturb'"),
+        ({"seed": -1}, "-1"),
+        ({"first": -2}, "-2"),
     ],
 )
-def test_mistakes_are_told(exported: Path, change: dict[str, Any], words: str) -> None:
+def test_wrong_arguments_are_named(exported: Path, change: dict[str, Any], named: str) -> None:
     """Would catch a traceback from inside torch, or images of another class or setting."""
     given = {
         "denoiser": mgdm_ray.load_denoiser(exported),
@@ -161,8 +163,15 @@ def test_mistakes_are_told(exported: Path, change: dict[str, Any], words: str) -
         "setting": SETTING,
         **change,
     }
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=named):
         mgdm_ray.two_stage(**given)
+
+
+def test_a_misspelt_option_is_refused(exported: Path) -> None:
+    """Would catch an option that is silently ignored."""
+    denoiser = mgdm_ray.load_denoiser(exported)
+    with pytest.raises(TypeError, match="frist"):
+        mgdm_ray.two_stage(denoiser, None, [0], frist=2)  # type: ignore[call-arg]
 
 
 def rewrite(path: Path, **changes: Any) -> None:
@@ -175,35 +184,30 @@ def spoil_tensors(path: Path) -> None:
     save_file({**tensors, first: torch.zeros(3)}, path)
 
 
-SPOILED = {
-    "no weights": (lambda f: (f / "denoiser.safetensors").unlink(), "cannot be read"),
-    "cut short": (
-        lambda f: (f / "denoiser.safetensors").write_bytes(b"\x08\0\0\0"),
-        "another checksum",
-    ),
-    "other weights": (lambda f: spoil_tensors(f / "denoiser.safetensors"), "another checksum"),
-    "no description": (lambda f: (f / "config.json").unlink(), "neither a folder that"),
-    "torn": (lambda f: (f / "config.json").write_text('{"format": '), "cannot be read"),
-    "no mapping": (lambda f: (f / "config.json").write_text("[]"), "config.json"),
-    "deep": (lambda f: (f / "config.json").write_text("[" * 100_000), "cannot be read"),
-    "huge": (lambda f: (f / "config.json").write_text(" " * 2_000_000), "larger than"),
-    "binary": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\0"), "cannot be read"),
-    "another format": (lambda f: rewrite(f / "config.json", format="x"), "format"),
-    "unknown key": (lambda f: rewrite(f / "config.json", run="rm"), "run"),
-    "another size": (lambda f: rewrite(f / "config.json", channels=3), "not of one model"),
-    "more classes": (
-        lambda f: rewrite(f / "config.json", classes=["a", "b", "c"]),
-        "not of one model",
-    ),
+CONFIG, WEIGHTS = "config.json", "denoiser.safetensors"
+SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no weights": (lambda f: (f / WEIGHTS).unlink(), WEIGHTS),
+    "cut short": (lambda f: (f / WEIGHTS).write_bytes(b"\x08\0\0\0"), WEIGHTS),
+    "other weights": (lambda f: spoil_tensors(f / WEIGHTS), WEIGHTS),
+    "no description": (lambda f: (f / CONFIG).unlink(), r"mgdm_ray\.sample"),
+    "torn": (lambda f: (f / CONFIG).write_text('{"format": '), CONFIG),
+    "no mapping": (lambda f: (f / CONFIG).write_text("[]"), CONFIG),
+    "deep": (lambda f: (f / CONFIG).write_text("[" * 100_000), CONFIG),
+    "huge": (lambda f: (f / CONFIG).write_text(" " * 2_000_000), "1000000 bytes"),
+    "binary": (lambda f: (f / CONFIG).write_bytes(b"\xff\xfe\0"), CONFIG),
+    "another format": (lambda f: rewrite(f / CONFIG, format="x"), "format"),
+    "unknown key": (lambda f: rewrite(f / CONFIG, run="rm"), "run"),
+    "another size": (lambda f: rewrite(f / CONFIG, channels=3), WEIGHTS),
+    "more classes": (lambda f: rewrite(f / CONFIG, classes=["a", "b", "c"]), WEIGHTS),
 }
 
 
 @pytest.mark.parametrize("name", SPOILED)
-def test_damaged_folders_are_told(models: Path, name: str) -> None:
+def test_damaged_folders_are_refused(models: Path, name: str) -> None:
     """Would catch a traceback, or a model that is loaded all the same."""
-    spoil, words = SPOILED[name]
-    spoil(models)  # type: ignore[no-untyped-call]
-    with pytest.raises(InputError, match=words):
+    spoil, named = SPOILED[name]
+    spoil(models)
+    with pytest.raises(InputError, match=named):
         mgdm_ray.load_denoiser(models)
 
 
@@ -218,21 +222,21 @@ def test_a_description_that_asks_for_too_much(models: Path) -> None:
     ):
         wrong = {**config["denoiser"], "config": {**config["denoiser"]["config"], "unet": unet}}
         rewrite(models / "config.json", denoiser=wrong)
-        with pytest.raises(InputError, match=r"not to be believed|at most|not of one model"):
+        with pytest.raises(InputError, match="models"):
             mgdm_ray.load_denoiser(models)
 
 
-def test_what_is_no_model_is_told(finished: Finished, tmp_path: Path) -> None:
-    """Would catch a guide taken for a denoiser, and the advice missing."""
-    with pytest.raises(InputError, match="kind 'fit_guide'; give one of kind 'fit_denoiser'"):
+def test_what_is_no_model_is_refused(finished: Finished, tmp_path: Path) -> None:
+    """Would catch a guide taken for a denoiser, and a broken artefact that is loaded."""
+    with pytest.raises(InputError, match=r"'fit_guide'.*'fit_denoiser'"):
         mgdm_ray.load_denoiser(finished.folder("fit_guide"))
     with pytest.raises(InputError, match=r"mgdm_ray\.sample"):
         mgdm_ray.load_guide(tmp_path)
     folder = Path(shutil.copytree(finished.folder("fit_denoiser"), tmp_path / "artefact"))
     weights = folder / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-5])
-    with pytest.raises(InputError, match="cannot be read as safetensors"):
+    with pytest.raises(InputError, match=r"weights\.safetensors"):
         mgdm_ray.load_denoiser(folder)
     rewrite(folder / "model.json", num_classes="many")
-    with pytest.raises(InputError, match="not described as it should be"):
+    with pytest.raises(InputError, match="artefact"):
         mgdm_ray.load_denoiser(folder)
