@@ -42,7 +42,7 @@ def problems(path: Path) -> list[str]:
         known = ", ".join(RULES)
         return [f"no rules for a file of this name; known: {known}"]
     if not path.is_file():
-        return ["is missing"]
+        return ["no such file"]
     return [problem for rule in RULES[path.name][1] for problem in rule(path)]
 
 

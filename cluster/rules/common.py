@@ -1,4 +1,4 @@
-"""What holds for every launch file: its header, versions of one place, no secret, no open port."""
+"""Rules for every launch file: header, versions of constraints.txt, no secret, no open port."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 HEADER_LINES = 8
 HEADER_WORDS = ("Cost:", "Edit:", "Start", "Submit", "Dashboard", "MLflow", "Stop")
-"""What the comment at the top of a launch file must speak of; capitals do not matter."""
+"""What the comment at the top of a launch file must contain, in any case."""
 
 _PIN = re.compile(r"(?<![\w.-])([A-Za-z][\w.-]*)==([\w.]+)")
 _NAMED = (
@@ -55,11 +55,11 @@ def check_header(path: Path) -> Iterator[str]:
             break
         header.append(line)
     if len(header) < HEADER_LINES:
-        yield f"line 1: {len(header)} lines of comment at the top; {HEADER_LINES} are needed"
+        yield f"line 1: {len(header)} lines of comment at the top; at least {HEADER_LINES} needed"
     text = "\n".join(header).lower()
     for word in HEADER_WORDS:
         if word.lower() not in text:
-            yield f"line 1: the comment at the top does not say {word.rstrip(':')!r}"
+            yield f"line 1: the comment at the top does not contain {word.rstrip(':')!r}"
     if "mgdm_ray.study" not in text and path.name != "Dockerfile":
         yield "line 1: the comment at the top does not show the study's command"
 
@@ -69,12 +69,12 @@ def check_contents(path: Path) -> Iterator[str]:
     yield from _check_versions(text)
     for number, line in enumerate(text.splitlines(), 1):
         if "0.0.0.0" in line or "[::]" in line:
-            yield f"line {number}: names all addresses of a machine; 127.0.0.1 or a private one"
+            yield f"line {number}: listens on all addresses; use 127.0.0.1 or a private address"
         for match in _SECRET.finditer(line):
             if not _REFERENCE.match(match["value"]):
-                yield f"line {number}: {match[1]} looks like a secret; name the file that holds it"
+                yield f"line {number}: {match[1]} looks like a secret; name a file instead"
         if _LONG.search(line):
-            yield f"line {number}: looks like a key or token; secrets belong in cluster/secrets/"
+            yield f"line {number}: looks like a key or token; put secrets into cluster/secrets/"
 
 
 def _check_versions(text: str) -> Iterator[str]:

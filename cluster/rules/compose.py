@@ -1,4 +1,4 @@
-"""A file of the Compose specification: valid, closed to others, secrets in files."""
+"""Rules for Compose files: valid, not reachable by others, secrets in files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check(path: Path) -> Iterator[str]:
     for match in _VARIABLE.finditer(text):
         if match[2] is None:
             number = text[: match.start()].count("\n") + 1
-            yield f"line {number}: {match[0]} may be empty; ${{{match[1]}:?what to do}} refuses"
+            yield f"line {number}: {match[0]} may be empty; use ${{{match[1]}:?what to do}}"
     try:
         # As compose itself does, before it reads the file.
         parsed = yaml.safe_load(_VARIABLE.sub("1000", text))
@@ -42,7 +42,7 @@ def _merged(value: Any) -> Any:
 
 
 def _check_names(service: dict[str, Any], parsed: dict[str, Any]) -> Iterator[str]:
-    """Whether what a service names is there; the parser looks at some of these only."""
+    """Undefined references of a service; the parser checks only some of them."""
     volumes = [str(volume).partition(":")[0] for volume in service.get("volumes", [])]
     named = {
         "services": list(service.get("depends_on", [])),
@@ -54,20 +54,20 @@ def _check_names(service: dict[str, Any], parsed: dict[str, Any]) -> Iterator[st
         known = parsed.get(key, {})
         for name in names:
             if name not in known:
-                yield f"names {name!r}, which is not among the {key}: {', '.join(known)}"
+                yield f"unknown {name!r} in {key}; known: {', '.join(known)}"
 
 
 def _check_service(service: dict[str, Any]) -> Iterator[str]:
     for port in service.get("ports", []):
         address = port.get("host_ip") if isinstance(port, dict) else str(port).rpartition(":")[0]
         if not (address or "").startswith("127.0.0.1"):
-            yield f"ports: {port} is published to others; 127.0.0.1:PORT:PORT"
+            yield f"ports: {port} is published to others; use 127.0.0.1:PORT:PORT"
     if service.get("network_mode") == "host":
         yield "network_mode: host listens on this machine's addresses"
     if service.get("privileged"):
-        yield "privileged: may do anything to this machine"
+        yield "privileged: has full control of this machine"
     if "docker.sock" in str(service.get("volumes", "")):
-        yield "volumes: whoever has docker's socket has this machine"
+        yield "volumes: docker's socket gives full control of this machine"
     if "ray start" in _words(service.get("command")):
         environment = service.get("environment", {})
         if environment.get("RAY_AUTH_MODE") != "token":

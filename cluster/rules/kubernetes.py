@@ -1,4 +1,4 @@
-"""Files that ``kubectl`` reads: Kubernetes' own schemas, KubeRay's fields, nothing exposed."""
+"""Rules for files of ``kubectl``: Kubernetes' schemas, KubeRay's fields, nothing exposed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check(path: Path) -> Iterator[str]:
     try:
         documents = [d for d in yaml.safe_load_all(path.read_text(encoding="utf-8")) if d]
     except yaml.YAMLError as error:
-        yield f"is no YAML: {error}"
+        yield f"not valid YAML: {error}"
         return
     clusters = []
     for number, document in enumerate(documents):
@@ -37,12 +37,13 @@ def check(path: Path) -> Iterator[str]:
     for document in documents:
         selected = (document.get("spec") or {}).get("clusterSelector", {}).get("ray.io/cluster")
         if selected and selected not in clusters:
-            yield f"RayJob: clusterSelector names {selected!r}; here are: {', '.join(clusters)}"
+            known = ", ".join(clusters)
+            yield f"RayJob: unknown cluster {selected!r} in clusterSelector; known: {known}"
     policies = [d for d in documents if d.get("kind") == "NetworkPolicy"]
     guarded = [p["spec"]["podSelector"].get("matchLabels", {}) for p in policies]
     for name in clusters:
         if {"ray.io/cluster": name} not in guarded:
-            yield f"RayCluster {name}: no NetworkPolicy says who may reach its pods"
+            yield f"RayCluster {name}: no NetworkPolicy restricts access to its pods"
 
 
 def _check_ray(document: dict[str, Any]) -> Iterator[str]:
@@ -58,11 +59,11 @@ def _check_ray(document: dict[str, Any]) -> Iterator[str]:
     if cluster.get("authOptions", {}).get("mode") != "token":
         yield "$.spec.authOptions.mode: must be token"
     if "rayVersion" not in cluster:
-        yield "$.spec.rayVersion: is needed for token authentication"
+        yield "$.spec.rayVersion: required for token authentication"
     if cluster.get("enableInTreeAutoscaling"):
         names = [group["groupName"] for group in cluster.get("workerGroupSpecs", [])]
         if len(set(names)) < len(names):
-            yield "$.spec.workerGroupSpecs: two groups of one name"
+            yield "$.spec.workerGroupSpecs: two groups have the same name"
     for where, group in _groups(cluster):
         yield from (f"{where}: {problem}" for problem in _check_group(group))
 
@@ -92,7 +93,7 @@ def _check_group(group: dict[str, Any]) -> Iterator[str]:
     for container in pod["spec"]["containers"]:
         limits = container.get("resources", {}).get("limits", {})
         if "memory" not in limits:
-            yield f"container {container['name']}: no limit of memory; Ray takes it for its own"
+            yield f"container {container['name']}: no memory limit; Ray needs it to know its memory"
 
 
 def _against_kubernetes(document: dict[str, Any]) -> Iterator[str]:
@@ -112,7 +113,7 @@ def _check_exposure(document: dict[str, Any]) -> Iterator[str]:
     if kind in ("Ingress", "Gateway", "HTTPRoute"):
         yield "opens the cluster to others; use kubectl port-forward"
     if kind == "Secret":
-        yield "a secret in a committed file; make it with kubectl"
+        yield "a secret in a committed file; create it with kubectl"
     if kind == "Service" and spec.get("type", "ClusterIP") != "ClusterIP":
         yield f"type {spec['type']} opens the cluster to others; use kubectl port-forward"
     cluster = spec if kind == "RayCluster" else spec.get("rayClusterSpec", {})
@@ -121,7 +122,7 @@ def _check_exposure(document: dict[str, Any]) -> Iterator[str]:
     if {head.get("serviceType", "ClusterIP"), service} != {"ClusterIP"} or head.get(
         "enableIngress"
     ):
-        yield "headGroupSpec opens the cluster to others; serviceType ClusterIP, no ingress"
+        yield "headGroupSpec opens the cluster to others; use serviceType ClusterIP without ingress"
     for _, group in _groups(cluster) if head else ():
         pod = group["template"]["spec"]
         ports = [p for c in pod["containers"] for p in c.get("ports", [])]

@@ -1,4 +1,4 @@
-"""Files that ``ray up`` reads, and the command lines that start a node."""
+"""Rules for files of ``ray up`` and for commands that start a node."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _INSTANCES = Path(__file__).resolve().parent.parent / "instances.yaml"
 
 
 def instances() -> dict[str, dict[str, dict[str, Any]]]:
-    """Provider to machine type to what it has."""
+    """Provider -> machine type -> its GPUs, cores and memory."""
     loaded: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(
         _INSTANCES.read_text(encoding="utf-8")
     )
@@ -27,7 +27,7 @@ def check(path: Path) -> Iterator[str]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        yield f"is no YAML: {error}"
+        yield f"not valid YAML: {error}"
         return
     wrong = list(_ray_says(config))
     if wrong:
@@ -37,33 +37,33 @@ def check(path: Path) -> Iterator[str]:
     yield from _check_start(config)
     yield from _check_network(config)
     if config.get("idle_timeout_minutes") is None:
-        yield "idle_timeout_minutes: is missing; idle nodes would cost on"
+        yield "idle_timeout_minutes: missing; idle nodes would keep costing"
     if config.get("file_mounts", {}).get(TOKEN_PATH) != TOKEN_FILE:
         yield f"file_mounts: {TOKEN_PATH} must come from {TOKEN_FILE}, for every node"
     if "secrets" not in config.get("rsync_exclude", []):
-        yield "rsync_exclude: must name `secrets`, or all of cluster/secrets is copied to all nodes"
+        yield "rsync_exclude: must contain `secrets`, else cluster/secrets is copied to all nodes"
 
 
 def check_script(path: Path) -> Iterator[str]:
-    """A shell script that starts Ray itself: its token, and where the dashboard listens."""
+    """A shell script that starts Ray: its token, and where the dashboard listens."""
     text = path.read_text(encoding="utf-8")
     commands = re.sub(r"\\\n", " ", text)
     starts = list(re.finditer(r"^(?!#).*\bray start\b.*$", commands, re.MULTILINE))
     if not starts:
-        yield "starts no Ray"
+        yield "does not start Ray"
     for start in starts:
         before = commands[: start.start()]
         yield from _check_command("ray start", start[0], exported=before)
 
 
 def _ray_says(config: Any) -> Iterator[str]:
-    """What Ray's own validator finds."""
+    """The errors of Ray's own validator."""
     from click import ClickException
     from jsonschema import ValidationError
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     if not isinstance(config, dict):
-        yield f"holds {type(config).__name__} instead of keys"
+        yield f"contains {type(config).__name__}, not a mapping"
         return
     try:
         validate_config(prepare_config(config))
@@ -90,7 +90,7 @@ def _check_types(config: dict[str, Any]) -> Iterator[str]:
         if offered.get("CPU", 0) > facts["cpus"]:
             yield f"{where}.resources.CPU: {offered['CPU']}, but {machine} has {facts['cpus']}"
         if name == head and facts["gpus"]:
-            yield f"{where}: the head is up all the time, and would not use the GPU of {machine}"
+            yield f"{where}: the head runs all the time and would not use the GPU of {machine}"
         if name != head and facts["gpus"] != offered.get("GPU", 0):
             offers = offered.get("GPU", 0)
             yield f"{where}.resources.GPU: {offers}, but {machine} has {facts['gpus']}"
@@ -100,7 +100,7 @@ def _check_start(config: dict[str, Any]) -> Iterator[str]:
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
         starts = [c for c in config.get(key, []) if "ray start" in c]
         if not starts:
-            yield f"{key}: starts no Ray; Ray's default does so without a token"
+            yield f"{key}: does not start Ray; Ray's default starts it without a token"
         for command in starts:
             yield from _check_command(key, command, exported=command)
 

@@ -1,4 +1,4 @@
-"""What other linters say: shellcheck and hadolint, both from PyPI."""
+"""Other linters: shellcheck and hadolint, both from PyPI."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 def check_shell(path: Path) -> Iterator[str]:
     text = path.read_text(encoding="utf-8")
     if "\nset -euo pipefail\n" not in text:
-        yield "no `set -euo pipefail`: goes on after a command that failed"
+        yield "no `set -euo pipefail`: continues after a failed command"
     yield from _run("shellcheck", "--format=gcc", str(path))
 
 
@@ -21,7 +21,7 @@ def check_dockerfile(path: Path) -> Iterator[str]:
     text = path.read_text(encoding="utf-8")
     users = re.findall(r"^USER +(\S+)", text, re.MULTILINE)
     if not users or users[-1] in ("root", "0"):
-        yield "USER: the last one must be someone else than root"
+        yield "USER: the last one must not be root"
     if "-c constraints.txt" not in text:
         yield "packages are installed without `-c constraints.txt`"
     yield from _run("hadolint", "--no-color", "--format=gnu", str(path))

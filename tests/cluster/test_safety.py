@@ -142,7 +142,7 @@ def test_dockerfile_is_not_root() -> None:
         ("docker-compose.yaml", "file: secrets/ray_token", "file: /tmp/ray_token", "never commit"),
         ("docker-compose.yaml", "    restart: unless", "    privileged: true\n    restart: unless",
          "privileged"),
-        ("Dockerfile", "USER ${UID}", "USER root", "someone else than root"),
+        ("Dockerfile", "USER ${UID}", "USER root", "USER: "),
         ("mlflow.sh", "port=${MGDM_MLFLOW_PORT:-5000}", "port=5000\npassword=hunter2", "secret"),
     ],
 )  # fmt: skip
