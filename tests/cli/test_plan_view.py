@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import pytest
 
 from mgdm_ray import environment
 from mgdm_ray.cli import plan_view
-from mgdm_ray.cli.plan_view import BETWEEN_S, START_UP_S, PlanEstimate
+from mgdm_ray.cli.plan_estimate import BETWEEN_S, START_UP_S, PlanEstimate
 from mgdm_ray.config import ARMS, NETWORKS, StudyConfig
 from mgdm_ray.pipeline.cost_model import manifests_in
 from mgdm_ray.pipeline.plan import Job, Plan, make_plan
@@ -105,10 +106,10 @@ def test_what_is_shared() -> None:
     ):
         assert part in text
     assert "latents of 3 trials" in text
-    assert "17 jobs would be 34" in text
+    assert re.search(r"\b17 jobs\b.*\b34$", text)
     again = {**TINY, "search": {**TINY["search"], "confirm": {}}}
-    assert "18 jobs would be 35" in plan_view.sharing(plan_of(again)[1])  # it serves no cell
-    assert "nothing" in plan_view.sharing(plan_of({**TINY, "arms": ["real"]})[1])
+    assert plan_view.sharing(plan_of(again)[1]).endswith("18 jobs would be 35")  # serves no cell
+    assert "would be" not in plan_view.sharing(plan_of({**TINY, "arms": ["real"]})[1])
 
 
 def test_what_failed_is_said_and_left_out(
@@ -122,7 +123,6 @@ def test_what_failed_is_said_and_left_out(
     plan_view.show(shown)
     out = capsys.readouterr().out
     assert f"{job.label}: RuntimeError: the disk was full" in out
-    assert "are not tried again" in out
     assert "--retry-failed" in out
     assert job.key in plan_estimate(tmp_path, TINY, (lost,), retry_failed=True).todo
 
@@ -134,11 +134,9 @@ def test_what_cannot_run_here_is_said_with_the_job(
     fill(Store(tmp_path), list(plan_of(TINY)[1].jobs.values()))
     plan_view.show(plan_estimate(tmp_path, {**TINY, "seed": 3, "resources": {"gpus_per_task": 1}}))
     out = capsys.readouterr().out
-    assert "it cannot run on this machine (2 cores, 0 GPUs)" in out
-    assert "needs 1 GPU" in out
-    assert "generate phantom-ultrasound" in out
-    assert "estimated time: unknown, for it cannot run here" in out
-    assert "GPU hours" in out
+    [line] = [line for line in out.splitlines() if line.startswith("  ") and "1 GPU" in line]
+    assert "generate phantom-ultrasound" in line
+    assert re.search(r"^estimated time: unknown", out, re.MULTILINE)
 
 
 def test_too_little_space_is_a_warning(
@@ -148,10 +146,10 @@ def test_too_little_space_is_a_warning(
     fill(Store(tmp_path), list(plan_of(TINY)[1].jobs.values()))
     new = plan_estimate(tmp_path, {**TINY, "seed": 3})
     plan_view.show(new)
-    assert "too little space" not in capsys.readouterr().out
+    assert "warning" not in capsys.readouterr().out
     monkeypatch.setattr(plan_view, "free_bytes", lambda _folder: 100)
     plan_view.show(new)
-    assert "too little space" in capsys.readouterr().out
+    assert f"warning: too little space at {tmp_path}" in capsys.readouterr().out
 
 
 def test_free_space_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
@@ -171,7 +169,7 @@ def test_estimates_say_what_they_rest_on(
     assert "60.0" in lines["fit_denoiser"]
     assert lines["generate"].endswith("  1 finished job each")
     assert lines["fit_downstream"].endswith("5 finished jobs each (6); unknown (5)")
-    assert "unknown (no fit_downstream like these" in lines["estimated"]
+    assert lines["estimated"].endswith("for fit_downstream)")
 
 
 def test_ten_thousand_cells_are_planned_in_seconds(tmp_path: Path) -> None:
@@ -217,7 +215,7 @@ def test_probe_without_plan_is_refused(tmp_path: Path, write_study: Any) -> None
     """Would catch a probe that is forgotten in silence while days of work begin."""
     done = command(write_study(TINY), tmp_path / "runs", "--probe")
     assert done.returncode == 2
-    assert "give it together with --plan" in done.stderr
+    assert "--plan" in done.stderr
     assert not (tmp_path / "runs").exists()
 
 

@@ -13,17 +13,18 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import yaml
 
 from mgdm_ray import study
+from mgdm_ray.cli import run
+from mgdm_ray.cli.opened_study import OpenedStudy
 from mgdm_ray.config import InputError
 from mgdm_ray.pipeline.plan import Plan
 from mgdm_ray.pipeline.tasks.base import base_record
-from mgdm_ray.results.finalize import Finalizer
 from mgdm_ray.storage.records import Record, append_record, read_records
 from mgdm_ray.storage.store import Store
-from mgdm_ray.study import Study, parser
 from tests.conftest import TINY
 from tests.fuzz.study_files import STRANGE
 
@@ -43,9 +44,10 @@ def case(rng: random.Random, folder: Path, _canary: Path) -> bool:
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         if study.main([*arguments, "--plan"]) == study.WRONG_INPUT:
             raise InputError(said.getvalue())
-        arguments.append("--report-only")
-        with contextlib.suppress(_ReportIsNext):
-            Until(parser().parse_args(arguments)).start()
+        opened = OpenedStudy(path, storage=str(root))
+        stop = patch.object(run, "_finish", side_effect=_ReportIsNext)
+        with stop, contextlib.suppress(_ReportIsNext), opened.in_use():
+            run.report_only(opened, run.Invocation("fuzz"))
     return True
 
 
@@ -53,19 +55,11 @@ class _ReportIsNext(Exception):
     """All has been read; what follows is the report of what was found, in seconds."""
 
 
-class Until(Study):
-    """Reads a storage as ``--report-only`` does, up to the report."""
-
-    def finalizer(self) -> Finalizer:
-        raise _ReportIsNext
-
-
 def _copy_model(path: Path, root: Path) -> None:
     if "storage" not in _models:
         _models["storage"] = Path(tempfile.mkdtemp(prefix="mgdm-fuzz-"))
         atexit.register(shutil.rmtree, _models["storage"])
-        arguments = parser().parse_args([str(path), "--storage", str(_models["storage"])])
-        _finish(Study(arguments).plan, Store(_models["storage"]))
+        _finish(OpenedStudy(path, storage=str(_models["storage"])).plan, Store(_models["storage"]))
     shutil.copytree(_models["storage"], root)
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from mgdm_ray.cli.opened_study import OpenedStudy
 from mgdm_ray.config import GuidanceSetting, InputError
 from mgdm_ray.pipeline.plan import Job
 from mgdm_ray.storage.records import Record, write_records
-from mgdm_ray.study import Study, parser
 
 SPACE = {
     "guidance_scale": [1.0, 2.0],
@@ -54,7 +54,7 @@ def storage(tmp_path: Path) -> Path:
 
 def search_of(study: dict[str, Any], write_study: Any, storage: Path, **search: Any) -> Job:
     changed = {**study, "search": {**study["search"], "space": SPACE, "trials": 6, **search}}
-    given = Study(parser().parse_args([str(write_study(changed)), "--storage", str(storage)]))
+    given = OpenedStudy(write_study(changed), storage=str(storage))
     [job] = [job for job in given.plan.jobs.values() if job.kind == "search"]
     return job
 

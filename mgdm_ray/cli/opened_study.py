@@ -1,0 +1,168 @@
+"""A study file together with its storage: data, plan, and which jobs are finished."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mgdm_ray.classifiers import weights
+from mgdm_ray.config import InputError
+from mgdm_ray.config.file import read_study
+from mgdm_ray.data.load import data_source, fingerprint
+from mgdm_ray.environment import StudyStopped
+from mgdm_ray.pipeline.plan import make_plan
+from mgdm_ray.pipeline.staging import bring_notes, inputs_for_all, open_storage
+from mgdm_ray.pipeline.status import StudyStatus
+from mgdm_ray.pipeline.warm_start import warm_points
+from mgdm_ray.results.finalize import RECORDS_FILE
+from mgdm_ray.storage.records import Record
+from mgdm_ray.storage.remote.leases import open_locks
+from mgdm_ray.storage.remote.objects import ObjectsError
+from mgdm_ray.storage.store import no_space
+
+if TYPE_CHECKING:
+    from mgdm_ray.pipeline.tasks.base import Context
+
+DETERMINISTIC_BATCH = 64
+"""Images per forward while sampling in deterministic mode, where the study gives none."""
+RESUMES = "finished jobs are kept; the same command resumes"
+
+
+class OpenedStudy:
+    """One study file, resolved, with its plan and its storage."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        overrides: Sequence[str] = (),
+        storage: str | None = None,
+        *,
+        write: bool = True,
+    ) -> None:
+        self.path = path
+        self.config, self.source = read_study(path, overrides)
+        self.store = open_storage(storage or self.config.storage, write=write)
+        self.locks = open_locks(self.store.location)
+        self.folder = self.store.root / "studies" / self.config.name
+        bring_notes(self.store, self.config)
+        self.read = self.config
+        """The study with the files that jobs read; ``prepare_data`` replaces own images."""
+        self._identify()
+
+    def _identify(self) -> None:
+        """Fingerprints of the data, and the keys of all jobs, which depend on them."""
+        config = self.config
+        self.fingerprints = {d.name: fingerprint(d, config.data_dir) for d in config.datasets}
+        self.contents = {**self.fingerprints, **weights.weights_fingerprints(config)}
+        self.plan = make_plan(config, self.contents, warm_points(config, self.store.root))
+        self.status = StudyStatus(self.plan, self.store, self.folder / RECORDS_FILE)
+
+    @property
+    def absent(self) -> list[str]:
+        """Datasets whose files are not on this machine."""
+        return [name for name, value in self.fingerprints.items() if value == "absent"]
+
+    def prepare_data(self) -> None:
+        """Convert own images to the files that jobs read, in the storage."""
+        from mgdm_ray.data.sources.prepare import prepare
+
+        ready = []
+        for index, dataset in enumerate(self.config.datasets):
+            with self._placed(index):
+                ready.append(prepare(dataset, self.config.data_dir, self.store.root / "data"))
+        self.read = self.config.model_copy(update={"datasets": tuple(ready)})
+
+    def check_data(self) -> None:
+        """Download absent datasets; refuse missing or damaged data before anything starts."""
+        absent = self.absent
+        self.prepare_data()
+        for index, dataset in enumerate(self.read.datasets):
+            source = data_source(dataset, self.config.data_dir)
+            if dataset.name in absent and dataset.path is None:
+                print(f"downloading {dataset.name} ({dataset.size} px)", flush=True)
+                source.download()
+            with self._placed(index):
+                warnings = source.check()
+                if set(self.config.arms) - {"real", "augment"}:
+                    source.check_top_up(self.config.synthetic)
+            for warning in warnings:
+                print(f"warning: {dataset.name}: {warning}", flush=True)
+        if absent:
+            self._identify()
+
+    @contextmanager
+    def _placed(self, index: int) -> Iterator[None]:
+        """Put the place of a dataset before what is wrong with it."""
+        try:
+            yield
+        except InputError as error:
+            raise InputError(f"{self.path}: datasets[{index}]: {error}") from None
+
+    def known(self, *, retry_failed: bool) -> dict[str, Record]:
+        """Records of the jobs that need no further run."""
+        known = self.status.finished()
+        if not retry_failed:
+            known = {**self.status.lasting_failures(), **known}
+        return self.status.gated(known, self.config.limits)
+
+    def leads(self) -> bool:
+        """Whether this driver writes the study's records, MLflow and report.
+
+        Of several drivers of one study the first does; the others only compute.
+        """
+        return self.locks.take("study", self.config.name)
+
+    def leader(self) -> str:
+        return self.locks.holder("study", self.config.name)
+
+    def context(self) -> Context:
+        """What every job of the study is given."""
+        from mgdm_ray.pipeline.tasks.base import Context
+
+        config, deterministic = self.config, self.config.deterministic
+        batch = config.sampling.batch_size
+        if deterministic and batch == "auto":
+            batch = DETERMINISTIC_BATCH  # what fits depends on what else runs
+        inputs = inputs_for_all(self.read, self.store.location, self.contents)
+        return Context(
+            storage=self.store.location,
+            study_folder=str(self.folder),
+            datasets=inputs.datasets,
+            data_dir=inputs.data_dir,
+            weights_folder=inputs.weights_folder,
+            sampling_batch=batch,
+            sampling_workers=config.resources.sampling_workers,
+            compile="never" if deterministic else config.resources.compile,
+            deterministic=deterministic,
+            checkpoint_every={
+                "denoiser": config.denoiser.checkpoint_every,
+                "guide": config.guide.checkpoint_every,
+            },
+        )
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Turn faults of the storage into InputError or StudyStopped; release locks at the end."""
+        try:
+            yield
+        except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+            path = Path(str(error.filename))
+            if path in (self.store.root, self.locks.folder):
+                advice = "choose a writable folder with --storage"
+                raise InputError(f"storage {self.store.root}: {error.strerror}; {advice}") from None
+            if not path.is_relative_to(self.store.root):
+                raise
+            advice = "unexpected file in the storage folder; move or delete it"
+            raise InputError(f"storage: {path}: {error.strerror}; {advice}") from None
+        except ObjectsError as error:
+            raise StudyStopped(f"{error}\n{RESUMES}") from error
+        except (OSError, StudyStopped) as error:
+            if isinstance(error, OSError) and not no_space(error):
+                raise
+            raise StudyStopped(
+                f"{error}\nfree some space at {self.store.root}; {RESUMES}"
+            ) from error
+        finally:
+            self.locks.release_all()

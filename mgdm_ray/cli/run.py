@@ -1,0 +1,234 @@
+"""Running a study: compute what the storage lacks, then write records, MLflow and report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mgdm_ray.classifiers import weights
+from mgdm_ray.cli.opened_study import OpenedStudy
+from mgdm_ray.cli.signals import catch_signals, stop_if_interrupted
+from mgdm_ray.config import InputError
+from mgdm_ray.config.resolved import changes, resolved_text
+from mgdm_ray.environment import StartError
+from mgdm_ray.pipeline.plan import Job
+from mgdm_ray.pipeline.staging import share_notes
+from mgdm_ray.results.finalize import RECORDS_FILE, REPORT_FILE, Finalizer
+from mgdm_ray.storage.records import Record, append_record
+
+if TYPE_CHECKING:
+    from mgdm_ray.cli.progress import Display, LiveRow
+    from mgdm_ray.results.mlflow import Mirror
+
+SHARE_EVERY_S = 30.0
+"""Between two copies of the records to a remote storage."""
+CHANGES_SHOWN = 3
+HEADLINES = (
+    "balanced_accuracy",
+    "fd",
+    "best_score",
+    "fresh_score",
+    "balanced_accuracy_over_t",
+    "loss",
+)
+"""The first of these that a record has is shown when its job ends."""
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """The options of one run."""
+
+    command: str
+    """The command line, for MLflow and for what to do next."""
+    address: str | None = None
+    """An existing Ray cluster; None starts a local one."""
+    fail_fast: bool = False
+    retry_failed: bool = False
+    started: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+
+
+def run(study: OpenedStudy, call: Invocation) -> bool:
+    """Run the study and write its report; False if a job failed or has not run."""
+    started = time.monotonic()
+    weights.require_timm(study.config)
+    study.check_data()
+    study.store.sweep()
+    if study.leads():
+        write_inputs(study)
+    else:
+        print(f"{study.leader()} runs this study too and writes its report", flush=True)
+    known = study.known(retry_failed=call.retry_failed)
+    todo = {key: job for key, job in study.plan.jobs.items() if key not in known}
+    print(
+        f"study {study.config.name}: {len(study.plan.jobs)} jobs, {len(known)} known, "
+        f"{len(todo)} to do; storage {study.store.location}",
+        flush=True,
+    )
+    if todo:
+        compute(study, call, todo, known)
+    stop_if_interrupted()
+    if not study.leads():
+        print(f"nothing left to do here; {study.leader()} writes the report", flush=True)
+        while not study.leads():
+            time.sleep(1)
+    return _finish(study, call, known, time.monotonic() - started)
+
+
+def report_only(study: OpenedStudy, call: Invocation) -> bool:
+    """Rebuild records, MLflow and report from the storage; False if a job failed."""
+    if study.absent:
+        raise InputError(
+            f"--report-only: dataset {', '.join(study.absent)} not found; it is needed to identify "
+            "finished jobs; set data_dir or MGDM_DATA_DIR"
+        )
+    known = {**study.status.failures(), **study.status.finished()}
+    if not known:
+        raise InputError(f"--report-only: {study.store.location} holds nothing of this study")
+    known = study.status.gated(known, study.config.limits)
+    if not study.leads():
+        raise StartError(f"{study.folder} is in use by {study.leader()}; wait until it has ended")
+    study.prepare_data()
+    _finish(study, call, known, 0.0, anew=True)
+    # A job that has not run is no failure here.
+    return all(record.status != "failed" for record in known.values())
+
+
+def _finish(
+    study: OpenedStudy,
+    call: Invocation,
+    known: dict[str, Record],
+    seconds: float,
+    *,
+    anew: bool = False,
+) -> bool:
+    from mgdm_ray.cli.summary import summary
+
+    finalizer = _finalizer(study, call)
+    finalizer.close(known, seconds, anew=anew)
+    share_notes(study.store, study.folder)
+    return summary(finalizer, known)
+
+
+def _finalizer(study: OpenedStudy, call: Invocation) -> Finalizer:
+    return Finalizer(
+        study.config,
+        study.read.datasets,
+        study.plan,
+        study.store,
+        study.fingerprints,
+        call.command,
+        call.started,
+    )
+
+
+def write_inputs(study: OpenedStudy) -> None:
+    """Write the resolved study, the plan, and the splits of own images."""
+    from mgdm_ray.data.sources.source import own_listing
+    from mgdm_ray.data.sources.splits import splits_csv
+
+    folder, config = study.folder, study.config
+    folder.mkdir(parents=True, exist_ok=True)
+    resolved = folder / "study.resolved.yaml"
+    if (folder / REPORT_FILE).is_file() and resolved.is_file():
+        _warn_of_replacing(study, changes(resolved.read_text(encoding="utf-8"), config))
+    resolved.write_text(resolved_text(config, study.source), encoding="utf-8")
+    rows = [
+        {"key": j.key, "kind": j.kind, "label": j.label, "needs": j.needs}
+        for j in study.plan.jobs.values()
+    ]
+    (folder / "plan.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    for dataset in config.datasets:
+        listing = own_listing(dataset, config.data_dir)
+        if listing is not None:
+            path = folder / f"splits-{dataset.origin}.csv"
+            path.write_text(splits_csv(listing), encoding="utf-8")
+
+
+def _warn_of_replacing(study: OpenedStudy, changed: Sequence[str]) -> None:
+    if changed:
+        names = ", ".join(changed[:CHANGES_SHOWN])
+        more = f" and {len(changed) - CHANGES_SHOWN} more" if changed[CHANGES_SHOWN:] else ""
+        print(
+            f"note: the report in {study.folder} will be replaced: it is of a study of this name "
+            f"with another {names}{more} (--set name=... keeps both)",
+            flush=True,
+        )
+
+
+def compute(
+    study: OpenedStudy, call: Invocation, todo: dict[str, Job], known: dict[str, Record]
+) -> None:
+    """Run ``todo`` on Ray; records go to ``known``, to disk and to MLflow as they come."""
+    from rich.console import Console
+
+    from mgdm_ray import environment
+
+    local = call.address is None
+    environment.prepare(local=local)  # before anything imports ray
+
+    from mgdm_ray.cli.progress import Display
+    from mgdm_ray.results.mlflow import Mirror
+    from mgdm_ray.runtime import engine
+    from mgdm_ray.runtime.job_task import RunOptions
+    from mgdm_ray.runtime.proposals import require_optuna_takes
+
+    require_optuna_takes(todo.values())
+    config, busy = study.config, environment.Busy()
+    finalizer = _finalizer(study, call)
+    connect = finalizer.connect_mlflow if study.leads() else None
+    kinds = [job.kind for job in todo.values()]
+    with (
+        engine.cluster(call.address),
+        Mirror(connect) as mirror,
+        Display(len(study.plan.jobs) - len(todo), kinds, Console()) as display,
+    ):
+        catch_signals()
+        engine.require_resources(todo.values(), config.resources)
+        take = _Records(study, finalizer, known, display, mirror)
+        at_once = engine.trials_at_once(config)
+        options = RunOptions(config.resources, at_once, config.limits, call.fail_fast)
+        engine.run_plan(todo, known, study.context(), options, study.locks, take.ended, take.live)
+        if local:
+            display.say(f"computed in {busy}")
+
+
+class _Records:
+    """Shows each record as it comes, and keeps it; the leader writes it to disk and MLflow."""
+
+    def __init__(
+        self,
+        study: OpenedStudy,
+        finalizer: Finalizer,
+        known: dict[str, Record],
+        display: Display,
+        mirror: Mirror,
+    ) -> None:
+        self.study, self.finalizer, self.known = study, finalizer, known
+        self.display, self.mirror = display, mirror
+        self.leads, self.path = study.leads(), study.folder / RECORDS_FILE
+        self.shared = time.monotonic()
+
+    def live(self, rows: Mapping[str, LiveRow]) -> None:
+        stop_if_interrupted()
+        self.display.live(rows)
+
+    def ended(self, job: Job, record: Record) -> None:
+        self.known[job.key] = record
+        note = record.reason if record.status != "done" else _headline(record)
+        self.display.job_ended(job.kind, job.label, record.status, record.seconds, note)
+        if not self.leads:
+            return
+        for row in self.finalizer.with_trials(record):
+            append_record(self.path, row)
+            self.mirror.log(row, self.finalizer.artefact(row))
+        if time.monotonic() - self.shared > SHARE_EVERY_S:
+            self.study.store.share(self.path)
+            self.shared = time.monotonic()
+
+
+def _headline(record: Record) -> str:
+    name = next((name for name in HEADLINES if name in record.metrics), None)
+    return f"{name.replace('_', ' ')} {record.metrics[name]:.3f}" if name else ""
