@@ -1,4 +1,4 @@
-"""What a study could resolve, said by ``--plan`` before anything is computed."""
+"""The minimum detectable difference of a study, for ``--plan``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from mgdm_ray.evaluation import METRIC
 from mgdm_ray.evaluation.stats import ALPHA, PRIMARY, Design, detectable
 from mgdm_ray.evaluation.stats.power import CELL_SD, COMMON, DISAGREE, POWER
 
+DETECTABLE = "minimum detectable difference in balanced accuracy"
 MOST_SEEDS = 20
-"""More are not advised: other test images or datasets tell more."""
+"""More seeds are not advised: test images or datasets add more."""
 FEWEST = 6
-"""Pairs of finished cells from which their spread is taken instead of the assumed one."""
+"""From this many pairs of finished cells on, their spread replaces the assumed one."""
 
 
 def resolution(
@@ -25,17 +26,20 @@ def resolution(
     test_counts: Mapping[str, Sequence[int]],
     manifests: Iterable[Mapping[str, Any]],
 ) -> list[str]:
-    """Lines to print. ``test_counts``: test images per class, by dataset whose data is at hand;
-    ``manifests``: of the storage's finished artefacts, whose cells show how much cells vary."""
+    """Lines to print.
+
+    ``test_counts``: test images per class, by dataset whose data is available. ``manifests``: of
+    finished artefacts; the spread of their cells replaces the assumed one.
+    """
     pairs = [pair for pair in PRIMARY if set(pair) <= set(config.arms)]
     if not pairs:
-        return ["what it can resolve: not said, for it has none of the primary contrasts ("
-                + ", ".join(f"{a} against {b}" for a, b in PRIMARY) + ")"]  # fmt: skip
+        names = ", ".join(f"{a} against {b}" for a, b in PRIMARY)
+        return [f"{DETECTABLE}: undefined, no primary contrast in this study ({names})"]
     here = [dataset for dataset in config.datasets if dataset.name in test_counts]
     cells = len(config.networks) * len(config.seeds)
     if not here or cells < 2:
-        why = "a single pair of cells per dataset" if here else "no test images at hand yet"
-        return [f"what it can resolve: not known, with {why}"]
+        why = "one pair of cells per dataset" if here else "no test images on this machine yet"
+        return [f"{DETECTABLE}: unknown ({why})"]
     measured = spread(manifests, pairs)
     designs = _designs(here, test_counts, measured, cells)
     alone = ", ".join(f"{name} {detectable([design]):.3f}" for name, design in designs.items())
@@ -43,9 +47,9 @@ def resolution(
     origins = len({d.origin for d in config.datasets})
     count = f"{len(pairs)} primary contrast{'s' if len(pairs) > 1 else ''}"
     lines = [
-        f"what it can resolve in {POWER:.0%} of such studies ({count}, {cells} pairs of cells per "
-        "dataset): differences in balanced accuracy of",
-        f"  {_datasets(here)} {together:.3f}; each alone, not adjusted: {alone}",
+        f"{DETECTABLE} at {100 * POWER:.0f} % power ({count}, {cells} pairs of cells per dataset):",
+        f"  {_datasets(here)}: {together:.3f}",
+        f"  each dataset alone, not adjusted: {alone}",
     ]
     lines += _limits(len(pairs), cells * len(here), origins)
     return [*lines, *_assumed(designs, measured)]
@@ -57,10 +61,10 @@ def seeds_to_see(
     test_counts: Mapping[str, Sequence[int]],
     manifests: Iterable[Mapping[str, Any]],
 ) -> int | None:
-    """How many seeds, more than the study has, would show ``difference`` on its datasets.
+    """The number of seeds, above the study's, that would detect ``difference`` on its datasets.
 
-    In POWER of such studies, as the first of all primary contrasts. None where MOST_SEEDS are too
-    few: then the test images limit, which seeds do not add to. Arguments as of ``resolution``.
+    At power POWER, adjusted for all primary contrasts; None if MOST_SEEDS are too few, because the
+    test images limit. Other arguments as in ``resolution``.
     """
     pairs = [pair for pair in PRIMARY if set(pair) <= set(config.arms)]
     here = [dataset for dataset in config.datasets if dataset.name in test_counts]
@@ -87,10 +91,10 @@ def _designs(
 def spread(
     manifests: Iterable[Mapping[str, Any]], pairs: Sequence[tuple[str, str]]
 ) -> dict[str, tuple[float, int]]:
-    """Per dataset the standard deviation over cells of paired differences, and from how many.
+    """Standard deviation of paired differences over cells, and the number of pairs, per dataset.
 
-    Pairs are cells that differ in nothing but the arm and its images; every contrast has its own
-    mean, and those of all contrasts and downstream settings are pooled.
+    Pairs differ only in the arm and its images. Contrasts and downstream settings are pooled, each
+    with its own mean.
     """
     scores: dict[tuple[str, str], dict[tuple[str, int, str], float]] = {}
     for manifest in manifests:
@@ -114,14 +118,14 @@ def spread(
     found = {}
     for dataset, rows in squares.items():
         number, total = sum(n for _, n in rows), sum(square for square, _ in rows)
-        if number >= FEWEST and total > 0:  # networks that all learnt nothing tie, and show nothing
+        if number >= FEWEST and total > 0:  # 0: all networks at chance
             free = sum(n - 1 for _, n in rows)
             found[dataset] = (math.sqrt(total / free), number)
     return found
 
 
 def _together(datasets: Sequence[DatasetConfig], designs: Mapping[str, Design]) -> list[Design]:
-    """One design per origin: variants share their test images, and add cells only."""
+    """One design per origin: variants share test images and only add cells."""
     groups: dict[str, list[Design]] = {}
     for dataset in datasets:
         groups.setdefault(dataset.origin, []).append(designs[dataset.name])
@@ -137,8 +141,8 @@ def _together(datasets: Sequence[DatasetConfig], designs: Mapping[str, Design]) 
 
 def _datasets(here: Sequence[DatasetConfig]) -> str:
     if len(here) == 1:
-        return f"on {here[0].name}"
-    return f"on these {len(here)} datasets, if they agree,"
+        return here[0].name
+    return f"all {len(here)} datasets, if they agree"
 
 
 def _limits(family: int, cells: int, origins: int) -> list[str]:
@@ -146,27 +150,29 @@ def _limits(family: int, cells: int, origins: int) -> list[str]:
     least = min(1.0, family * 2 / 2**cells)
     if least > ALPHA:
         lines.append(
-            f"  but {cells} pairs of cells cannot give a p below {least:.2g}: nothing will be "
-            "called better; add seeds or networks"
+            f"  {cells} pairs of cells cannot reach p < {least:.2g}: add seeds or networks, "
+            "else no arm can be called better"
         )
     needed = math.ceil(math.log2(2 * family / ALPHA))  # 2 of 2^n sign patterns, Holm
     if origins < needed:
         lines.append(
-            f"  on datasets in general: nothing, however large; that takes {needed} datasets "
-            f"that share no images, and here are {origins}"
+            f"  generalising to other datasets needs at least {needed} independent ones "
+            f"(this study has {origins})"
         )
     return lines
 
 
 def _assumed(designs: Mapping[str, Design], measured: Mapping[str, tuple[float, int]]) -> list[str]:
-    """Where the numbers come from."""
+    """The measured and the assumed variances."""
     known = {name: measured[name] for name in designs if name in measured}
-    images = f"{COMMON:.0%} of that alike in all cells"
-    assumed = f"networks of two arms differ on {DISAGREE:.0%} of test images, {images}"
-    if not known:
-        return [f"  assumed: {assumed}; true differences vary by {CELL_SD:g} over cells"]
-    shown = ", ".join(f"{name} {sd:.3f} ({n})" for name, (sd, n) in known.items())
-    text = f"  measured in this storage: standard deviation over pairs of cells {shown}"
-    rest = "" if len(known) == len(designs) else f" and differences vary by {CELL_SD:g} over cells"
-    where = "" if len(known) == len(designs) else " elsewhere"
-    return [text, f"  assumed{where}: {assumed}{rest}"]
+    lines = []
+    assumed = (
+        f"two arms disagree on {100 * DISAGREE:.0f} % of test images, "
+        f"{100 * COMMON:.0f} % of that variance shared by all cells"
+    )
+    if known:
+        shown = ", ".join(f"{name} {sd:.3f} ({n} pairs)" for name, (sd, n) in known.items())
+        lines.append(f"  measured standard deviation over cells: {shown}")
+    if len(known) < len(designs):
+        assumed += f"; standard deviation over cells{' elsewhere' if known else ''} {CELL_SD:g}"
+    return [*lines, f"  assumed: {assumed}"]
