@@ -1,4 +1,4 @@
-"""Sanity of a dataset's splits: leakage, conflicting labels, empty images, class counts.
+"""Check the splits of a dataset: leakage, conflicting labels, constant images, class counts.
 
 For the report only: it opens the test split, so nothing that selects may use it.
 """
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mgdm_ray.data.load import Split
+from mgdm_ray.data.sources.listing import some
 
 FindingKind = Literal[
     "leakage",
@@ -26,21 +27,23 @@ FindingKind = Literal[
     "missing_class",
     "class_counts",
 ]
+Image = tuple[str, int]
+"""(split, index)"""
 NEAR = 0.99
-"""Correlation of two images' pixels above which they count as nearly identical."""
+"""Correlation of pixels above which two images are near-duplicates."""
 COARSE = 32
-"""Larger images are averaged down to at most so many pixels a side before they are correlated."""
+"""Larger images are averaged down to at most this many pixels a side before they are correlated."""
 BLOCK = 2048
 """Images correlated at a time."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing a reader must know. ``images`` are (split, index) pairs, all of them."""
+    """One fact about the splits, with all the images concerned."""
 
     kind: FindingKind
     message: str
-    images: tuple[tuple[str, int], ...] = ()
+    images: tuple[Image, ...] = ()
 
     @property
     def serious(self) -> bool:
@@ -53,14 +56,13 @@ def check_splits(
 ) -> list[Finding]:
     """Findings over all splits of one dataset, the serious ones first.
 
-    ``leakage``: pixel-identical images in different splits; ``near_leakage``: nearly identical
-    ones, by the correlation of their pixels; ``label_conflict``: pixel-identical
-    images with different labels (anywhere); ``duplicate``: within one split, same label;
-    ``constant_image``; ``missing_class``: a class some split does not have; ``class_counts``:
-    one per split, always given.
+    ``leakage``: pixel-identical images in different splits; ``near_leakage``: near-duplicates
+    there, by correlation; ``label_conflict``: identical images with different labels, anywhere;
+    ``duplicate``: identical images in one split with one label; ``missing_class``: a class that a
+    split lacks; ``class_counts``: one per split, always.
 
-    ``thumbnails`` `[N, h, w, c]` by split are correlated in place of the images: for images that
-    black bars made square, which hide what two of different shape have in common.
+    ``thumbnails`` `[N, h, w, c]` by split are correlated instead of images that black bars made
+    square, which hide what images of different shape have in common.
     """
     return [
         *_identical_images(splits),
@@ -72,25 +74,19 @@ def check_splits(
 
 
 def leaked(findings: Iterable[Finding], split: str = "test") -> list[int]:
-    """Indices of the images of ``split`` that are, nearly or exactly, in another split as well."""
-    return sorted(
-        {
-            index
-            for finding in findings
-            if finding.kind in ("leakage", "near_leakage")
-            for name, index in finding.images
-            if name == split
-        }
-    )
+    """Sorted indices of the images of ``split`` that have a (near-)duplicate in another split."""
+    kinds = ("leakage", "near_leakage")
+    images = {image for finding in findings if finding.kind in kinds for image in finding.images}
+    return sorted(index for name, index in images if name == split)
 
 
 def nearest(
     images: NDArray[np.uint8], others: NDArray[np.uint8]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Largest correlation of each image with any of ``others``, in [-1, 1], and whose it is.
+    """Highest correlation of each image with any of ``others``, in [-1, 1], and its index.
 
-    Pearson's over all pixels and channels, of images averaged down to at most 32 pixels a side. An
-    image of one flat value correlates 0 with everything.
+    Pearson's over all pixels and channels, of images averaged down to at most 32 pixels a side. A
+    constant image correlates 0 with everything.
     """
     ours = _standardised(images)
     best = np.full(len(ours), -1, dtype=np.float32)
@@ -123,10 +119,14 @@ def _standardised(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return (data / np.where(norm > 0, norm, 1)).astype(np.float32)
 
 
+def _name(image: Image, splits: Mapping[str, Split]) -> str:
+    split, index = image
+    return f"{split}[{index}] (label {splits[split].labels[index]})"
+
+
 def _near_images(
     splits: Mapping[str, Split], thumbnails: Mapping[str, NDArray[np.uint8]]
-) -> list[Finding]:
-    found = []
+) -> Iterable[Finding]:
     for first, second in combinations(splits, 2):
         a, b = splits[first], splits[second]
         ours, others = thumbnails.get(second, b.images), thumbnails.get(first, a.images)
@@ -134,27 +134,24 @@ def _near_images(
             continue
         best, which = nearest(ours, others)
         near = np.flatnonzero(best > NEAR)
-        if not len(near):
-            continue
         near = near[np.argsort(-best[near], kind="stable")]
-        other = int((a.labels[which[near]] != b.labels[near]).sum())
-        shown = "; ".join(
-            f"{second}[{i}] (label {b.labels[i]}) with {first}[{which[i]}] "
-            f"(label {a.labels[which[i]]}): {best[i]:.4f}"
-            for i in near[:3]
-        )
-        message = (
-            f"{len(near)} of {len(b)} {second} images correlate above {NEAR:g} with a {first} "
-            f"image, {other} of them with one of another label: {shown}"
-            + ("; ..." if len(near) > 3 else "")
-        )
-        pairs = [pair for i in near for pair in ((first, int(which[i])), (second, int(i)))]
-        found.append(Finding("near_leakage", message, tuple(pairs)))
-    return found
+        pairs = [((first, int(which[i])), (second, int(i))) for i in near]
+        examples = [
+            f"{_name(new, splits)} with {_name(old, splits)}: {best[new[1]]:.4f}"
+            for old, new in pairs
+        ]
+        if pairs:
+            other = int((a.labels[which[near]] != b.labels[near]).sum())
+            yield Finding(
+                "near_leakage",
+                f"{len(near)} of {len(b)} {second} images correlate above {NEAR:g} with a {first} "
+                f"image, {other} of them with one of another label: {some(examples)}",
+                tuple(image for pair in pairs for image in pair),
+            )
 
 
-def _identical_images(splits: Mapping[str, Split]) -> list[Finding]:
-    groups: dict[bytes, list[tuple[str, int]]] = defaultdict(list)
+def _identical_images(splits: Mapping[str, Split]) -> Iterable[Finding]:
+    groups: dict[bytes, list[Image]] = defaultdict(list)
     for name, split in splits.items():
         for index, image in enumerate(split.images):
             shape = str(image.shape).encode()
@@ -163,64 +160,43 @@ def _identical_images(splits: Mapping[str, Split]) -> list[Finding]:
     across = [g for g in same if len({name for name, _ in g}) > 1]
     conflict = [g for g in same if len({int(splits[n].labels[i]) for n, i in g}) > 1]
     within = [g for g in same if g not in across and g not in conflict]
-    kinds: list[tuple[FindingKind, list[list[tuple[str, int]]], str]] = [
-        ("leakage", across, "pixel-identical in different splits"),
-        ("label_conflict", conflict, "pixel-identical but labelled differently"),
-        ("duplicate", within, "pixel-identical within one split"),
+    kinds: list[tuple[FindingKind, list[list[Image]], str]] = [
+        ("leakage", across, "in different splits"),
+        ("label_conflict", conflict, "with different labels"),
+        ("duplicate", within, "in one split"),
     ]
-    return [
-        Finding(
-            kind,
-            f"{len(found)} group(s) of images are {what}: " + _examples(found, splits),
-            tuple(image for group in found for image in group),
-        )
-        for kind, found, what in kinds
-        if found
-    ]
+    for kind, found, where in kinds:
+        examples = some([" = ".join(_name(image, splits) for image in group) for group in found])
+        if found:
+            yield Finding(
+                kind,
+                f"{len(found)} group(s) of pixel-identical images {where}: {examples}",
+                tuple(image for group in found for image in group),
+            )
 
 
-def _examples(groups: list[list[tuple[str, int]]], splits: Mapping[str, Split]) -> str:
-    shown = [
-        " = ".join(f"{name}[{i}] (label {splits[name].labels[i]})" for name, i in group)
-        for group in groups[:3]
-    ]
-    return "; ".join(shown) + ("; ..." if len(groups) > 3 else "")
-
-
-def _constant_images(splits: Mapping[str, Split]) -> list[Finding]:
+def _constant_images(splits: Mapping[str, Split]) -> Iterable[Finding]:
     constant = [
         (name, int(index))
         for name, split in splits.items()
         for index in np.flatnonzero(np.ptp(split.images.reshape(len(split), -1), axis=1) == 0)
     ]
-    if not constant:
-        return []
-    shown = ", ".join(f"{name}[{i}]" for name, i in constant[:5])
-    more = ", ..." if len(constant) > 5 else ""
-    return [
-        Finding(
-            "constant_image",
-            f"{len(constant)} image(s) are one flat value: {shown}{more}",
-            tuple(constant),
-        )
-    ]
+    if constant:
+        examples = some([f"{name}[{i}]" for name, i in constant], 5, ", ")
+        message = f"{len(constant)} constant image(s): {examples}"
+        yield Finding("constant_image", message, tuple(constant))
 
 
-def _missing_classes(splits: Mapping[str, Split]) -> list[Finding]:
-    known = {int(label) for split in splits.values() for label in np.unique(split.labels)}
-    findings = []
-    for name, split in splits.items():
-        absent = sorted(known - {int(label) for label in np.unique(split.labels)})
-        if absent:
+def _missing_classes(splits: Mapping[str, Split]) -> Iterable[Finding]:
+    labels = {name: set(split.labels.tolist()) for name, split in splits.items()}
+    for name, found in labels.items():
+        if absent := sorted(set[int]().union(*labels.values()) - found):
             classes = ", ".join(map(str, absent))
-            findings.append(Finding("missing_class", f"{name} has no image of class {classes}"))
-    return findings
+            yield Finding("missing_class", f"{name} has no image of class {classes}")
 
 
-def _class_counts(splits: Mapping[str, Split]) -> list[Finding]:
-    findings = []
+def _class_counts(splits: Mapping[str, Split]) -> Iterable[Finding]:
     for name, split in splits.items():
-        labels, counts = np.unique(split.labels, return_counts=True)
-        text = ", ".join(f"{k}: {n}" for k, n in zip(labels, counts, strict=True))
-        findings.append(Finding("class_counts", f"{name}: {len(split)} images ({text})"))
-    return findings
+        counts = np.unique(split.labels, return_counts=True)
+        text = ", ".join(f"{k}: {n}" for k, n in zip(*counts, strict=True))
+        yield Finding("class_counts", f"{name}: {len(split)} images ({text})")

@@ -1,4 +1,4 @@
-"""Which images are added to the real training set, and putting both together."""
+"""Choose which images are added to the real training set, and put both together."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ def synthetic_labels(
 ) -> NDArray[np.int64]:
     """Labels `[M]` int64 of the images to add.
 
-    ``proportional``: class shares of ``labels`` `[N]`, by largest remainder, and ``balanced``:
-    equally many of each class, up to one; both M = round(ratio * N) and at least 1. ``top_up``:
-    what each class lacks to ``per_class``, whatever ``ratio``. Their order is seeded and evenly
-    mixed: every prefix has nearly the same shares. Raises ValueError for labels out of range, and
-    where no class lacks anything.
+    ``proportional``: class shares of ``labels`` `[N]`; ``balanced``: equal shares; both
+    M = max(1, round(ratio * N)), by largest remainder. ``top_up``: what each class lacks to
+    ``per_class``. The order is seeded; every prefix has nearly the same shares. ValueError for
+    labels out of range, and where nothing is missing.
     """
     if len(labels) == 0 or labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(f"labels must be non-empty and in 0..{num_classes - 1}")
@@ -38,8 +37,8 @@ def synthetic_labels(
         missing = np.clip((per_class or 0) - real, 0, None).astype(np.int64)
         if not missing.any():
             raise ValueError(
-                f"every class has {per_class} real images or more ({real.tolist()}): nothing to "
-                "top up; set a larger synthetic.per_class"
+                f"nothing to top up: every class has at least {per_class} real images "
+                f"({real.tolist()}); set a larger synthetic.per_class"
             )
         return interleave(missing, "synthetic_labels", *seed_parts)
     total = max(1, round(ratio * len(labels)))
@@ -77,9 +76,8 @@ def training_set(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Images `[N + M, C, H, W]` float32 in [-1, 1] and labels `[N + M]` int64; real ones first.
 
-    ``added`` are images `[M, C, H, W]` and their labels `[M]`; None adds nothing. What a decode
-    leaves outside [-1, 1] is clipped: no real image could give synthetic ones away by that.
-    Raises ValueError where the shapes do not fit.
+    ``added``: images `[M, C, H, W]` and labels `[M]`. They are clipped to [-1, 1], so that larger
+    values do not give synthetic images away. ValueError for shapes that do not match.
     """
     import torch
 

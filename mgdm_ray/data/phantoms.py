@@ -1,12 +1,9 @@
-"""Medical-looking images drawn by code: no download, no patients, known truth.
+"""Draw medical-looking images by code: ultrasound, fundus, X-ray, dermatoscopy.
 
-Four kinds, each with the class-dependent signs that a reader of such images looks for:
-ultrasound (masses), fundus (grades of diabetic retinopathy), X-ray (lung opacity), dermatoscopy
-(pigmented lesions). Image ``i`` of a split is a function of (kind, seed, split, i) and its label
-only, and at another size it shows the same patient.
-
-``difficulty`` d acts twice: *ambiguity*, the signs move towards another class by a share drawn
-per image; and *noise*, fainter signs under stronger speckle, grain and confounders.
+Each kind has the class-dependent signs that a reader of such images looks for. Image ``i`` of a
+split depends on (kind, seed, split, i) and its label only; at another size it shows the same
+patient. ``difficulty`` d acts twice: the signs move towards another class by a share drawn per
+image, and they are fainter under stronger noise and confounders.
 """
 
 from __future__ import annotations
@@ -32,8 +29,8 @@ from mgdm_ray.data.phantom_primitives import (
 )
 from mgdm_ray.seeding import derive_seed
 
-# Changes whenever a pixel would: it is the phantoms' content identity.
 PHANTOM_VERSION = "phantom:v1"
+"""Identity of the phantoms' content: must change whenever a pixel does."""
 
 # (random numbers, label, difficulty, size) -> `[size, size]` or `[size, size, 3]` in about [0, 1]
 Painter = Callable[[np.random.Generator, int, float, int], Array]
@@ -47,7 +44,7 @@ def draw_split(
     return images.copy(), labels.copy()
 
 
-@lru_cache(maxsize=6)  # drawing takes a millisecond per image, and every cell asks again
+@lru_cache(maxsize=6)  # an image takes a millisecond, and every cell reads all
 def _draw_split(
     name: str, config: PhantomConfig, size: int, split: str
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -64,14 +61,14 @@ def _draw_split(
 
 
 def class_counts(number: int, num_classes: int, imbalance: float) -> NDArray[np.int64]:
-    """Images per class `[K]`, at least 2 of each: frequencies fall geometrically from class 0 on,
-    the first being ``imbalance`` times the last."""
+    """Images per class `[K]`, at least 2: falling geometrically, the first ``imbalance`` times the
+    last."""
     return apportion(imbalance ** -np.linspace(0, 1, num_classes), number, minimum=2)
 
 
 def _sign(rng: np.random.Generator, label: int, ambiguity: float) -> float:
-    """How strong one sign of disease is: about 0 for label 0 and 1 for label 1, never negative;
-    ``ambiguity`` moves it towards the other label and scatters it."""
+    """Strength >= 0 of one sign of disease: about the label, 0 or 1; ``ambiguity`` moves it towards
+    the other label and scatters it."""
     return max(0.0, abs(label - ambiguity) + rng.normal(0, 0.12 + 0.2 * ambiguity))
 
 

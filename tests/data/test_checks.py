@@ -44,7 +44,7 @@ def test_every_planted_fault_is_found_where_it_is() -> None:
     assert kinds["label_conflict"][0].images == (("train", 7), ("test", 4))
     assert kinds["duplicate"][0].images == (("train", 9), ("train", 11))
     assert kinds["constant_image"][0].images == (("train", 2),)
-    assert kinds["missing_class"][0].message == "val has no image of class 1"
+    assert len(kinds["missing_class"]) == 1
     assert len(kinds["class_counts"]) == 3
 
 
@@ -75,10 +75,9 @@ def test_nearly_identical_images_of_breastmnist() -> None:
     if not npz_path(config, None).is_file():
         pytest.skip(f"breastmnist.npz is not in {resolve_data_dir(None)}; set MGDM_DATA_DIR")
     findings = check_splits({name: load_split(config, name) for name in SPLITS})
-    near = {f.message.split(": ")[0] for f in findings if f.kind == "near_leakage"}
-    assert any(
-        m.startswith("39 of 156 test images correlate above 0.99 with a train") for m in near
-    )
+    pairs = [f.images for f in findings if f.kind == "near_leakage"]
+    (near,) = [images for images in pairs if {name for name, _ in images} == {"train", "test"}]
+    assert len(near) == 2 * 39
     assert 39 <= len(leaked(findings)) <= 45
 
 
@@ -112,8 +111,6 @@ def test_a_near_copy_is_found_whatever_its_brightness_and_size() -> None:
         }
         kinds = by_kind(check_splits(splits))
         assert kinds["near_leakage"][0].images == (("train", 7), ("test", 3))
-        assert "1 of 5 test images" in kinds["near_leakage"][0].message
-        assert "1 of them with one of another label" in kinds["near_leakage"][0].message
         assert leaked(check_splits(splits)) == [3]
 
 
