@@ -96,13 +96,13 @@ def main() -> None:
     environment.prepare(local=True)
     # As in Ray's workers; GPSampler imports torch, which reads it then.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from mgdm_ray.runtime import engine, search
+    from mgdm_ray.runtime import engine, optuna_storage, search
 
     job, config = job_of(options.trials, options.sampler)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         in_memory = seconds(plain(job, None))
-        database = search.optuna_storage(Path(folder) / "plain.db")
+        database = optuna_storage.sqlite_storage(Path(folder) / "plain.db")
         on_disk = seconds(plain(job, database))
         context = Context(folder, f"{folder}/study", {d.name: d for d in config.datasets})
         Path(folder, "out").mkdir()

@@ -563,7 +563,7 @@ def test_a_search_killed_midway_tries_the_rest_and_nothing_twice(tmp_path: Path)
     import optuna
     from optuna.trial import TrialState
 
-    from mgdm_ray.runtime.search import optuna_storage
+    from mgdm_ray.runtime.optuna_storage import sqlite_storage
 
     study, storage = tmp_path / "tiny.yaml", tmp_path / "runs"
     small = {**TINY, "arms": ["disturb"], "networks": ["squeezenet1_1"]}
@@ -575,7 +575,7 @@ def test_a_search_killed_midway_tries_the_rest_and_nothing_twice(tmp_path: Path)
         database = folder / "optuna" / "phantom-ultrasound.db"
         if not database.exists():
             return []
-        stored = optuna_storage(database)
+        stored = sqlite_storage(database)
         names = optuna.get_all_study_names(stored)
         trials = [t for n in names for t in optuna.load_study(study_name=n, storage=stored).trials]
         return [t.number for t in trials if t.state == state]

@@ -195,3 +195,8 @@ class GuidanceSetting(GuidanceControls):
     """What is ascended: a registered measurement."""
     uncertainty_scale: float = Field(0.1, ge=0, le=1e6)
     """Strength (gamma); 0 is off."""
+
+    @classmethod
+    def of(cls, setting: Mapping[str, Any]) -> Self:
+        """From a record's setting, which also has the stage-1 scales."""
+        return cls.model_validate({k: v for k, v in setting.items() if k in cls.model_fields})

@@ -1,7 +1,7 @@
 """Which settings a search tries: its space, its start points, Optuna's samplers and pruners.
 
-A suggestion is a function of the search's seed, the trial's number and the trials before it, never
-of what a sampler remembers: a search that was killed goes on as if it had not been.
+A suggestion depends on the search's seed, the trial's number and the earlier trials, not on a
+sampler's memory: a search that was killed continues as if it had not been.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, Trial
 
 from mgdm_ray.config import GuidanceControls, InputError
 from mgdm_ray.pipeline.plan import search_seed
+from mgdm_ray.pipeline.tasks.choice import candidate_index
 from mgdm_ray.seeding import content_key, derive_seed
 
 if TYPE_CHECKING:
@@ -37,13 +38,12 @@ Parameters = dict[str, Any]
 
 
 def space(job: Job, num_classes: int) -> dict[str, BaseDistribution]:
-    """What this search may choose; of several strengths a trial has that of its measurement.
+    """The parameters of this search; a trial has the strength of its measurement only.
 
-    For two classes entropy, margin and least confidence are functions of |p1 - p2| that fall with
-    it, so their gradients have one direction, and ``normalised`` and ``relative`` keep nothing
-    but the direction: only the first one is tried. Energy and mutual information are no such
-    functions and stay. ``raw`` keeps lengths, and so does the sum with ``label_scale``; there
-    only ``margin`` and ``least_confidence`` are one, at half the scale (p1 - p2 = 2 max p - 1).
+    For two classes the gradients of entropy, margin and least confidence have one direction (all
+    fall with |p1 - p2|), and ``normalised`` and ``relative`` keep only the direction: only the
+    first one is tried. ``raw`` and the sum with ``label_scale`` also keep lengths: there only
+    ``margin`` and ``least_confidence`` are equal, at half the scale (p1 - p2 = 2 max p - 1).
     """
     inputs = job.inputs
     measurements = list(inputs["space"]["measurement"])
@@ -67,7 +67,7 @@ def space(job: Job, num_classes: int) -> dict[str, BaseDistribution]:
 
 
 def strength_name(job: Job, measurement: str) -> str:
-    """The parameter that is gamma in trials with this measurement."""
+    """Name of the parameter that is gamma in trials with this measurement."""
     own = measurement in job.inputs["space"]["per_measurement"]
     return f"uncertainty_scale/{measurement}" if own else "uncertainty_scale"
 
@@ -88,7 +88,7 @@ def _suggest(trial: Trial, name: str, within: Mapping[str, BaseDistribution]) ->
 
 
 def setting_of(job: Job, chosen: Parameters) -> dict[str, Any]:
-    """The guidance setting behind a point of the space."""
+    """The guidance setting at a point of the space, as records hold it."""
     inputs, measurement = job.inputs, chosen["measurement"]
     guidance_scale, classifier_scale = inputs["stage_one"][chosen["stage_one"]]
     return {
@@ -113,9 +113,7 @@ def _start_points(job: Job, within: Mapping[str, BaseDistribution]) -> list[Para
     assert isinstance(tried, CategoricalDistribution)
     return [
         {
-            "stage_one": job.inputs["stage_one"].index(
-                [point["guidance_scale"], point["classifier_scale"]]
-            ),
+            "stage_one": candidate_index(job.inputs["stage_one"], point),
             "measurement": point["measurement"],
             strength_name(job, point["measurement"]): point["uncertainty_scale"],
         }
@@ -127,8 +125,7 @@ def _start_points(job: Job, within: Mapping[str, BaseDistribution]) -> list[Para
 def _grid(job: Job, within: Mapping[str, BaseDistribution], count: int) -> list[Parameters]:
     """``count`` points of the coarsest even grid that has as many, in random order.
 
-    Optuna's own grid has no conditional parameters, and its sampler stops a study that nobody
-    but ``optimize`` may stop.
+    Optuna's GridSampler has no conditional parameters and stops the study itself.
     """
     stage_one, measurements = within["stage_one"], within["measurement"]
     assert isinstance(stage_one, CategoricalDistribution)
@@ -147,7 +144,7 @@ def _grid(job: Job, within: Mapping[str, BaseDistribution], count: int) -> list[
 
 
 def _levels(distribution: BaseDistribution, count: int) -> list[float]:
-    """``count`` values in the middles of equal parts of the range."""
+    """The middles of ``count`` equal parts of the range."""
     assert isinstance(distribution, FloatDistribution)
     low, high = distribution.low, distribution.high
     shares = [(index + 0.5) / count for index in range(count)]
@@ -220,21 +217,20 @@ def propose(
     points: Sequence[Parameters],
     study: optuna.Study,
 ) -> FrozenTrial:
-    """The study's next trial with all its parameters, RUNNING; the study itself stays as it is.
+    """The study's next trial with all its parameters, RUNNING; the study is not changed.
 
-    Drawn in a copy without a past: a sampler that is killed while it draws leaves nothing that
-    would change what it draws the next time (NSGA-II and GPSampler write notes into a study).
+    Drawn in a copy: NSGA-II and GPSampler write attributes into a study while they draw, which
+    would change the next draw after a kill.
     """
     before = study.get_trials(deepcopy=False)
     number = len(before)
-    # With the start points: they come from trials of an earlier search, which a search of the same
-    # seed would draw a second time.
+    # The start points may come from a search of the same seed, which would be drawn again.
     start = content_key(job.inputs["start"])
     seed = derive_seed("search", search_seed(job), start, number) % 2**32
     scratch = optuna.create_study(directions=study.directions, sampler=sampler_of(job, seed))
     for trial in before:
         plain = copy.copy(trial)
-        plain.user_attrs = {}  # no sampler reads them, and each is copied
+        plain.user_attrs = {}  # not read by samplers, slow to copy
         scratch.add_trial(plain)
     if number < len(points):
         scratch.enqueue_trial(points[number])
@@ -248,8 +244,7 @@ def propose(
 class Asha(BasePruner):
     """Asynchronous successive halving over steps 1, 2, 4, ...: Optuna's rule without its memory.
 
-    Optuna's pruner notes in the trial which rungs it has passed, so that one that is run again
-    after its process died passes them unseen.
+    Optuna's pruner stores passed rungs in the trial, which would skip them when it runs again.
     """
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
@@ -276,7 +271,7 @@ def _is_power(value: int, base: int) -> bool:
 def should_prune(study: optuna.Study, number: int, step: int) -> bool:
     """Whether the study's pruner stops this trial after ``step``.
 
-    Values of later steps, which a process that died has left, are not seen.
+    Later steps, left by a process that died, are ignored.
     """
     trial = copy.copy(study.get_trials(deepcopy=False)[number])
     values = trial.intermediate_values

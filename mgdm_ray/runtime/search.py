@@ -1,7 +1,7 @@
-"""Ray Tune + OptunaSearch for one search job: which guidance setting helps a classifier most?
+"""One search job on Ray Tune and Optuna: which guidance setting helps a classifier most?
 
-Optuna's study in the study folder is the only memory of a search. Whatever dies, the next start
-runs what the study lacks: a Tune experiment lives as long as its process.
+Optuna's study is the only state that outlives a process: after any death the next start runs the
+trials that it lacks, in a new Tune experiment.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import optuna
 import ray
 from optuna.samplers import RandomSampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 from ray.exceptions import RayTaskError
@@ -32,7 +32,7 @@ from mgdm_ray.data.info import dataset_info
 from mgdm_ray.pipeline.tasks.base import Context, JobError, Outcome, reason_of, silent
 from mgdm_ray.pipeline.trials import Trial, best_trial, write_trials
 from mgdm_ray.runtime.importance import importance, write_importance
-from mgdm_ray.runtime.optuna_storage import ObjectJournal
+from mgdm_ray.runtime.optuna_storage import open_optuna_storage, optuna_study_name
 from mgdm_ray.runtime.proposals import (
     fixed_points,
     propose,
@@ -42,14 +42,14 @@ from mgdm_ray.runtime.proposals import (
     space,
 )
 from mgdm_ray.storage.records import WORKER_DIED, Status
-from mgdm_ray.storage.remote.objects import Objects, is_url
+from mgdm_ray.storage.store import Store
 
 if TYPE_CHECKING:
     from mgdm_ray.pipeline.plan import Job
 
 METRIC, COST = "score", "cost"
 OUTCOME = "outcome"
-"""The user attribute of an Optuna trial that holds what its record needs."""
+"""User attribute of an Optuna trial: setting, scores and seconds for its record."""
 STATUSES: dict[TrialState, Status] = {
     TrialState.COMPLETE: "done",
     TrialState.PRUNED: "pruned",
@@ -58,7 +58,7 @@ STATUSES: dict[TrialState, Status] = {
 
 
 class Scorer(Protocol):
-    """What one trial computes. Lives in the trial's actor and serves one setting after another."""
+    """What one trial computes. An actor has one scorer for all its settings."""
 
     def decode(self, setting: dict[str, Any]) -> Any:
         """The images of this setting, as ``score`` wants them."""
@@ -67,31 +67,31 @@ class Scorer(Protocol):
         """Validation score of ``network``, higher is better; ``repeat`` 0, 1, ... is its seed."""
 
     def cost(self, setting: dict[str, Any]) -> float:
-        """What an image of this setting costs: the second objective, lower is better."""
+        """Cost of an image of this setting: the second objective, lower is better."""
 
 
 MakeScorer = Callable[["Job", Context], Scorer]
 
 
 def trial_scorer(job: Job, context: Context) -> Scorer:
-    """The real one. Imported here: the process that steers the search computes nothing."""
+    """The scorer of real searches, imported only in the trial's process: it needs torch."""
     from mgdm_ray.pipeline.tasks.trial import TrialScorer
 
     return TrialScorer(job, context)
 
 
 class _Trial(tune.Trainable):  # type: ignore[misc]
-    """One setting after another in one actor: data and imports are paid for once.
+    """Evaluates one setting after another: data and imports are loaded once per actor.
 
-    A step decodes (the first one) and trains one proxy network, and reports the mean so far. What
-    goes wrong in a step is its result: Tune starts again only what it lost.
+    A step trains one proxy network (the first also decodes) and reports the mean so far. An
+    exception in a step is its result, so that Tune retries only lost actors.
     """
 
     def setup(
         self, config: dict[str, Any], job: Job, context: Context, make_scorer: MakeScorer
     ) -> None:
         self.job, self.make_scorer = job, make_scorer
-        # The process that steers the search has no GPU; this one has what the trial was given.
+        # The job's own process has no GPU; this one has what Tune gave the trial.
         self.context = replace(context, device="cuda" if ray.get_gpu_ids() else "cpu")
         self.scorer: Scorer | None = None
         self.reset_config(config)
@@ -109,7 +109,7 @@ class _Trial(tune.Trainable):  # type: ignore[misc]
         failed: dict[str, str] = {}
         try:
             self._train_one()
-        except Exception as error:  # noqa: BLE001 - whatever a setting dies of is its result
+        except Exception as error:  # noqa: BLE001 - any error of a setting is its result
             failed = {"reason": reason_of(error), "traceback": traceback.format_exc()[-4000:]}
         self.seconds += time.monotonic() - started
         outcome = {
@@ -121,7 +121,7 @@ class _Trial(tune.Trainable):  # type: ignore[misc]
         return {
             METRIC: sum(self.scores.values()) / len(self.scores) if self.scores else None,
             COST: self.cost,
-            # Text: Tune flattens what is nested.
+            # As text, because Tune flattens nested results.
             OUTCOME: json.dumps(outcome, allow_nan=False),
             "done": bool(failed) or len(self.scores) == len(self.job.inputs["networks"]),
         }
@@ -141,51 +141,18 @@ class _Trial(tune.Trainable):  # type: ignore[misc]
         self.scores[network] = value
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Called at reuse only; a trial is short and starts over after a crash."""
+        """Called when an actor is reused; trials are short and start over after a crash."""
         (Path(checkpoint_dir) / "empty").touch()
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing to load: see ``save_checkpoint``."""
-
-
-def storage_path(job: Job, context: Context) -> Path:
-    """A database per search, so that only one process ever writes it."""
-    # '+' is in no name of a dataset or network.
-    name = "+".join(part for part in (job.dataset, job.network) if part)
-    return Path(context.study_folder) / "optuna" / f"{name}.db"
-
-
-def optuna_storage(path: Path) -> RDBStorage:
-    """Optuna's trials in ``path``, an SQLite file that optuna-dashboard reads."""
-    if not path.exists():
-        # Complete or not at all: Optuna makes its tables in several steps.
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".new")
-        temporary.unlink(missing_ok=True)
-        RDBStorage(f"sqlite:///{temporary}").engine.dispose()
-        temporary.rename(path)
-    # A dashboard may be reading.
-    return RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
-
-
-def open_storage(job: Job, context: Context) -> BaseStorage:
-    """Where Optuna keeps the trials of ``job``: where the store is, whichever node asks."""
-    path = storage_path(job, context)
-    if not is_url(context.storage):
-        return optuna_storage(path)
-    prefix = f"optuna/{Path(context.study_folder).name}/{path.stem}"
-    return JournalStorage(ObjectJournal(Objects(context.storage), prefix))
-
-
-def optuna_study_name(job: Job) -> str:
-    return f"{job.label} {job.key[:12]}"
+        """See ``save_checkpoint``."""
 
 
 class Ledger(OptunaSearch):  # type: ignore[misc]
-    """OptunaSearch over a study that outlives its process.
+    """OptunaSearch over a stored study.
 
-    Trials that a dead process left RUNNING are handed out first, with their number and parameters,
-    then new ones. Nothing else remembers a trial.
+    Suggests trials that a dead process left RUNNING first, with their number and parameters, then
+    new ones.
     """
 
     def __init__(self, job: Job, num_classes: int, storage: BaseStorage) -> None:
@@ -198,7 +165,7 @@ class Ledger(OptunaSearch):  # type: ignore[misc]
             space=dict(self.within),
             metric=self._names if several else METRIC,
             mode=["max", "min"] if several else "max",
-            sampler=RandomSampler(),  # never asked: ``propose`` is
+            sampler=RandomSampler(),  # not used: ``propose`` draws
             study_name=optuna_study_name(job),
             storage=storage,
         )
@@ -212,13 +179,13 @@ class Ledger(OptunaSearch):  # type: ignore[misc]
 
     @property
     def missing(self) -> int:
-        """How many trials are still to be finished."""
+        """How many trials are not finished yet."""
         finished = sum(trial.state.is_finished() for trial in self.trials())
         return int(self.job.inputs["trials"]) - finished
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self.lost:
-            # What comes after a trial depends on how it ended: the next start tries it again.
+            # The next suggestion depends on the lost trial, which the next start runs again.
             return str(OptunaSearch.FINISHED)
         if self.orphans:
             chosen = self.orphans.pop(0)
@@ -229,26 +196,26 @@ class Ledger(OptunaSearch):  # type: ignore[misc]
         return setting_of(self.job, chosen.params)
 
     def report(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Note the mean over the networks so far; True where the trial should be pruned."""
+        """Store the mean over the networks so far; True if the trial should be pruned."""
         trial, step = self.open[trial_id], len(json.loads(result[OUTCOME])["per_network"])
         return self._note(trial, step, result) and should_prune(self.study, trial.number, step)
 
     def _note(self, trial: optuna.Trial, step: int, result: dict[str, Any]) -> bool:
-        """False where there is no single score that could be noted."""
+        """False if there are two objectives, of which Optuna stores no intermediate values."""
         if len(self.study.directions) > 1:
             return False
-        # Not Trial.report, which keeps the first value of a step: here, of a process that died.
+        # Trial.report would keep the value of a process that died.
         self._storage.set_trial_intermediate_value(trial._trial_id, step, result[METRIC])
         return True
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing: Tune tells its scheduler first, and ``PruningScheduler`` reports."""
+        """``PruningScheduler``, which Tune calls first, reports."""
 
     def on_trial_complete(
         self,
         trial_id: str,
         result: dict[str, Any] | None = None,
-        error: bool = False,  # noqa: ARG002 - no result says the same
+        error: bool = False,  # noqa: ARG002 - then there is no result
     ) -> None:
         trial = self.open.pop(trial_id, None)
         if trial is None:
@@ -264,12 +231,12 @@ class Ledger(OptunaSearch):  # type: ignore[misc]
             state = TrialState.FAIL
         elif networks == len(self.job.inputs["networks"]):
             state = TrialState.COMPLETE
-            self._note(trial, networks, result)  # Tune's scheduler never sees the last result
+            self._note(trial, networks, result)  # Tune's scheduler does not get the last result
         trial.set_user_attr(OUTCOME, {**outcome, **dict(zip(self._names, values, strict=True))})
         self.study.tell(trial, values if state == TrialState.COMPLETE else None, state=state)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study is on disk."""
+        """The study is stored already."""
 
     def results(self) -> list[Trial]:
         """The finished trials, by number."""
@@ -300,7 +267,7 @@ class Ledger(OptunaSearch):  # type: ignore[misc]
 
 
 class PruningScheduler(FIFOScheduler):  # type: ignore[misc]
-    """First come, first served; asks Optuna's pruner after each network."""
+    """FIFO that asks Optuna's pruner after each network."""
 
     def __init__(self, ledger: Ledger) -> None:
         super().__init__()
@@ -320,7 +287,8 @@ def search(
     max_concurrent: int,
     make_scorer: MakeScorer = trial_scorer,
 ) -> Outcome:
-    """Run what Optuna's study of ``job`` lacks; write ``trials.json`` and ``importance.json``.
+    """Run the trials that Optuna's study of ``job`` lacks; write ``trials.json`` and
+    ``importance.json``.
 
     Raises JobError if no trial gave a score, and one that begins with WORKER_DIED if trials are
     missing because their actors died more often than ``resources.max_retries``.
@@ -328,7 +296,9 @@ def search(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     ledger = open_ledger(job, context)
     if ledger.missing:
-        _run_missing(ledger, job, context, resources, max_concurrent, make_scorer)
+        context = replace(context, progress=silent)
+        trainable = tune.with_parameters(_Trial, job=job, context=context, make_scorer=make_scorer)
+        _run_missing(ledger, trainable, context.store, resources, max_concurrent)
     trials = ledger.results()
     best = best_trial(trials)
     if best is None or best.score is None:
@@ -345,12 +315,12 @@ def search(
 
 
 def open_ledger(job: Job, context: Context) -> Ledger:
-    """The search's ledger; a new one where all trials of the old one have failed.
+    """The search's ledger; a new one if all trials of the old one have failed.
 
-    Only somebody who has mended the cause starts such a search again.
+    Such a search starts again only with --retry-failed, after its cause was fixed.
     """
     classes = dataset_info(context.datasets[job.dataset], context.data_dir).num_classes
-    storage = open_storage(job, context)
+    storage = open_optuna_storage(job, context)
     ledger = Ledger(job, classes, storage)
     trials = ledger.trials()
     if not ledger.missing and all(trial.state == TrialState.FAIL for trial in trials):
@@ -360,26 +330,17 @@ def open_ledger(job: Job, context: Context) -> Ledger:
 
 
 def _run_missing(
-    ledger: Ledger,
-    job: Job,
-    context: Context,
-    resources: ResourcesConfig,
-    max_concurrent: int,
-    make_scorer: MakeScorer,
+    ledger: Ledger, trainable: Any, store: Store, resources: ResourcesConfig, max_concurrent: int
 ) -> None:
-    """One Tune experiment; what an earlier one left in the scratch folder is worth nothing."""
+    """Run a new Tune experiment; files of earlier ones in the scratch folder are removed."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    store = context.store
-    store.clear(store.work(job.kind, job.key))
-    path, file_system = store.ray_storage(job.kind, job.key)
-    trainable = tune.with_parameters(
-        _Trial, job=job, context=replace(context, progress=silent), make_scorer=make_scorer
-    )
+    kind, key = ledger.job.kind, ledger.job.key
+    store.clear(store.work(kind, key))
+    path, file_system = store.ray_storage(kind, key)
+    requested = {"CPU": resources.cpus_per_task, "GPU": resources.gpus_per_task}
     tuner = tune.Tuner(
-        tune.with_resources(
-            trainable, {"CPU": resources.cpus_per_task, "GPU": resources.gpus_per_task}
-        ),
+        tune.with_resources(trainable, requested),
         tune_config=tune.TuneConfig(
             num_samples=ledger.missing,
             search_alg=ConcurrencyLimiter(ledger, max_concurrent=max_concurrent),
@@ -391,17 +352,15 @@ def _run_missing(
             storage_path=path,
             storage_filesystem=file_system,
             verbose=0,
-            # A step's own errors are results: what is left are deaths of actors.
+            # Only lost actors fail: an error in a step is a result.
             failure_config=tune.FailureConfig(max_failures=resources.max_retries),
         ),
     )
-    results = tuner.fit()
-    if not ledger.missing:
-        return
-    errors = [error for error in results.errors if isinstance(error, Exception)]
-    reasons = "; ".join(dict.fromkeys(reason_of(error) for error in errors))
-    own = any(isinstance(error, RayTaskError) for error in errors)
-    raise JobError(
-        f"{'the search broke' if own else WORKER_DIED}, {ledger.missing} trials are missing: "
-        f"{reasons or 'no reason is known'}"
-    )
+    errors = [error for error in tuner.fit().errors if isinstance(error, Exception)]
+    if ledger.missing:
+        reasons = "; ".join(dict.fromkeys(reason_of(error) for error in errors))
+        own = any(isinstance(error, RayTaskError) for error in errors)
+        raise JobError(
+            f"{'the search failed' if own else WORKER_DIED}, {ledger.missing} trials are missing: "
+            f"{reasons or 'no reason is known'}"
+        )

@@ -18,8 +18,9 @@ from optuna.trial import TrialState
 from mgdm_ray.config import InputError
 from mgdm_ray.config.optuna_classes import PRUNERS, SAMPLERS, Classes
 from mgdm_ray.pipeline.plan import Job
+from mgdm_ray.runtime.optuna_storage import sqlite_storage
 from mgdm_ray.runtime.proposals import Asha, fixed_points, require_optuna_takes, space
-from mgdm_ray.runtime.search import COST, METRIC, OUTCOME, Ledger, optuna_storage
+from mgdm_ray.runtime.search import COST, METRIC, OUTCOME, Ledger
 from tests.search_example import Formula, context_of, search_job, without_seconds
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -62,7 +63,7 @@ for _name in WRITES:
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("empty") / "empty.db"
-    optuna_storage(path)
+    sqlite_storage(path)
     return path
 
 

@@ -25,6 +25,7 @@ from mgdm_ray.pipeline.plan import Job, Plan, make_plan
 from mgdm_ray.pipeline.tasks import base
 from mgdm_ray.pipeline.tasks.base import Context
 from mgdm_ray.runtime import engine, proposals, search
+from mgdm_ray.runtime.optuna_storage import optuna_study_name, sqlite_path, sqlite_storage
 from mgdm_ray.storage.records import Record
 from tests import search_example as example
 from tests.conftest import ROOT, TINY
@@ -131,8 +132,8 @@ def test_measurements_that_repeat_each_other_are_tried_once(bench: Bench) -> Non
 
 
 def summary(folder: Path, job: Job) -> list[tuple[int, TrialState]]:
-    storage = search.optuna_storage(search.storage_path(job, context_of(folder)))
-    study = optuna.load_study(study_name=search.optuna_study_name(job), storage=storage)
+    storage = sqlite_storage(sqlite_path(job, context_of(folder)))
+    study = optuna.load_study(study_name=optuna_study_name(job), storage=storage)
     return [(trial.number, trial.state) for trial in study.trials]
 
 
@@ -150,7 +151,7 @@ def test_a_search_killed_again_and_again_ends_as_if_it_had_not_been(
     job = search_job(pruner="asha")
     options = json.dumps({"pruner": "asha"})
     command = [sys.executable, "-m", "tests.search_example", str(tmp_path), options]
-    database = search.storage_path(job, context_of(tmp_path))
+    database = sqlite_path(job, context_of(tmp_path))
 
     def trials() -> int:
         """Trials begun, read as an outsider would."""

@@ -106,7 +106,7 @@ def test_a_loss_that_is_not_finite_is_reported_not_retried(
         raise NonFiniteLoss(3)
 
     monkeypatch.setattr(fit, "train_model", explode)
-    loop = {"task": task(tmp_path).__dict__, "progress": silent, "resources": ResourcesConfig()}
+    loop = {"task": task(tmp_path), "progress": silent, "resources": ResourcesConfig()}
     # No worker process: the loop runs here, where the patch is.
     trainer = TorchTrainer(
         training._worker, train_loop_config=loop, scaling_config=ScalingConfig(num_workers=0)

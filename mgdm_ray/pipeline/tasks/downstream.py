@@ -22,7 +22,7 @@ from mgdm_ray.pipeline.tasks.base import (
     save_json,
     stored_record,
 )
-from mgdm_ray.pipeline.tasks.choice import best_setting, chosen_stage_one
+from mgdm_ray.pipeline.tasks.choice import chosen_stage_one
 from mgdm_ray.pipeline.tasks.images import count_images, load_images
 from mgdm_ray.pipeline.tasks.networks import network_for
 
@@ -46,7 +46,7 @@ def added_images(
         index = duplicate_indices(real.labels, labels, "duplicate", seed)
         return (to_tensor(real.images[index]), torch.from_numpy(labels)), {}
     if job.arm == "generate":
-        key, kind = chosen_stage_one(job, context, "images", best_setting(job, context)), "generate"
+        key, kind = chosen_stage_one(job, context, "images"), "generate"
     else:
         key, kind = job.needs["images"], "decode"
     rows = range(_used(job, real, count_images(context, kind, key)))

@@ -133,15 +133,10 @@ def decoder(
 
 def _chosen(job: Job, context: Context) -> tuple[str, GuidanceSetting | None]:
     """The latents that a decode job starts from, and how it guides."""
-    best = best_setting(job, context)
-    latents_key = chosen_stage_one(job, context, "latents", best)
+    latents_key = chosen_stage_one(job, context, "latents")
     if job.arm == "roundtrip":
         return latents_key, None
-    chosen = best or job.inputs["setting"]
-    fields = GuidanceSetting.model_fields
-    return latents_key, GuidanceSetting.model_validate(
-        {k: v for k, v in chosen.items() if k in fields}
-    )
+    return latents_key, GuidanceSetting.of(best_setting(job, context) or job.inputs["setting"])
 
 
 def _decoder_of_arm(job: Job, context: Context, images: int) -> RowSampler:

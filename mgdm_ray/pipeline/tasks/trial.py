@@ -15,6 +15,7 @@ from mgdm_ray.data.mix import training_set
 from mgdm_ray.diffusion.pipeline import forwards_per_image
 from mgdm_ray.pipeline.plan import search_seed
 from mgdm_ray.pipeline.tasks.base import Context, info_of, open_split
+from mgdm_ray.pipeline.tasks.choice import candidate_index
 from mgdm_ray.pipeline.tasks.downstream import class_weights
 from mgdm_ray.pipeline.tasks.images import count_images
 from mgdm_ray.pipeline.tasks.networks import network_for
@@ -35,14 +36,13 @@ class TrialScorer:
         self.config = DownstreamConfig.model_validate(job.inputs["downstream"])
 
     def decode(self, setting: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        candidates = [tuple(c) for c in self.job.inputs["stage_one"]]
-        index = candidates.index((setting["guidance_scale"], setting["classifier_scale"]))
-        guidance = _guidance(setting)
+        index = candidate_index(self.job.inputs["stage_one"], setting)
         key = self.job.needs[f"latents/{index}"]
         count = count_images(self.context, "encode", key)
         # Classes are evenly mixed: a beginning has the shares of the whole.
         count = min(count, self.job.inputs["images"] or count)
-        images, labels = decoder(self.job, self.context, count, key, guidance)(range(count))
+        decode = decoder(self.job, self.context, count, key, GuidanceSetting.of(setting))
+        images, labels = decode(range(count))
         return images, torch.from_numpy(labels)
 
     def cost(self, setting: Mapping[str, Any]) -> float:
@@ -51,7 +51,7 @@ class TrialScorer:
         given = {name: value for name, value in self.job.inputs.items() if name in fields}
         scales = {name: setting[name] for name in ("guidance_scale", "classifier_scale")}
         config = SamplingConfig.model_validate({**given, **scales})
-        return float(forwards_per_image(config, _guidance(setting)))
+        return float(forwards_per_image(config, GuidanceSetting.of(setting)))
 
     def score(
         self, network: str, added: tuple[torch.Tensor, torch.Tensor], repeat: int = 0
@@ -78,9 +78,3 @@ class TrialScorer:
         )
         metrics = score(result.probabilities["val"], self.val.labels, self.info.task)
         return metrics["balanced_accuracy"]
-
-
-def _guidance(setting: Mapping[str, Any]) -> GuidanceSetting:
-    return GuidanceSetting.model_validate(
-        {name: setting[name] for name in GuidanceSetting.model_fields}
-    )
