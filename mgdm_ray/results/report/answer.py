@@ -1,18 +1,33 @@
-"""The report's first screen: one sentence, how sure it is, and the table it rests on."""
+"""The report's first screen: the answer in one sentence, its evidence, and the table behind it."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+
+from markupsafe import Markup
 
 from mgdm_ray.evaluation.stats import Contrast, detectable_after, summarise
-from mgdm_ray.results.report import figures, page, tables
-from mgdm_ray.results.report.draft import Draft
-from mgdm_ray.results.report.page import Html, text
-from mgdm_ray.results.report.table import Cell, number
-from mgdm_ray.results.report.tables import DASH, MINUS, Tested, duration
+from mgdm_ray.results.report import cells, figures, page
+from mgdm_ray.results.report.builder import Builder
+from mgdm_ray.results.report.cells import Tested
+from mgdm_ray.results.report.table import Cell, Row, number
+from mgdm_ray.results.report.words import (
+    DASH,
+    TIMES,
+    counted,
+    first_of,
+    interval_text,
+    p_text,
+    signed,
+    span,
+)
 
+HEADLINE_FILE = "headline.json"
+QUESTION = "Do synthetic images from a guided diffusion model make a classifier better?"
 NAMES_SHOWN = 3
+FEWEST_DATASETS = 6
+"""Below, a sign-flip test over datasets cannot reach p <= 0.05."""
 NOUN = {
     "duplicate": "copies of real images",
     "generate": "generated images",
@@ -23,107 +38,120 @@ NOUN = {
 TINT_FULL = 0.10  # difference to real at which a table cell has its full colour
 
 
-def head(draft: Draft) -> Html:
-    context = draft.context
-    question = context.question or (
-        "Do synthetic images from a guided diffusion model make a classifier better?"
-    )
-    title = page.tag(
-        "h1", text(context.study_name), page.tag("span", text("mgdm-ray study report"))
-    )
-    return page.join(
-        [
-            title,
-            page.paragraph(question, "question"),
-            _answer(draft),
-            _size(draft),
-            _summary(draft),
-            _forest(draft),
-        ]
+def head(report: Builder) -> Markup:
+    missing = [cell for cell in report.expected if cell not in report.cells]
+    names = [f"{f' {TIMES} '.join(cell[:3])}, seed {cell[3]}" for cell in missing]
+    return page.render(
+        "head",
+        report=report,
+        question=report.context.question or QUESTION,
+        missing=len(missing),
+        names=first_of(names, NAMES_SHOWN),
+        sizes={
+            "dataset": len(report.datasets),
+            "network": len(report.networks),
+            "arm": len(report.arms),
+            "seed": len(report.seeds),
+        },
+        seconds=sum(r.seconds for r in report.records if r.kind != "trial"),
+        summary=_summary(report) if report.cells else "",
+        forest=_forest(report),
+        **_answer(report),
     )
 
 
-def _answer(draft: Draft) -> Html:
-    """The first thing to read: what the primary contrasts say."""
-    exploratory = [t for t in draft.secondary if t.contrast.arm_a in tables.SYNTHETIC]
-    family = draft.primary or exploratory
-    if not draft.cells or not family:
-        reason = (
-            "no cell has been evaluated yet."
-            if not draft.cells
-            else "the study has no arm of synthetic images with another to compare it to."
+def save_headline(report: Builder) -> None:
+    """``contrast/disturb-duplicate/difference``, ``/low``, ``/high``, ``/p_holm``, ``/cells``.
+
+    Unknown numbers (the interval of a single pair) and contrasts that lack planned cells are left
+    out.
+    """
+    numbers = {
+        f"contrast/{'-'.join(t.pair)}/{name}": float(value)
+        for t in report.primary or report.secondary
+        if not t.contrast.missing
+        for name, value in (
+            ("difference", t.contrast.difference),
+            ("low", t.contrast.low),
+            ("high", t.contrast.high),
+            ("p_holm", t.p_adjusted),
+            ("cells", t.contrast.n),
         )
-        lead = page.tag("p", text(f"No answer: {reason}"), class_="lead")
-        return page.tag("div", lead, _missing(draft), class_="answer")
+        if math.isfinite(value)
+    }
+    report.save(HEADLINE_FILE, json.dumps(numbers, indent=1).encode())
+
+
+def _answer(report: Builder) -> dict[str, object]:
+    """Verdict, lead sentence and facts, from the primary contrasts if the study has them."""
+    exploratory = [t for t in report.secondary if t.contrast.arm_a in cells.SYNTHETIC]
+    family = report.primary or exploratory
+    if not report.cells or not family:
+        lead = "No answer: no cell has been evaluated yet."
+        if report.cells:
+            lead = "No answer: the study has no arm of synthetic images with another to compare."
+        return {"lead": lead, "verdict": "", "which": "", "facts": []}
     first, *others = family
-    absent = _absent(draft, first.contrast)
-    verdict = "incomplete" if absent else first.verdict
-    pair = f" {first.contrast.arm_a} against {first.contrast.arm_b}"
-    which = pair if draft.primary else f"{pair}, exploratory"
-    rows = [
-        ("How sure", "" if absent else how_sure(first, len(family))),
-        ("Against real alone", _against_real(draft, first.contrast.arm_a)),
-        ("Other controls", " ".join(_in_short(t, _absent(draft, t.contrast)) for t in others)),
-        ("Says nothing of", unsaid(first.contrast)),
-        ("Reservation", f"{_sentence_of(first.contrast.note)} {_at_chance(draft)}".strip()),
-    ]
-    return page.tag(
-        "div",
-        badge(verdict),
-        page.tag("span", text(which), class_="note"),
-        page.tag("p", text(answer(first, absent)), class_="lead"),
-        _missing(draft),
-        page.facts(rows),
-        class_=f"answer {verdict.split()[0]}",
-    )
+    absent = _absent(report, first.contrast)
+    caveats = f"{_sentence_of(first.contrast.note)} {_at_chance(report)}".strip()
+    return {
+        "lead": answer(first, absent),
+        "verdict": "incomplete" if absent else first.verdict,
+        "which": " against ".join(first.pair) + ("" if report.primary else ", exploratory"),
+        "facts": [
+            ("Evidence", "" if absent else evidence_text(first, len(family))),
+            ("Against real alone", _against_real(report, first.contrast.arm_a)),
+            ("Other controls", " ".join(_in_short(t, _absent(report, t.contrast)) for t in others)),
+            ("Scope", scope_text(first.contrast)),
+            ("Caveats", caveats),
+        ],
+    }
 
 
-def _at_chance(draft: Draft) -> str:
-    """How much of the grid cannot show a difference."""
-    if not draft.at_chance:
+def _at_chance(report: Builder) -> str:
+    if not report.at_chance:
         return ""
-    pairs = len({cell[:2] for cell in draft.cells})
+    pairs = len({cell[:2] for cell in report.cells})
     return (
-        f"In {len(draft.at_chance)} of {pairs} pairs of dataset and network the network guesses in "
-        "every arm: no difference can show there, and the mean is pulled towards zero."
+        f"In {len(report.at_chance)} of {pairs} dataset-network pairs the network is at chance in "
+        "every arm: these pairs cannot show a difference, and pull the mean towards zero."
     )
 
 
-def _against_real(draft: Draft, arm: str) -> str:
+def _against_real(report: Builder, arm: str) -> str:
     """The other half of the question: is the arm better than nothing added?"""
-    for tested in draft.secondary:
+    for tested in report.secondary:
         c = tested.contrast
-        if (c.arm_a, c.arm_b) == (arm, "real") and c.n:
-            absent = _absent(draft, c)
-            found = "incomplete" if absent else f"{tested.verdict} (exploratory)"
-            return f"{signed(c.difference)} ({_interval(c)}), {found}."
+        if tested.pair == (arm, "real") and c.n:
+            incomplete = _absent(report, c) > 0
+            found = "incomplete" if incomplete else f"{tested.verdict} (exploratory)"
+            return f"{signed(c.difference)} ({interval_text(c.low, c.high)}), {found}."
     return ""
 
 
-def _absent(draft: Draft, c: Contrast) -> int:
-    """Planned cells of the contrast's arms that are not there."""
-    return sum(cell not in draft.cells for cell in draft.expected if cell[2] in (c.arm_a, c.arm_b))
+def _absent(report: Builder, c: Contrast) -> int:
+    """Planned cells of the contrast's arms that are missing."""
+    arms = c.arm_a, c.arm_b
+    return sum(cell not in report.cells for cell in report.expected if cell[2] in arms)
 
 
 def answer(tested: Tested, absent: int = 0) -> str:
     """The answer in one sentence with its interval; none where planned cells are ``absent``."""
     c, verdict = tested.contrast, tested.verdict
     if c.n == 0:
-        return f"No answer: {c.arm_a} against {c.arm_b} has no cells to compare."
+        return f"No answer: {c.arm_a} and {c.arm_b} have no cells in common."
     where = "on this dataset" if c.datasets == 1 else f"on these {c.datasets} datasets"
+    interval = interval_text(c.low, c.high)
+    changed = f"changed balanced accuracy by {signed(c.difference)} ({interval})"
     if absent:
-        cells = f"{absent} of the cells that it needs {'is' if absent == 1 else 'are'} missing"
-        return (
-            f"No answer yet, {cells}; in those that are there, {where}, {_act(c)} changed balanced "
-            f"accuracy by {signed(c.difference)} ({_interval(c)})."
-        )
+        lack = f"{counted(absent, 'required cell')} {'is' if absent == 1 else 'are'} missing"
+        return f"No answer yet: {lack}; in the others, {where}, {_act(c)} {changed}."
     start = f"{where[:1].upper()}{where[1:]}, {_act(c)}"
     if not verdict.startswith(("better", "worse")):
-        change = f"changed balanced accuracy by {signed(c.difference)}"
-        return f"{start} {change} ({_interval(c)}): {_unresolved(tested)}."
+        return f"{start} {changed}: {_unresolved(c)}."
     verb = "raised" if c.difference > 0 else "lowered"
     found = f"{verdict}, {c.scope}" if c.scope else verdict
-    return f"{start} {verb} balanced accuracy by {abs(c.difference):.3f} ({_interval(c)}): {found}."
+    return f"{start} {verb} balanced accuracy by {abs(c.difference):.3f} ({interval}): {found}."
 
 
 def _act(c: Contrast) -> str:
@@ -133,154 +161,107 @@ def _act(c: Contrast) -> str:
     return f"{added} instead of {NOUN.get(c.arm_b, c.arm_b)}"
 
 
-def _unresolved(tested: Tested) -> str:
-    c = tested.contrast
+def _unresolved(c: Contrast) -> str:
     if math.isnan(c.low):
-        return "not resolved, a single pair tells nothing"
+        return "not resolvable from a single pair"
     if c.low <= 0 <= c.high:
-        return "not resolved, it may be no change at all"
-    return "not resolved, for not every test agrees with this interval"
+        return "not resolvable, the interval includes 0"
+    return "not resolvable, the tests do not all agree with this interval"
 
 
-def how_sure(tested: Tested, family: int) -> str:
-    """p, wins and losses, and what could have been seen."""
+def evidence_text(tested: Tested, family: int) -> str:
+    """p, wins and losses, and the minimum detectable difference."""
     c = tested.contrast
     if c.n == 0:
         return ""
-    cells = f"{c.n} paired cell{'s' if c.n > 1 else ''}"
-    p = tested.p_adjusted
-    shown = "" if math.isnan(p) else f"adjusted p {'< 0.001' if p < 0.001 else f'= {p:.3f}'} over "
-    words = f"{shown}{cells}: {c.wins} better, {c.ties} equal, {c.losses} worse."
+    p = "" if math.isnan(tested.p_adjusted) else f"Adjusted {p_text(tested.p_adjusted)} over "
+    pairs = counted(c.n, "paired cell")
+    words = f"{p}{pairs}: {c.wins} better, {c.ties} equal, {c.losses} worse."
     if c.here is not None and not math.isnan(c.here.low):
-        ends = f"{signed(c.here.low)} to {signed(c.here.high)}"
-        words += f" With test images varied as well: {ends}."
-    seen = detectable_after(c, family)
-    if not math.isnan(seen):
-        words += f" The smallest change this study could have seen is about {seen:.3f}."
-    return words[:1].upper() + words[1:]
+        words += f" With test images varied as well: {span(c.here.low, c.here.high)}."
+    smallest = detectable_after(c, family)
+    if not math.isnan(smallest):
+        words += f" Minimum detectable difference at 80 % power: {smallest:.3f}."
+    return words
 
 
-def unsaid(c: Contrast) -> str:
-    """What the contrast does not speak of."""
+def scope_text(c: Contrast) -> str:
+    """What the contrast cannot be generalised to."""
     if c.n == 0:
         return ""
-    parts = ["another draw of synthetic images (there is one set per dataset and arm)"]
+    other = ["another draw of synthetic images (one set per dataset and arm)", "other networks"]
     if c.scope:
-        few = c.datasets < 6
-        why = "fewer than six cannot tell" if few else f"p = {c.p_datasets:.2g} over datasets"
-        parts.insert(0, f"other datasets ({why})")
-    return f"{', '.join([*parts, 'other networks'])} or longer training."
+        few = c.datasets < FEWEST_DATASETS
+        p = f"p = {c.p_datasets:.2g} over datasets"
+        why = f"needs at least {FEWEST_DATASETS} independent ones" if few else p
+        other.insert(0, f"other datasets ({why})")
+    return f"Not covered: {', '.join(other)}, longer training."
 
 
 def _in_short(tested: Tested, absent: int) -> str:
     c, verdict = tested.contrast, "incomplete" if absent else tested.verdict
-    if c.n == 0:
-        return f"Against {NOUN.get(c.arm_b, c.arm_b)}: {verdict}."
     against = NOUN.get(c.arm_b, f"{c.arm_b} ({c.arm_a})")
-    low_high = DASH if math.isnan(c.low) else f"{signed(c.low)} to {signed(c.high)}"
-    return f"Against {against} {signed(c.difference)} ({low_high}), {verdict}."
+    if c.n == 0:
+        return f"Against {against}: {verdict}."
+    return f"Against {against} {signed(c.difference)} ({span(c.low, c.high)}), {verdict}."
 
 
-def _missing(draft: Draft) -> Html | None:
-    absent = [cell for cell in draft.expected if cell not in draft.cells]
-    if not absent:
-        return None
-    names = "; ".join(
-        f"{f' {tables.TIMES} '.join(cell[:3])}, seed {cell[3]}" for cell in absent[:NAMES_SHOWN]
-    )
-    more = f"; and {len(absent) - NAMES_SHOWN} more" if len(absent) > NAMES_SHOWN else ""
-    words = f"{len(absent)} of {len(draft.expected)} planned cells are missing ({names}{more}). "
-    link = page.tag("a", text("What failed and why"), href="#failures")
-    return page.tag("p", page.tag("b", text("Incomplete. ")), text(words), link, class_="warning")
-
-
-def _size(draft: Draft) -> Html:
-    rows = [
-        (f"{len(draft.cells)} / {len(draft.expected)}", "cells evaluated"),
-        *(
-            (str(len(things)), noun if len(things) == 1 else f"{noun}s")
-            for noun, things in (
-                ("dataset", draft.datasets),
-                ("network", draft.networks),
-                ("arm", draft.arms),
-                ("seed", draft.seeds),
-            )
-        ),
-        (duration(sum(r.seconds for r in draft.records if r.kind != "trial")), "of computing"),
-    ]
-    boxes = (page.tag("span", page.tag("b", text(value)), text(f" {name}")) for value, name in rows)
-    return page.tag("p", page.join(boxes, " "), class_="size")
-
-
-def _summary(draft: Draft) -> Html:
-    """Arm by dataset: what a paper would print."""
-    if not draft.cells:
-        return Html("")
-    most = {
-        d: max((len(tables.select(draft.cells, d, arm=arm)) for arm in draft.arms), default=0)
-        for d in draft.datasets
-    }
-    rows: list[list[str | Cell]] = []
-    for arm in draft.arms:
-        row: list[str | Cell] = [arm]
-        every: list[float] = []
-        for dataset in draft.datasets:
-            gains = list(tables.paired_gains(draft.cells, arm, dataset).values())
-            every += gains
-            row.append(_mean_cell(draft, arm, dataset, gains, most[dataset]))
-        row.append(number(summarise(every).mean if every and arm != "real" else None, sign=True))
-        rows.append(row)
+def _summary(report: Builder) -> Markup:
+    """Arm by dataset: the table that a paper would print."""
+    rows: list[Row] = []
+    for arm in report.arms:
+        gains = {d: cells.paired_gains(report.cells, arm, d) for d in report.datasets}
+        every = [gain for found in gains.values() for gain in found.values()]
+        mean = summarise(every).mean if every and arm != "real" else None
+        found = [_mean_cell(report, arm, d, cells.mean_gain(gains[d])) for d in report.datasets]
+        rows.append([arm, *found, number(mean, sign=True)])
     star = any("*" in cell.shown for row in rows for cell in row if isinstance(cell, Cell))
-    return draft.table(
+    return report.table(
         "summary",
-        ["arm", *draft.datasets, "gain over real"],
+        ["arm", *report.datasets, "gain over real"],
         rows,
-        caption="Balanced accuracy on the test split, mean ± standard deviation over networks and "
+        caption="Balanced accuracy on the test split: mean ± standard deviation over networks and "
         "seeds, and the mean paired gain over real"
-        + (". * Over fewer cells than another arm: compare by the gain" if star else ""),
+        + (". * Fewer cells than another arm: compare by the gain" if star else ""),
         class_="compact",
     )
 
 
-def _mean_cell(draft: Draft, arm: str, dataset: str, gains: Sequence[float], most: int) -> Cell:
-    found = tables.summary(tables.select(draft.cells, dataset, arm=arm))
+def _mean_cell(report: Builder, arm: str, dataset: str, gain: float | None) -> Cell:
+    counts = [len(cells.select(report.cells, dataset, arm=other)) for other in report.arms]
+    found = cells.summary(cells.select(report.cells, dataset, arm=arm))
     if found is None:
         return Cell(DASH)
-    gain = summarise(gains).mean if gains and arm != "real" else None
-    return Cell(
-        found.text() + ("*" if found.n < most else ""),
-        found.mean,
-        {"sd": found.sd, "cells": found.n, "gain": gain},
-        small="" if gain is None else signed(gain),
-        style=tint(gain),
-    )
+    gain = None if arm == "real" else gain
+    star = "*" if found.n < max(counts) else ""
+    parts = {"sd": found.sd, "cells": found.n, "gain": gain}
+    small = "" if gain is None else signed(gain)
+    return Cell(found.text() + star, found.mean, parts, small, style=tint(gain))
 
 
-def _forest(draft: Draft) -> Html:
-    family = [*draft.primary, *draft.secondary]
+def _forest(report: Builder) -> Markup | str:
+    family = [*report.primary, *report.secondary]
     if not any(t.contrast.n for t in family):
-        return Html("")
+        return ""
     differences = [
         {
-            d: list(
-                tables.paired_gains(draft.cells, t.contrast.arm_a, d, t.contrast.arm_b).values()
-            )
-            for d in draft.datasets
+            d: list(cells.paired_gains(report.cells, t.pair[0], d, t.pair[1]).values())
+            for d in report.datasets
         }
         for t in family
     ]
-    return draft.plot(
+    over = "over cells" if len(report.datasets) == 1 else "clustered by dataset"
+    return report.plot(
         "contrasts",
-        figures.forest([t.contrast for t in family], differences, len(draft.primary)),
+        figures.forest([t.contrast for t in family], differences, len(report.primary)),
         "Mean paired differences between arms with intervals",
-        "Mean paired difference (diamond) and 95 % bootstrap interval "
-        + ("over cells (bar). " if len(draft.datasets) == 1 else "clustered by dataset (bar). ")
-        + "Dots are the cells: same dataset, network and seed under both arms.",
+        f"Mean paired difference (diamond) and 95 % bootstrap interval {over} (bar). Dots: single "
+        "cells, paired by dataset, network and seed.",
     )
 
 
-def badge(verdict: str) -> Html:
-    return page.tag("span", text(verdict), class_=f"badge {verdict.split()[0]}")
+def badge(verdict: str) -> Markup:
+    return Markup('<span class="badge {}">{}</span>').format(verdict.split()[0], verdict)
 
 
 def tint(gain: float | None) -> str:
@@ -289,16 +270,6 @@ def tint(gain: float | None) -> str:
         return ""
     strength = 0.30 * min(1.0, abs(gain) / TINT_FULL)
     return f"background: rgb(var(--{'up' if gain > 0 else 'down'}) / {strength:.2f})"
-
-
-def signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", MINUS)
-
-
-def _interval(c: Contrast) -> str:
-    if math.isnan(c.low):
-        return "no interval"
-    return f"95 % interval {signed(c.low)} to {signed(c.high)}"
 
 
 def _sentence_of(note: str) -> str:

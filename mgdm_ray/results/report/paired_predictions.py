@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from mgdm_ray.evaluation.stats import Answers
-from mgdm_ray.results.report.tables import CellId, cell_id
+from mgdm_ray.results.report.cells import CellId, cell_id
 from mgdm_ray.storage.records import Record
 
 PREDICTIONS = "test_predictions.safetensors"

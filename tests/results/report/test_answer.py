@@ -1,89 +1,124 @@
-"""The first screen: one sentence, how sure, what it does not speak of."""
+"""The first screen: one sentence, its evidence, its scope."""
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 
+from mgdm_ray.evaluation.selection_bias import Agreement, Confirmed, Optimism
 from mgdm_ray.evaluation.stats import Contrast
-from mgdm_ray.results.report import tables, write_report
-from mgdm_ray.results.report.answer import answer, signed, unsaid
-from tests.results.report.test_report import read_page
+from mgdm_ray.results.report import HEADLINE_FILE, write_report
+from mgdm_ray.results.report.answer import answer, evidence_text, scope_text
+from mgdm_ray.results.report.cells import Tested
+from mgdm_ray.results.report.searches import optimism_text, transfer_text
+from mgdm_ray.results.report.synthetic import distance_text
+from mgdm_ray.results.report.words import signed, span
+from tests import golden
+from tests.results.report.test_report import read_page, rows_of
 from tests.study_example import make_example
 
 
 def found(
     difference: float, low: float, high: float, p: float = 0.01, p_datasets: float = 0.5
-) -> tables.Tested:
+) -> Tested:
     contrast = Contrast(
         difference, low, high, p, 20, 3, 17, 0.1, 40, "rough", "disturb", "duplicate", 4,
         p_datasets,
     )  # fmt: skip
-    return tables.Tested(contrast, p)
+    return Tested(contrast, p)
 
 
-@pytest.mark.parametrize(
-    ("case", "said"),
-    [
-        (
-            found(0.012, -0.003, 0.027),
-            "On these 4 datasets, adding disturbed images instead of copies of real images changed "
-            "balanced accuracy by +0.012 (95 % interval \N{MINUS SIGN}0.003 to +0.027): not "
-            "resolved, it may be no change at all.",
-        ),
-        (
-            found(0.012, 0.003, 0.027),
-            "raised balanced accuracy by 0.012 (95 % interval +0.003 to +0.027): better here, on "
-            "these 4 datasets, with the images drawn",
-        ),
-        (found(-0.012, -0.02, -0.01, p_datasets=0.01), "lowered balanced accuracy by 0.012"),
-        (found(0.012, 0.003, 0.027, p_datasets=0.01), "to +0.027): better."),
-        (found(0.012, 0.003, 0.027, p=0.2), "not resolved, for not every test agrees with this"),
-        (found(0.012, math.nan, math.nan), "(no interval): not resolved, a single pair tells"),
-    ],
-)
-def test_the_answer_is_one_sentence(case: tables.Tested, said: str) -> None:
-    """Catches "raised" where nothing is resolved, a wrong sign, a scope left out."""
+CASES = {
+    "unresolved": found(0.012, -0.003, 0.027),
+    "better here": found(0.012, 0.003, 0.027),
+    "worse": found(-0.012, -0.02, -0.01, p_datasets=0.01),
+    "better": found(0.012, 0.003, 0.027, p_datasets=0.01),
+    "tests disagree": found(0.012, 0.003, 0.027, p=0.2),
+    "no interval": found(0.012, math.nan, math.nan),
+}
+UNKNOWN = Agreement(math.nan, math.nan, math.nan, math.nan, 6)
+SELF = Agreement(0.5, 0.1, 0.9, 0.2, 6)
+SEARCHES = {
+    "plain": {},
+    "no other network": {"transfer": None},
+    "one setting": {"transfer": Agreement(math.nan, math.nan, math.nan, math.nan, 1)},
+    "equal scores": {"transfer": UNKNOWN},
+    "few settings": {"transfer": Agreement(1.0, math.nan, math.nan, 0.3, 3)},
+    "same order": {"transfer": Agreement(0.9, 0.5, 1.0, 0.01, 6)},
+    "opposite order": {"transfer": Agreement(-0.9, -1.0, -0.5, 0.01, 6)},
+    "not resolvable": {"transfer": Agreement(0.9, 0.5, 1.0, 0.06, 6)},
+    "too low": {"chosen": Optimism(0.5, 0.6, -0.2, -0.1, 4)},
+    "interval with 0": {"chosen": Optimism(0.6, 0.5, -0.1, 0.3, 4)},
+    "no interval": {"chosen": Optimism(0.6, 0.5, math.nan, math.nan, 1)},
+}
+NEARER = {"a": (1.0, 0.0, 0.3), "b": (2.0, 0.0, 0.2), "c": (3.0, 0.0, 0.1)}
+FARTHER = {
+    "duplicate": (0.0, 0.0, 0.0), "b": (2.0, 0.0, 0.2), "c": (3.0, 0.0, 0.3), "e": (4.0, 0.0, 0.4),
+}  # fmt: skip
+
+
+def search_result(**changes: object) -> Confirmed:
+    values: dict[str, object] = {
+        "trials": 8, "numbers": (1, 2), "chosen": Optimism(0.6, 0.5, 0.05, 0.15, 4), "shared": 0.0,
+        "transfer": None, "repeat": SELF, "means": (),
+    }  # fmt: skip
+    return Confirmed(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_sentences() -> None:
+    """Catches a changed claim: "raised" where nothing is resolved, a ranking of three settings."""
+    lines = [f"{name}: {answer(case)}" for name, case in CASES.items()]
+    lines.append(f"incomplete: {answer(CASES['better'], absent=2)}")
+    lines.append(f"evidence: {evidence_text(CASES['unresolved'], 3)}")
+    lines += [f"scope, {name}: {scope_text(CASES[name].contrast)}" for name in ("better", "worse")]
+    lines.append(f"scope, better here: {scope_text(CASES['better here'].contrast)}")
+    for name, changes in SEARCHES.items():
+        result = search_result(**changes)
+        text = optimism_text if "chosen" in changes else transfer_text
+        lines.append(f"search, {name}: {text(result)}")
+    lines.append(f"distance: {distance_text({'x': NEARER, 'y': FARTHER, 'z': {}})}")
+    lines.append(f"distance, one arm: {distance_text({'z': {'a': (1.0, 0.0, 0.1)}})}")
+    golden.check("report-sentences", "\n".join(lines))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_answer_is_one_sentence_with_the_verdict_of_the_contrast(name: str) -> None:
+    """Catches a verdict, sign or interval that the numbers do not support."""
+    case = CASES[name]
     words = answer(case)
-    assert said in words
     assert words.count(". ") == 0
+    resolved = case.verdict.startswith(("better", "worse"))
+    assert (case.verdict in words) == resolved or case.verdict == "not resolvable"
+    assert resolved or signed(case.contrast.difference) in words
+    if not math.isnan(case.contrast.low):
+        assert span(case.contrast.low, case.contrast.high) in words
+    assert ("better" in words) == case.verdict.startswith("better")
 
 
 def test_an_incomplete_grid_is_no_answer() -> None:
-    """Catches a resolved contrast of what is left that is sold as the answer."""
-    words = answer(found(0.012, 0.003, 0.027), absent=2)
-    assert words.startswith("No answer yet, 2 of the cells that it needs are missing;")
-    assert "better" not in words
-
-
-def test_what_the_answer_does_not_speak_of() -> None:
-    """Catches a claim about other datasets where four were looked at, and its absence where
-    datasets agree."""
-    assert "other datasets (fewer than six cannot tell)" in unsaid(found(0.1, 0.0, 0.2).contrast)
-    assert "other datasets" not in unsaid(found(0.1, 0.0, 0.2, p_datasets=0.01).contrast)
+    """Catches a resolved contrast of the cells that are left, sold as the answer."""
+    assert "better" in answer(CASES["better"])
+    assert "better" not in answer(CASES["better"], absent=2)
 
 
 def test_the_first_screen_of_a_complete_study(tmp_path: Path) -> None:
     """Catches a first screen without its parts; the summary's gain is the mean over cells."""
     whole = make_example(tmp_path / "artefacts", failed=False, trials=0)
     path = write_report(tmp_path / "study", whole.records, whole.context())
-    _, words = read_page(path)
-    first = words[: words.index("What was asked")]
-    assert "better here disturb against duplicate On these 2 datasets, adding disturbed" in first
-    for part in (
-        "How sure",
-        "Against real alone",
-        "Other controls",
-        "Says nothing of",
-        "60 / 60 cells evaluated",
-    ):
-        assert part in first
-    assert "Incomplete" not in first
-    table = (path.parent / "tables" / "summary.csv").read_text().splitlines()
-    assert table[0].startswith("arm,phantom-ultrasound,phantom-ultrasound sd")
-    gains = [float(part) for part in table[-1].split(",")[4:9:4]]
-    assert float(table[-1].split(",")[-1]) == pytest.approx(sum(gains) / 2)
-    # The other half of the question, in the words of the first screen.
-    assert f"Against real alone {signed(sum(gains) / 2)} (95 % interval" in first
+    page, _ = read_page(path)
+    assert page.badges[0] == "better here"
+    assert "incomplete" not in page.badges
+    assert page.terms[:4] == ["Evidence", "Against real alone", "Other controls", "Scope"]
+    first = page.sections["head"]
+    assert "60 / 60" in first
+    gains = rows_of(path, "summary")[-1]
+    shown = [float(gains[f"{d} gain"]) for d in ("phantom-ultrasound", "phantom-fundus")]
+    assert float(gains["gain over real"]) == pytest.approx(sum(shown) / 2)
+    # The other half of the question: the difference to real alone.
+    assert f"{signed(sum(shown) / 2)} (95 % interval" in first
+    numbers = json.loads((path.parent / HEADLINE_FILE).read_text())
+    assert numbers["contrast/disturb-duplicate/difference"] > 0
+    assert numbers["contrast/disturb-duplicate/cells"] == 12

@@ -14,14 +14,16 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from mgdm_ray.evaluation.stats import Contrast, Summary
+from mgdm_ray.pipeline.trials import Trial
 from mgdm_ray.results.report import figures
+from mgdm_ray.results.report.figures.base import png
 from mgdm_ray.results.report.figures.searches import gamma_edges
-from mgdm_ray.results.report.tables import MINUS
+from mgdm_ray.results.report.words import MINUS
 
 
-def trial(gamma: float, score: float, measurement: str = "entropy", best: bool = False) -> dict:
-    return {"measurement": measurement, "uncertainty_scale": gamma, "guidance_scale": 1.0,
-            "score": score, "best": best}  # fmt: skip
+def trial(gamma: float, score: float, measurement: str = "entropy") -> Trial:
+    setting = {"measurement": measurement, "uncertainty_scale": gamma, "guidance_scale": 1.0}
+    return Trial(0, setting, "done", score=score)
 
 
 def texts(figure: Figure) -> list[str]:
@@ -38,8 +40,8 @@ def test_heat_map_by_hand() -> None:
     Catches bins on a linear scale, a sign turned round, a lost trial at the upper end, an empty
     bin that reads as zero, and a chosen setting that is not framed.
     """
-    rows = [trial(0.01, 0.4), trial(0.011, 0.6), trial(0.64, 0.8, best=True)]
-    figure = figures.heat_map({"d": rows})
+    rows = [trial(0.01, 0.4), trial(0.011, 0.6), trial(0.64, 0.8)]
+    figure = figures.heat_map({"d": rows}, {"d": rows[2]})
     assert texts(figure) == [f"{MINUS}0.100\nn = 2", "+0.200\nn = 1"]
     boxes = [p for p in figure.axes[0].patches if isinstance(p, Rectangle)]
     hatched = [int(p.get_x()) for p in boxes if p.get_hatch()]
@@ -54,7 +56,7 @@ def test_heat_map_has_a_panel_per_measurement_and_searches_from_top_to_bottom() 
     """Catches trials of one measurement in the other's panel, and rows against their labels: two
     panels share an axis, which is easily turned over twice."""
     rows = {"a": [trial(0.1, 0.5), trial(0.9, 0.7, "margin")], "b": [trial(0.1, 0.2)]}
-    figure = figures.heat_map(rows)
+    figure = figures.heat_map(rows, {})
     found = panels(figure)
     assert {"entropy", "margin"} <= set(found)
     entropy, margin = found["entropy"], found["margin"]
@@ -123,6 +125,6 @@ def test_a_picture_keeps_its_colours() -> None:
     axes = figure.subplots()
     axes.imshow(np.random.default_rng(0).uniform(0, 1, (60, 90)), cmap="viridis")
     axes.plot(5, 5, "o", ms=4, color="#ff0000")
-    picture = np.asarray(Image.open(io.BytesIO(figures.png(figure))).convert("RGB")).astype(int)
+    picture = np.asarray(Image.open(io.BytesIO(png(figure))).convert("RGB")).astype(int)
     off = np.abs(picture - [255, 0, 0]).max(axis=2)
     assert (off <= 16).sum() > 10

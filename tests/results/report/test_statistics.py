@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,14 +12,14 @@ from sklearn.metrics import balanced_accuracy_score
 
 from mgdm_ray.evaluation.stats import image_contrast
 from mgdm_ray.results.report import ReportContext, write_report
-from mgdm_ray.results.report.draft import Draft
+from mgdm_ray.results.report.builder import Builder
 from mgdm_ray.results.report.paired_predictions import (
     PREDICTIONS,
     pair_predictions,
     read_predictions,
 )
 from mgdm_ray.storage.records import Record
-from tests.results.report.test_report import read_page
+from tests.results.report.test_report import read_page, rows_of
 
 COUNTS = (40, 25)
 NETWORKS = ("alexnet", "resnet18", "densenet121")
@@ -74,11 +73,6 @@ class Study:
 EFFECT = {"real": 0.6, "duplicate": 0.6, "disturb": 0.72}
 
 
-def rows_of(path: Path, name: str) -> list[dict[str, str]]:
-    with (path.parent / "tables" / f"{name}.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
 def test_numbers_agree_with_the_metrics_of_the_cells(tmp_path: Path) -> None:
     """Catches predictions paired with the wrong cell, arm or dataset, and an interval missing on
     the page."""
@@ -101,18 +95,18 @@ def test_numbers_agree_with_the_metrics_of_the_cells(tmp_path: Path) -> None:
     (all_row,) = [r for r in rows if r["dataset"].startswith("all")]
     assert float(all_row["difference"]) == pytest.approx(float(primary["difference"]))
     assert primary["95 % interval low, test images"] == all_row["95 % interval low"]
-    _, words = read_page(path)
-    assert "How far it can be believed" in words
-    assert "Disturb is better than duplicate on these 2 datasets, with the images drawn" in words
+    page, _ = read_page(path)
+    assert "statistics" in page.ids
+    assert page.badges[0] == primary["verdict"] == "better here"
 
 
 def test_the_luck_of_a_test_split_is_no_finding(tmp_path: Path) -> None:
     """Catches 24 cells that all repeat the same few test images and pass for 24 findings: every
-    cell of a dataset gives the same answers, and the arms differ by chance alone."""
+    cell of a dataset gives the same paired, and the arms differ by chance alone."""
     level = {"real": 0.6, "duplicate": 0.6, "disturb": 0.6}
     study = Study(tmp_path / "a", ["p", "q"], level, common=True)
-    draft = Draft(tmp_path, study.records, study.context())
-    (tested,) = draft.primary
+    report = Builder(tmp_path, study.records, study.context())
+    (tested,) = report.primary
     assert tested.contrast.p < 0.01  # over cells alone it is beyond doubt
     assert tested.contrast.here is not None
     assert tested.contrast.here.p > 0.05
@@ -135,20 +129,22 @@ def test_without_leaked_images(tmp_path: Path) -> None:
                 right[leaked] = arm == "disturb"
                 study.add("p", network, arm, seed, right)
     path = write_report(tmp_path, study.records, study.context(leaked={"p": leaked}))
-    _, words = read_page(path)
-    assert "16 of p" in words
-    answers = pair_predictions(
+    assert "16 of p" in read_page(path)[0].sections["statistics"]
+    (row,) = rows_of(path, "without_leaked")
+    paired = pair_predictions(
         read_predictions(study.records, lambda record: study.root / record.key),
         ("disturb", "duplicate"),
         [("p", n, s) for n in sorted(NETWORKS) for s in SEEDS],
     )
-    assert answers is not None
-    whole, left = answers["p"].mean(), answers["p"].without(leaked).mean()
+    assert paired is not None
+    whole, left = paired["p"].mean(), paired["p"].without(leaked).mean()
     assert whole > 0.2 > abs(left)
-    assert f"{whole:+.3f}" in words
-    found = image_contrast([answers["p"].without(leaked)])
+    assert float(row["all test images"]) == pytest.approx(whole)
+    assert float(row["without leaked"]) == pytest.approx(left)
+    found = image_contrast([paired["p"].without(leaked)])
     assert found is not None
-    assert f"{found.low:+.3f} to {found.high:+.3f}" in words
+    bounds = [float(row[f"95 % interval without {end}"]) for end in ("low", "high")]
+    assert bounds == pytest.approx([found.low, found.high])
 
 
 def test_ranks_need_six_datasets_that_share_no_images(tmp_path: Path) -> None:
@@ -157,22 +153,18 @@ def test_ranks_need_six_datasets_that_share_no_images(tmp_path: Path) -> None:
     names = [f"d{i}" for i in range(6)]
     study = Study(tmp_path / "a", names, {"real": 0.45, "duplicate": 0.65, "disturb": 0.85})
     path = write_report(tmp_path, study.records, study.context())
-    _, words = read_page(path)
-    assert (path.parent / "figures" / "ranks-arms.png").is_file()
-    assert "Friedman's test over 6 datasets, each averaged over networks and seeds" in words
-    assert "No ranking of networks can be told from chance" in words
-    origins = {"d1": "d0", "d3": "d2"}
-    path = write_report(tmp_path, study.records, study.context(origins=origins))
-    _, words = read_page(path)
-    assert not (path.parent / "figures" / "ranks-arms.png").exists()
-    assert "here are 4: with fewer than 6" in words
-    lost = study.records[1:]
-    _, words = read_page(write_report(tmp_path, lost, study.context()))
-    assert "complete blocks, and some dataset lacks cells of real" in words
+    figures = path.parent / "figures"
+    assert (figures / "ranks-arms.png").is_file()
+    assert not (figures / "ranks-networks.png").exists()  # no network is better than another
+    assert "6 datasets" in read_page(path)[0].sections["statistics"]
+    write_report(tmp_path, study.records, study.context(origins={"d1": "d0", "d3": "d2"}))
+    assert not (figures / "ranks-arms.png").exists()
+    write_report(tmp_path, study.records[1:], study.context())  # an incomplete block
+    assert not (figures / "ranks-arms.png").exists()
 
 
 def test_cells_on_other_images_are_not_compared_image_by_image(tmp_path: Path) -> None:
-    """Catches an interval from answers to different questions, and a crash for a lost file."""
+    """Catches an interval from paired to different questions, and a crash for a lost file."""
     study = Study(tmp_path / "a", ["p"], EFFECT)
     cells = [("p", n, s) for n in NETWORKS for s in SEEDS]
     pair = ("disturb", "duplicate")
@@ -187,7 +179,7 @@ def test_cells_on_other_images_are_not_compared_image_by_image(tmp_path: Path) -
     assert pair_predictions(damaged, pair, cells) is None
 
 
-def test_networks_that_guess_in_every_arm_are_told(tmp_path: Path) -> None:
+def test_networks_at_chance_in_every_arm_are_named(tmp_path: Path) -> None:
     """Catches a mean difference that is small only because most networks learnt nothing, and
     nobody says so. What they add is zero, so that without them the difference is larger by the
     share of the pairs that they are: 16 / 12."""
@@ -203,9 +195,9 @@ def test_networks_that_guess_in_every_arm_are_told(tmp_path: Path) -> None:
     (row,) = rows_of(path, "without_guessing")
     assert (row["pairs of cells"], row["pairs without"]) == ("16", "12")
     assert float(row["without guessing"]) == pytest.approx(float(row["all networks"]) * 16 / 12)
-    _, words = read_page(path)
-    assert "In 1 of 4 pairs of dataset and network the network guesses in every arm" in words
-    assert "Guess in every arm, within 0.02 of chance: squeezenet1_1 (d)." in words
+    page, _ = read_page(path)
+    assert "squeezenet1_1 (d)" in page.sections["statistics"]
+    assert "1 of 4" in page.sections["head"]
 
 
 def test_a_study_in_which_all_guess_has_a_report(tmp_path: Path) -> None:

@@ -14,7 +14,13 @@ from mgdm_ray.results.report.figures.base import (
     styled,
 )
 from mgdm_ray.results.report.figures.judged import entropies, fd_against_gain
-from mgdm_ray.results.report.figures.outcomes import forest, gains, network_gains, ratio_curves
+from mgdm_ray.results.report.figures.outcomes import (
+    forest,
+    gains,
+    network_gains,
+    rank_diagram,
+    ratio_curves,
+)
 from mgdm_ray.results.report.figures.searches import confirmed, heat_map, importance, search_scatter
 from mgdm_ray.results.report.figures.training import guide_over_t, loss_curves, running_mean
 
@@ -35,6 +41,7 @@ __all__ = [
     "loss_curves",
     "network_gains",
     "png",
+    "rank_diagram",
     "ratio_curves",
     "running_mean",
     "search_scatter",

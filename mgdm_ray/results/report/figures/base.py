@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,11 +26,11 @@ ARM_COLOURS = {
 }
 CYCLE = ("#3d7ab8", "#c8384f", "#2f9587", "#b3823a", "#9467bd", "#5b6470", "#d17bb0", "#7a8f2a")
 MARKERS = "osD^vP"
-INK, FAINT = "#1d2530", "#c9ced6"
+INK, GREY, FAINT = "#1d2530", "#8a93a0", "#c9ced6"
 STYLE: dict[str, Any] = {
     "font.size": 9.5,
     "font.family": "DejaVu Sans",
-    "axes.edgecolor": "#8a93a0",
+    "axes.edgecolor": GREY,
     "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -50,6 +50,7 @@ WIDTH = 9.6  # inches
 DPI = 160  # makes 1536 px for a column of about 1000 px
 COLOUR_ERROR = 16  # of 255, in any channel of any pixel
 Curve = Sequence[tuple[float, float]]
+T = TypeVar("T")
 styled = context(STYLE)  # rcParams act when text and legends are made, so on whole functions
 
 
@@ -84,6 +85,21 @@ def panels_in_rows(
     for unused in panels[count:]:
         unused.set_visible(False)
     return figure, panels[:count]
+
+
+def pairs_of_panels(
+    content: Mapping[str, T], height: float, ylabel: str, sharey: bool = True
+) -> tuple[Figure, list[tuple[Axes, T]]]:
+    """Panels in two columns, titled by the keys of ``content``, each with its value."""
+    figure, panels = panels_in_rows(len(content), height, columns=2, sharey=sharey)
+    for i, (axes, title) in enumerate(zip(panels, content, strict=True)):
+        axes.set(title=title, ylabel="" if i % 2 else ylabel)
+    return figure, list(zip(panels, content.values(), strict=True))
+
+
+def circle(axes: Axes, x: float, y: float) -> None:
+    """Mark a chosen setting."""
+    axes.plot(x, y, "o", ms=15, mfc="none", mec=INK, mew=1.4)
 
 
 def log_axis(axis: Axis) -> None:

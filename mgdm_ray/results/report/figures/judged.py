@@ -1,4 +1,4 @@
-"""Figures of what the judge says of the images: entropy and distance."""
+"""Figures of the judge's measures: entropy and distance."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from matplotlib.figure import Figure
 
 from mgdm_ray.results.report.figures.base import (
     ARM_COLOURS,
+    GREY,
     INK,
     MARKERS,
     legend_below,
-    panels_in_rows,
+    pairs_of_panels,
     styled,
 )
 
@@ -26,20 +27,17 @@ def entropies(panels_of: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]
     ``panels_of[dataset][arm]`` has ``edges`` (one more than bins) and ``counts``; the arm ``real``
     is held-out real images, drawn as an area.
     """
-    figure, panels = panels_in_rows(len(panels_of), 2.9, columns=2, sharey=False)
-    for index, (axes, (dataset, rows)) in enumerate(zip(panels, panels_of.items(), strict=True)):
+    figure, panels = pairs_of_panels(panels_of, 2.9, "share of images", sharey=False)
+    for axes, rows in panels:
         for arm, bins in rows.items():
             counts = np.asarray(bins["counts"], dtype=np.float64)
-            shares = counts / max(counts.sum(), 1e-12)
             is_real = arm == REAL
             axes.stairs(
-                shares, np.asarray(bins["edges"], dtype=np.float64), fill=is_real,
-                color="#d5dae1" if is_real else ARM_COLOURS.get(arm, INK), lw=1.7,
+                counts / max(counts.sum(), 1e-12), np.asarray(bins["edges"], dtype=np.float64),
+                fill=is_real, color="#d5dae1" if is_real else ARM_COLOURS.get(arm, INK), lw=1.7,
                 label="held-out real" if is_real else arm, zorder=1 if is_real else 2,
             )  # fmt: skip
-        axes.set(title=dataset, xlabel="entropy of the judge's prediction", ylim=(0, None))
-        if index % 2 == 0:
-            axes.set_ylabel("share of images")
+        axes.set(xlabel="entropy of the judge's prediction", ylim=(0, None))
     legend_below(figure)
     return figure
 
@@ -48,12 +46,12 @@ def entropies(panels_of: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]
 def fd_against_gain(panels_of: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     """Per dataset (a panel) and arm (a point) Frechet distance and mean gain over ``real``:
     ``panels_of[dataset][arm]`` is (fd, fd of held-out real images, gain)."""
-    figure, panels = panels_in_rows(len(panels_of), 3.0, columns=2, sharey=False)
-    for index, (axes, (dataset, rows)) in enumerate(zip(panels, panels_of.items(), strict=True)):
-        yardsticks = [real for _, real, _ in rows.values()]
-        if yardsticks:
+    figure, panels = pairs_of_panels(panels_of, 3.0, "mean gain over real", sharey=False)
+    for axes, rows in panels:
+        baselines = [real for _, real, _ in rows.values()]
+        if baselines:
             axes.axvline(
-                float(np.median(yardsticks)), color="#8a93a0", lw=1, ls=(0, (4, 4)),
+                float(np.median(baselines)), color=GREY, lw=1, ls=(0, (4, 4)),
                 label="held-out real images",
             )  # fmt: skip
         axes.axhline(0, color=ARM_COLOURS["real"], lw=1)
@@ -63,8 +61,6 @@ def fd_against_gain(panels_of: Mapping[str, Mapping[str, Sequence[float]]]) -> F
                 color=ARM_COLOURS.get(arm.split(" ")[0], INK),
             )  # fmt: skip
         axes.margins(0.15)
-        axes.set(title=dataset, xlabel="Frechet distance to real training images")
-        if index % 2 == 0:
-            axes.set_ylabel("mean gain over real")
+        axes.set_xlabel("Frechet distance to real training images")
     legend_below(figure)
     return figure

@@ -1,24 +1,29 @@
-"""Figures of the answer: contrasts, gains, networks, ratios."""
+"""Figures of the answer: contrasts, gains, networks, ratios, ranks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mgdm_ray.evaluation.stats import Contrast, Summary, summarise
+from mgdm_ray.evaluation.stats import Contrast, Ranking, Summary, summarise
 from mgdm_ray.results.report.figures.base import (
     ARM_COLOURS,
     FAINT,
+    GREY,
     INK,
     MARKERS,
+    WIDTH,
     colours,
     legend_below,
+    pairs_of_panels,
     panels_in_rows,
     styled,
 )
-from mgdm_ray.results.report.tables import MINUS
+from mgdm_ray.results.report.words import MINUS, signed
 
 
 @styled
@@ -41,24 +46,12 @@ def forest(
                 values, [y + offset] * len(values), "o", ms=4, mew=0, alpha=0.5,
                 color=palette[dataset], label=dataset if row == 0 else None,
             )  # fmt: skip
-        if contrast.n == 0:
-            axes.text(0, y, " no data", va="center", color="#8a93a0")
-            continue
-        if not math.isnan(contrast.low):
-            axes.plot(
-                [contrast.low, contrast.high], [y, y], color=INK, lw=2.4, solid_capstyle="butt"
-            )
-        axes.plot(contrast.difference, y, "D", color=INK, ms=7)
-        axes.annotate(
-            f"{contrast.difference:+.3f}", (contrast.difference, y), xytext=(0, 8),
-            textcoords="offset points", ha="center", fontweight="bold",
-        )  # fmt: skip
-    axes.axvline(0, color="#8a93a0", lw=1)
+        _contrast(axes, y, contrast)
+    axes.axvline(0, color=GREY, lw=1)
     if 0 < primary < len(contrasts):
         axes.axhline(len(contrasts) - primary - 0.5, color=FAINT, lw=1, ls=(0, (4, 4)))
-    axes.set_yticks(
-        range(len(contrasts)), [f"{c.arm_a} {MINUS} {c.arm_b}" for c in reversed(contrasts)]
-    )
+    names = [f"{c.arm_a} {MINUS} {c.arm_b}" for c in reversed(contrasts)]
+    axes.set_yticks(range(len(contrasts)), names)
     axes.set_ylim(-0.6, len(contrasts) - 0.45)
     axes.tick_params(axis="y", length=0, labelsize=10.5)
     axes.grid(axis="y", visible=False)
@@ -68,14 +61,28 @@ def forest(
     return figure
 
 
+def _contrast(axes: Axes, y: float, contrast: Contrast) -> None:
+    if contrast.n == 0:
+        axes.text(0, y, " no data", va="center", color=GREY)
+        return
+    if not math.isnan(contrast.low):
+        ends = [contrast.low, contrast.high]
+        axes.plot(ends, [y, y], color=INK, lw=2.4, solid_capstyle="butt")
+    axes.plot(contrast.difference, y, "D", color=INK, ms=7)
+    axes.annotate(
+        signed(contrast.difference), (contrast.difference, y), xytext=(0, 8),
+        textcoords="offset points", ha="center", fontweight="bold",
+    )  # fmt: skip
+
+
 @styled
 def gains(per_dataset: Mapping[str, Mapping[str, Mapping[tuple[str, int], float]]]) -> Figure:
     """Per dataset and arm: gain over ``real`` of each cell, and their mean (bar and number)."""
     networks = sorted({n for arms in per_dataset.values() for g in arms.values() for n, _ in g})
     middle = (len(networks) - 1) / 2
     spread = {n: 0.6 * (i - middle) / len(networks) for i, n in enumerate(networks)}
-    figure, panels = panels_in_rows(len(per_dataset), 3.1, columns=2)
-    for index, (axes, (dataset, arms)) in enumerate(zip(panels, per_dataset.items(), strict=True)):
+    figure, panels = pairs_of_panels(per_dataset, 3.1, "gain over real")
+    for axes, arms in panels:
         for x, (arm, cells) in enumerate(arms.items()):
             if not cells:
                 continue
@@ -86,23 +93,15 @@ def gains(per_dataset: Mapping[str, Mapping[str, Mapping[tuple[str, int], float]
             axes.plot([x - 0.34, x + 0.34], [mean, mean], color=colour, lw=3)
             # In one line at the top, where numbers of neighbours cannot overlap.
             axes.annotate(
-                f"{mean:+.3f}",
-                (x, 0.99),
-                xycoords=axes.get_xaxis_transform(),
-                ha="center",
-                va="top",
-                color=colour,
-                fontweight="bold",
-            )
+                signed(mean), (x, 0.99), xycoords=axes.get_xaxis_transform(), ha="center",
+                va="top", color=colour, fontweight="bold",
+            )  # fmt: skip
         axes.axhline(0, color=ARM_COLOURS["real"], lw=1)
         axes.set_xticks(range(len(arms)), list(arms), fontsize=8.5)
         axes.set_xlim(-0.5, len(arms) - 0.5)
         axes.grid(axis="x", visible=False)
-        axes.set_title(dataset)
-        if index % 2 == 0:
-            axes.set_ylabel("gain over real")
-    low, high = panels[0].get_ylim()
-    panels[0].set_ylim(low, high + 0.14 * (high - low))
+    low, high = panels[0][0].get_ylim()
+    panels[0][0].set_ylim(low, high + 0.14 * (high - low))
     return figure
 
 
@@ -130,11 +129,11 @@ def network_gains(
             if not math.isnan(contrast.low):
                 clear = not contrast.spans_zero
                 axes.plot(
-                    [contrast.low, contrast.high], [y, y], color=INK if clear else "#8a93a0",
+                    [contrast.low, contrast.high], [y, y], color=INK if clear else GREY,
                     lw=2, solid_capstyle="butt", gid=f"interval {name}",
                 )  # fmt: skip
             axes.plot(contrast.difference, y, "D", ms=5, color=INK, gid=f"mean {name}")
-        axes.axvline(0, color="#8a93a0", lw=1)
+        axes.axvline(0, color=GREY, lw=1)
         axes.set_yticks(range(len(networks)), list(reversed(networks)))
         axes.set_ylim(-0.7, len(networks) - 0.5)
         axes.tick_params(axis="y", length=0, labelsize=8.5)
@@ -151,24 +150,45 @@ def network_gains(
 def ratio_curves(curves: Mapping[str, Mapping[str, Mapping[float, Summary]]]) -> Figure:
     """Per dataset (a panel) and arm (a line) the gain over ``real`` at each ratio of added images
     to real ones; bars: standard deviation over networks and seeds."""
-    figure, panels = panels_in_rows(len(curves), 3.0, columns=2)
-    for index, (axes, (dataset, rows)) in enumerate(zip(panels, curves.items(), strict=True)):
+    figure, panels = pairs_of_panels(curves, 3.0, "gain over real")
+    for axes, rows in panels:
         ratios = sorted({ratio for curve in rows.values() for ratio in curve})
         step = 0.012 * (max(ratios, default=1.0) or 1.0)
         for i, (arm, curve) in enumerate(rows.items()):
             shift = step * (i - (len(rows) - 1) / 2)  # so that bars lie beside each other
-            means = [0.0, *(curve[ratio].mean for ratio in sorted(curve))]
-            spreads = [0.0, *(curve[ratio].sd for ratio in sorted(curve))]
+            points = [curve[ratio] for ratio in sorted(curve)]
             axes.errorbar(
-                [0.0, *(ratio + shift for ratio in sorted(curve))], means,
-                [0.0 if math.isnan(sd) else sd for sd in spreads],
+                [0.0, *(ratio + shift for ratio in sorted(curve))],
+                [0.0, *(point.mean for point in points)],
+                [0.0, *(0.0 if math.isnan(point.sd) else point.sd for point in points)],
                 color=ARM_COLOURS.get(arm, INK), marker=MARKERS[i % len(MARKERS)], ms=5, lw=1.6,
                 elinewidth=0.9, alpha=0.9, label=arm,
             )  # fmt: skip
         axes.axhline(0, color=ARM_COLOURS["real"], lw=1)
         axes.set_xticks([0, *ratios], ["0", *(f"{ratio:g}" for ratio in ratios)])
-        axes.set(title=dataset, xlabel="added images per real image")
-        if index % 2 == 0:
-            axes.set_ylabel("gain over real")
+        axes.set_xlabel("added images per real image")
     legend_below(figure)
+    return figure
+
+
+@styled
+def rank_diagram(found: Ranking) -> Figure:
+    """Critical-difference diagram of Demsar (2006)."""
+    from scikit_posthocs import critical_difference_diagram
+
+    names = list(found.mean_ranks)
+    table = pd.DataFrame(1.0, index=names, columns=names)
+    for (a, b), p in found.nemenyi.items():
+        table.loc[a, b] = table.loc[b, a] = p
+    figure = Figure(figsize=(WIDTH, 1.0 + 0.22 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    axes.grid(visible=False)
+    critical_difference_diagram(
+        dict(found.mean_ranks),
+        table,
+        ax=axes,
+        label_fmt_left="{label} ({rank:.2f})",
+        label_fmt_right="({rank:.2f}) {label}",
+        color_palette={name: ARM_COLOURS.get(name, INK) for name in names},
+    )
     return figure

@@ -4,66 +4,70 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from mgdm_ray.pipeline.trials import Trial
 from mgdm_ray.results.report.figures.base import (
     CYCLE,
     FAINT,
+    GREY,
     INK,
     MARKERS,
+    circle,
     colours,
     log_axis,
     panels_in_rows,
     styled,
 )
-from mgdm_ray.results.report.tables import GAMMA, MINUS
+from mgdm_ray.results.report.words import GAMMA, percent, signed
 
 BINS = 6
 """Of gamma in the heat map, equally wide on a logarithmic scale."""
+Searches = Mapping[str, Sequence[Trial]]
+"""Scored trials with a strength, by search."""
+
+
+class Bin(NamedTuple):
+    """Trials of one range of gamma: mean score minus the search's mean (nan without trials)."""
+
+    value: float
+    trials: int
+    chosen: bool
+    """Whether the chosen setting is among them."""
 
 
 @styled
-def search_scatter(trials: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Score over strength per search. A trial has measurement, uncertainty_scale, guidance_scale,
-    score and best (bool)."""
+def search_scatter(trials: Searches, best: Mapping[str, Trial]) -> Figure:
+    """Score over strength per search; the best trial of each is circled."""
     flat = [trial for rows in trials.values() for trial in rows]
-    palette = colours([trial["measurement"] for trial in flat])
-    scales = sorted({trial["guidance_scale"] for trial in flat})
+    palette = colours([_measurement(trial) for trial in flat])
+    scales = sorted({_guidance(trial) for trial in flat})
     figure, panels = panels_in_rows(len(trials), 3.1, sharey=False)
     for axes, (where, rows) in zip(panels, trials.items(), strict=True):
         for trial in rows:
             axes.plot(
-                trial["uncertainty_scale"], trial["score"], ms=7.5, mew=0.8, mec="white",
-                color=palette[trial["measurement"]],
-                marker=MARKERS[scales.index(trial["guidance_scale"]) % len(MARKERS)],
+                _gamma(trial), _score(trial), ms=7.5, mew=0.8, mec="white",
+                color=palette[_measurement(trial)],
+                marker=MARKERS[scales.index(_guidance(trial)) % len(MARKERS)],
             )  # fmt: skip
-            if trial["best"]:
-                axes.plot(
-                    trial["uncertainty_scale"],
-                    trial["score"],
-                    "o",
-                    ms=15,
-                    mfc="none",
-                    mec=INK,
-                    mew=1.4,
-                )
-        if rows and min(trial["uncertainty_scale"] for trial in rows) > 0:
+            if best.get(where) == trial:
+                circle(axes, _gamma(trial), _score(trial))
+        if rows and min(map(_gamma, rows)) > 0:
             axes.set_xscale("log")
             log_axis(axes.xaxis)
         axes.margins(0.12)
-        axes.set(
-            title=where, xlabel=f"uncertainty_scale {GAMMA}", ylabel="validation balanced accuracy"
-        )
+        axes.set(title=where, xlabel=f"uncertainty_scale {GAMMA}", ylabel="validation score")
     for name, colour in palette.items():
         panels[0].plot([], [], "o", color=colour, label=name)
     for i, scale in enumerate(scales) if len(scales) > 1 else ():
         label = f"guidance_scale {scale:g}"
-        panels[0].plot([], [], MARKERS[i % len(MARKERS)], color="#8a93a0", label=label)
+        panels[0].plot([], [], MARKERS[i % len(MARKERS)], color=GREY, label=label)
     panels[0].plot([], [], "o", ms=11, mfc="none", mec=INK, label="best")
     figure.legend(loc="outside lower center", ncols=6)
     return figure
@@ -82,7 +86,7 @@ def confirmed(searches: Mapping[str, Sequence[tuple[float, float, float]]]) -> F
         axes.plot(claimed, [row[1] for row in means], "o", ms=7, mfc="white", mec=proxy, mew=1.4)
         axes.plot(claimed, [row[2] for row in means], "o", ms=7.5, mec="white", color=other)
         for value in means[0][1:]:
-            axes.plot(claimed[0], value, "o", ms=15, mfc="none", mec=INK, mew=1.4)
+            circle(axes, claimed[0], value)
         axes.margins(0.15)
         axes.set(title=where, xlabel="score in the search", ylabel="score with fresh seeds")
     panels[0].plot([], [], "o", ms=7.5, color=other, label="other networks")
@@ -102,7 +106,7 @@ def importance(searches: Mapping[str, Mapping[str, float]]) -> Figure:
             if name in shares:
                 axes.barh(y, shares[name], height=0.55, color=CYCLE[0])
                 axes.annotate(
-                    f"{shares[name]:.0%}", (shares[name], y), xytext=(4, 0),
+                    percent(shares[name]), (shares[name], y), xytext=(4, 0),
                     textcoords="offset points", va="center",
                 )  # fmt: skip
         axes.set_yticks(range(len(names)), names)
@@ -116,43 +120,30 @@ def importance(searches: Mapping[str, Mapping[str, float]]) -> Figure:
 
 
 @styled
-def heat_map(trials: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Per measurement (a panel) and search (a row): how far the mean score of the trials in each
-    bin of gamma is from the mean of all trials of that search.
+def heat_map(trials: Searches, best: Mapping[str, Trial]) -> Figure:
+    """Per measurement (a panel) and search (a row) the scores in each bin of gamma (> 0).
 
-    A trial has measurement, uncertainty_scale (> 0), score and best (bool). Each cell holds the
-    difference and the number of trials; the one with the chosen setting is framed; hatched ones
-    hold none.
+    A cell shows the mean score minus that of all trials of the search, and the number of trials;
+    the one with the chosen setting is framed; hatched ones hold none.
     """
     flat = [trial for rows in trials.values() for trial in rows]
-    edges = gamma_edges([trial["uncertainty_scale"] for trial in flat])
-    measurements = sorted({trial["measurement"] for trial in flat})
-    cells = {name: _binned(trials, name, edges) for name in measurements}
-    every = [abs(value) for rows in cells.values() for row in rows for value, _, _ in row]
-    most = max([value for value in every if not math.isnan(value)], default=0.0) or 1e-6
-    figure, panels = panels_in_rows(
-        len(measurements), 1.0 + 0.5 * len(trials), columns=min(2, len(measurements))
-    )
+    edges = gamma_edges([_gamma(trial) for trial in flat])
+    cells = {
+        name: [_binned(rows, name, edges, best.get(where)) for where, rows in trials.items()]
+        for name in sorted({_measurement(trial) for trial in flat})
+    }
+    values = [abs(b.value) for rows in cells.values() for row in rows for b in row if b.trials]
+    most = max(values, default=0.0) or 1e-6
+    figure, panels = panels_in_rows(len(cells), 1.0 + 0.5 * len(trials), columns=min(2, len(cells)))
     for axes, (name, rows) in zip(panels, cells.items(), strict=True):
-        values = np.array([[value for value, _, _ in row] for row in rows])
         mesh = axes.pcolormesh(
-            np.arange(len(edges)), np.arange(len(rows) + 1), np.ma.masked_invalid(values),
+            np.arange(len(edges)), np.arange(len(rows) + 1),
+            np.ma.masked_invalid([[b.value for b in row] for row in rows]),
             cmap="RdBu", norm=TwoSlopeNorm(0, -most, most), edgecolors="white", lw=1.5,
         )  # fmt: skip
         for y, row in enumerate(rows):
-            for x, (value, count, chosen) in enumerate(row):
-                if not count:
-                    patch = Rectangle((x, y), 1, 1, fill=False, hatch="///", ec=FAINT, lw=0)
-                    axes.add_patch(patch)
-                    continue
-                colour = "white" if abs(value) > 0.6 * most else INK
-                words = f"{value:+.3f}\nn = {count}".replace("-", MINUS)
-                axes.text(
-                    x + 0.5, y + 0.5, words, ha="center", va="center", fontsize=7.5, color=colour
-                )
-                if chosen:
-                    frame = Rectangle((x + 0.03, y + 0.04), 0.94, 0.92, fill=False, ec=INK, lw=2)
-                    axes.add_patch(frame)
+            for x, held in enumerate(row):
+                _heat_cell(axes, x, y, held, most)
         axes.set_xticks(range(len(edges)), [f"{edge:.2g}" for edge in edges], fontsize=8)
         axes.set_yticks([y + 0.5 for y in range(len(rows))], list(trials))
         axes.tick_params(length=0)
@@ -161,6 +152,18 @@ def heat_map(trials: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     panels[0].set_ylim(len(trials), 0)  # shared by all panels
     figure.colorbar(mesh, ax=panels, label="score minus mean", shrink=0.9, pad=0.01)
     return figure
+
+
+def _heat_cell(axes: Axes, x: int, y: int, held: Bin, most: float) -> None:
+    if not held.trials:
+        axes.add_patch(Rectangle((x, y), 1, 1, fill=False, hatch="///", ec=FAINT, lw=0))
+        return
+    axes.text(
+        x + 0.5, y + 0.5, f"{signed(held.value)}\nn = {held.trials}", ha="center", va="center",
+        fontsize=7.5, color="white" if abs(held.value) > 0.6 * most else INK,
+    )  # fmt: skip
+    if held.chosen:
+        axes.add_patch(Rectangle((x + 0.03, y + 0.04), 0.94, 0.92, fill=False, ec=INK, lw=2))
 
 
 def gamma_edges(values: Sequence[float]) -> list[float]:
@@ -172,27 +175,35 @@ def gamma_edges(values: Sequence[float]) -> list[float]:
 
 
 def _binned(
-    trials: Mapping[str, Sequence[Mapping[str, Any]]], measurement: str, edges: Sequence[float]
-) -> list[list[tuple[float, int, bool]]]:
-    """Per search and bin (mean score minus the search's mean, trials, holds the best)."""
-    table = []
-    for rows in trials.values():
-        middle = float(np.mean([trial["score"] for trial in rows]))
-        bins: list[list[Mapping[str, Any]]] = [[] for _ in edges[1:]]
-        for trial in rows:
-            if trial["measurement"] == measurement:
-                place = int(np.searchsorted(edges, trial["uncertainty_scale"], side="right")) - 1
-                bins[min(max(place, 0), len(bins) - 1)].append(trial)
-        table.append(
-            [
-                (
-                    float(np.mean([trial["score"] for trial in held])) - middle
-                    if held
-                    else math.nan,
-                    len(held),
-                    any(trial["best"] for trial in held),
-                )
-                for held in bins
-            ]
+    rows: Sequence[Trial], measurement: str, edges: Sequence[float], best: Trial | None
+) -> list[Bin]:
+    middle = float(np.mean([_score(trial) for trial in rows]))
+    bins: list[list[Trial]] = [[] for _ in edges[1:]]
+    for trial in rows:
+        if _measurement(trial) == measurement:
+            place = int(np.searchsorted(edges, _gamma(trial), side="right")) - 1
+            bins[min(max(place, 0), len(bins) - 1)].append(trial)
+    return [
+        Bin(
+            float(np.mean([_score(trial) for trial in held])) - middle if held else math.nan,
+            len(held),
+            best in held,
         )
-    return table
+        for held in bins
+    ]
+
+
+def _score(trial: Trial) -> float:
+    return math.nan if trial.score is None else trial.score
+
+
+def _gamma(trial: Trial) -> float:
+    return float(trial.setting["uncertainty_scale"])
+
+
+def _measurement(trial: Trial) -> str:
+    return str(trial.setting.get("measurement", "?"))
+
+
+def _guidance(trial: Trial) -> float:
+    return float(trial.setting.get("guidance_scale", 1.0))

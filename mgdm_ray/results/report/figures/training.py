@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from mgdm_ray.results.report.figures.base import (
     ARM_COLOURS,
-    INK,
     Curve,
     colours,
     log_axis,
@@ -38,20 +38,17 @@ def guide_over_t(
     )
     axes.set_ylim(0, 1.02)
     figure.legend(
-        *axes.get_legend_handles_labels(),
-        loc="outside lower center",
-        title="dashed: chance",
-        title_fontsize=8.5,
-        ncols=6,
-    )
+        *axes.get_legend_handles_labels(), loc="outside lower center", title="dashed: chance",
+        title_fontsize=8.5, ncols=6,
+    )  # fmt: skip
     return figure
 
 
 @styled
-def loss_curves(panels_of: Mapping[str, Mapping[str, Curve]], arms: bool) -> Figure:
-    """One panel per key; raw losses faint, a running mean on top. ``arms``: colour by arm."""
+def loss_curves(panels_of: Mapping[str, Mapping[str, Curve]]) -> Figure:
+    """One panel per key, one curve per arm or dataset: losses faint, a running mean on top."""
     names = [name for curves in panels_of.values() for name in curves]
-    palette = {n: ARM_COLOURS.get(n, INK) for n in names} if arms else colours(names)
+    palette = {name: ARM_COLOURS.get(name, other) for name, other in colours(names).items()}
     figure, panels = panels_in_rows(len(panels_of), 2.9, sharey=False)
     for axes, (title, curves) in zip(panels, panels_of.items(), strict=True):
         for name, curve in curves.items():
@@ -63,8 +60,8 @@ def loss_curves(panels_of: Mapping[str, Mapping[str, Curve]], arms: bool) -> Fig
             axes.set_yscale("log")
             log_axis(axes.yaxis)
         axes.set(title=title, xlabel="step", ylabel="training loss")
-    for name, colour in palette.items():
-        panels[0].plot([], [], color=colour, lw=2, label=name)
+    for name in dict.fromkeys(names):
+        panels[0].plot([], [], color=palette[name], lw=2, label=name)
     if palette:
         figure.legend(loc="outside lower center", ncols=7)
     return figure
@@ -72,9 +69,6 @@ def loss_curves(panels_of: Mapping[str, Mapping[str, Curve]], arms: bool) -> Fig
 
 def running_mean(values: Sequence[float]) -> list[float]:
     """Centred mean over a fifteenth of the curve, shorter at its ends."""
-    half = len(values) // 30
-    out = []
-    for i in range(len(values)):
-        window = values[max(0, i - half) : i + half + 1]
-        out.append(sum(window) / len(window))
-    return out
+    window = 2 * (len(values) // 30) + 1
+    means = pd.Series(values, dtype=float).rolling(window, center=True, min_periods=1).mean()
+    return [float(mean) for mean in means]

@@ -1,9 +1,7 @@
-"""A report while it is written: its records sorted out, and its folder."""
+"""A report in the making: its records by role, and the files beside the page."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -11,15 +9,18 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pandas as pd
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from mgdm_ray.evaluation.chance import networks_at_chance
 from mgdm_ray.evaluation.stats import PRIMARY, ImageContrast, image_contrast
-from mgdm_ray.results.report import figures, page, paired_predictions, tables
+from mgdm_ray.pipeline.trials import Trial
+from mgdm_ray.results.report import cells, figures, jobs, page, paired_predictions
 from mgdm_ray.results.report.assessed import assessments, judges
-from mgdm_ray.results.report.page import Html, text
-from mgdm_ray.results.report.table import Cell, Sheet
-from mgdm_ray.results.report.tables import CellId, Tested
+from mgdm_ray.results.report.cells import CellId, Tested
+from mgdm_ray.results.report.table import Cell, Table, csv_text
+from mgdm_ray.results.report.thumbnails import light
 from mgdm_ray.storage.records import Record
 
 Found = TypeVar("Found")
@@ -27,7 +28,7 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class ReportContext:
-    """What the report needs to know besides the records."""
+    """What the report needs besides the records."""
 
     study_name: str
     question: str
@@ -41,17 +42,17 @@ class ReportContext:
     """Wall time of the last run."""
     versions: Mapping[str, str] = field(default_factory=dict)
     git_commit: str | None = None
-    """Of the code that wrote the report; the records know who computed them."""
+    """Of the code that wrote the report; each record has that of the code that computed it."""
     findings: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Per dataset what is wrong with its splits, in words."""
+    """Problems of each dataset's splits, as sentences without full stop."""
     origins: Mapping[str, str] = field(default_factory=dict)
-    """Per dataset the one whose images it has: variants share theirs. Default: its own name."""
+    """The dataset whose images a variant uses, by its name. Default: its own name."""
     leaked: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """Per dataset the test images that are, nearly or exactly, in another split as well."""
+    """Per dataset the test images that are (nearly) in another split as well."""
     storage: str = ""
     mlflow_command: str = ""
     artefact: Callable[[Record], Path | None] = lambda record: None  # noqa: ARG005
-    """The folder of a record's artefact, None where there is none."""
+    """Folder of a record's artefact, or None."""
     without_pictures: frozenset[str] = frozenset()
     """Datasets whose images must not be shown."""
     datasets: Sequence[Any] = ()
@@ -61,61 +62,61 @@ class ReportContext:
     plan_counts: Mapping[str, int] = field(default_factory=dict)
     """Planned jobs per kind."""
     ratio: float | None = None
-    """Added images per real one in the cells; None where that is not what fixes their number."""
+    """Added images per real one in the cells; None where another setting fixes their number."""
 
 
-class Draft:
+class Builder:
     """What every section needs: records by role, and ways to write files beside the page."""
 
     def __init__(self, folder: Path, records: Sequence[Record], context: ReportContext) -> None:
         self.folder = folder
         self.records = sorted(records, key=lambda r: (r.kind, r.dataset or "", r.arm or "", r.key))
         self.context = context
-        self.cells = tables.scores(self.records)
-        self.expected = list(
-            dict.fromkeys(
-                context.expected_cells
-                or [tables.cell_id(record) for record in self.records if record.is_cell]
-            )
-        )
-        everything = [*self.expected, *self.cells]
-        self.datasets = list(dict.fromkeys(cell[0] for cell in everything))
-        self.networks = list(dict.fromkeys(cell[1] for cell in everything))
-        self.arms = tables.in_order(cell[2] for cell in everything)
-        self.seeds = sorted({cell[3] for cell in everything})
+        self.written: set[Path] = set()
+        self.cells = cells.scores(self.records)
+        planned = context.expected_cells or map(cells.cell_id, filter(_is_cell, self.records))
+        self.expected = list(dict.fromkeys(planned))
+        every = [*self.expected, *self.cells]
+        self.datasets = list(dict.fromkeys(cell[0] for cell in every))
+        self.networks = list(dict.fromkeys(cell[1] for cell in every))
+        self.arms = cells.in_order(cell[2] for cell in every)
+        self.seeds = sorted({cell[3] for cell in every})
         self.info = {info["name"]: info for info in map(_as_mapping, context.datasets)}
+        self.chance = {n: 1 / len(i["classes"]) for n, i in self.info.items() if i.get("classes")}
+        """Balanced accuracy of guessing, by dataset."""
         self.origins = {d: context.origins.get(d, d) for d in self.datasets}
         self.predictions = paired_predictions.read_predictions(self.records, context.artefact)
         self.primary = self.contrasts(PRIMARY)
-        self.secondary = self.contrasts(tables.SECONDARY)
-        chance = {d: 1 / len(i["classes"]) for d, i in self.info.items() if i.get("classes")}
-        self.at_chance = networks_at_chance(self.cells, chance, self.arms)
-        """Of the pairs of dataset and network those that guess in every arm."""
-        self.trials = tables.trials(self.records, context.artefact)
+        self.secondary = self.contrasts(cells.SECONDARY)
+        self.at_chance = networks_at_chance(self.cells, self.chance, self.arms)
+        self.trials: list[Trial] = jobs.trials(self.records, context.artefact)
         self.judges = self._in_order(judges(self.records, context.artefact))
         self.assessed = self._in_order(assessments(self.records, context.artefact))
-        self.problems = tables.problems(self.records, self.expected)
-        self.written: set[Path] = set()
+        self.problems = jobs.problems(self.records, self.expected)
 
     def contrasts(self, pairs: Sequence[tuple[str, str]]) -> list[Tested]:
-        reasons = tables.reasons(self.records)
-        return tables.contrasts(
-            self.cells, pairs, self.arms, self.expected, self.origins, reasons, self.over_images
+        why = cells.reasons(self.records)
+        return cells.contrasts(
+            self.cells, pairs, self.arms, self.expected, self.origins, why, self.over_images
         )
 
-    def contrasts_of_learners(self, pairs: Sequence[tuple[str, str]]) -> list[Tested]:
-        """The same without networks that guess in every arm, over cells only."""
+    def contrasts_above_chance(self, pairs: Sequence[tuple[str, str]]) -> list[Tested]:
+        """The same without networks at chance in every arm, over cells only."""
         dead = set(self.at_chance)
-        cells = {cell: value for cell, value in self.cells.items() if cell[:2] not in dead}
+        kept = {cell: value for cell, value in self.cells.items() if cell[:2] not in dead}
         expected = [cell for cell in self.expected if cell[:2] not in dead]
-        reasons = tables.reasons(self.records)
-        return tables.contrasts(cells, pairs, self.arms, expected, self.origins, reasons)
+        why = cells.reasons(self.records)
+        return cells.contrasts(kept, pairs, self.arms, expected, self.origins, why)
 
     def over_images(self, pair: tuple[str, str]) -> ImageContrast | None:
-        """Over cells and test images of all datasets; None where predictions are not at hand."""
-        cells = paired_predictions.common_cells(self.cells, pair)
-        found = paired_predictions.pair_predictions(self.predictions, pair, cells, self.origins)
+        """Over cells and test images of all datasets; None without stored predictions."""
+        common = paired_predictions.common_cells(self.cells, pair)
+        found = paired_predictions.pair_predictions(self.predictions, pair, common, self.origins)
         return image_contrast(list(found.values())) if found else None
+
+    def classes(self, dataset: str) -> list[str]:
+        """Names of the classes; empty where they are unknown."""
+        return [str(name) for name in self.info.get(dataset, {}).get("classes") or ()]
 
     def _in_order(self, found: Mapping[str, Found]) -> dict[str, Found]:
         """By dataset, in the study's order; none of others."""
@@ -130,10 +131,15 @@ class Draft:
         self.written.add(path)
         return path
 
-    def plot(self, name: str, figure: Figure, alt: str, caption: str) -> Html:
+    def plot(self, name: str, figure: Figure, alt: str, caption: str) -> Markup:
         data = figures.png(figure)
         self.save(f"figures/{name}.png", data)
-        return page.image(data, alt, text(caption), class_="plot")
+        return page.image(data, alt, caption, class_="plot")
+
+    def picture(self, file: str, data: bytes, alt: str, name: str, caption: str) -> Markup:
+        """Keep an image as ``figures/FILE.png`` and show a lighter one on the page."""
+        self.save(f"figures/{file}.png", data)
+        return page.image(light(data), alt, caption, name=name)
 
     def table(
         self,
@@ -143,25 +149,22 @@ class Draft:
         caption: str = "",
         words: Collection[int] = (),
         class_: str = "",
-    ) -> Html:
-        """The table for the page; as ``tables/NAME.csv`` and ``.tex`` it lies beside it."""
-        sheet = Sheet(name, header, rows, caption, words, class_)
-        self.save(f"tables/{name}.csv", sheet.csv().encode())
-        self.save(f"tables/{name}.tex", sheet.tex().encode())
-        return sheet.html()
+    ) -> Markup:
+        """The table for the page; also written as ``tables/NAME.csv`` and ``.tex``."""
+        table = Table(name, header, rows, caption, words, class_)
+        self.save(f"tables/{name}.csv", table.csv().encode())
+        self.save(f"tables/{name}.tex", table.tex().encode())
+        return table.html()
 
     def table_file(
         self, name: str, header: Sequence[str], rows: Iterable[Sequence[object]]
     ) -> None:
-        """Rows for programs only, which the page does not show."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
-        self.save(f"tables/{name}.csv", buffer.getvalue().encode())
+        """A CSV that the page does not show."""
+        frame = pd.DataFrame(list(rows), columns=list(header), dtype=object)
+        self.save(f"tables/{name}.csv", csv_text(frame).encode())
 
     def json_of(self, record: Record, name: str) -> Any:
-        """What a file of the record's artefact holds; None where there is no such file."""
+        """Content of a file of the record's artefact; None where there is no such file."""
         folder = self.context.artefact(record)
         path = folder / name if folder else None
         if path is None or not path.is_file():
@@ -173,6 +176,10 @@ class Draft:
         for path in [*self.folder.glob("figures/*.*"), *self.folder.glob("tables/*.*")]:
             if path.suffix in (".png", ".csv", ".tex") and path not in self.written:
                 path.unlink()
+
+
+def _is_cell(record: Record) -> bool:
+    return record.is_cell
 
 
 def _as_mapping(info: Any) -> dict[str, Any]:

@@ -1,0 +1,175 @@
+"""Section on robustness: single datasets, networks at chance, leaked test images, ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from markupsafe import Markup
+
+from mgdm_ray.evaluation.chance import NEAR_CHANCE
+from mgdm_ray.evaluation.stats import (
+    Answers,
+    Contrast,
+    ImageContrast,
+    Ranking,
+    image_contrast,
+    rank,
+    summarise,
+)
+from mgdm_ray.evaluation.stats.ranks import critical_difference
+from mgdm_ray.results.report import figures
+from mgdm_ray.results.report.builder import Builder
+from mgdm_ray.results.report.cells import Tested
+from mgdm_ray.results.report.page import render
+from mgdm_ray.results.report.paired_predictions import common_cells, pair_predictions, without
+from mgdm_ray.results.report.table import Cell, Row, interval, number, p_value
+from mgdm_ray.results.report.words import DASH, p_text, percent
+
+ALL = "all, as they are"
+
+
+def robustness(report: Builder) -> Markup | None:
+    if not report.cells:
+        return None
+    by_network: dict[str, list[str]] = {}
+    for dataset, network in report.at_chance:
+        by_network.setdefault(network, []).append(dataset)
+    leaked = {name: list(images) for name, images in report.context.leaked.items() if images}
+    return render(
+        "robustness",
+        by_dataset=_by_dataset(report),
+        at_chance="; ".join(f"{name} ({', '.join(where)})" for name, where in by_network.items()),
+        near=f"{NEAR_CHANCE:g}",
+        above_chance=_above_chance(report) if by_network else "",
+        leaked=", ".join(f"{len(images)} of {name}" for name, images in leaked.items()),
+        without_leaked=_without_leaks(report, leaked) if leaked else "",
+        ranks=_ranks(report),
+    )
+
+
+def _tested(report: Builder) -> list[Tested]:
+    return [t for t in report.primary or report.secondary if t.contrast.n]
+
+
+def _paired(report: Builder, tested: Tested, together: bool = False) -> dict[str, Answers] | None:
+    """Predictions of both arms by dataset; ``together``: variants of a dataset in one group."""
+    common = common_cells(report.cells, tested.pair)
+    origins = report.origins if together else None
+    return pair_predictions(report.predictions, tested.pair, common, origins)
+
+
+def _by_dataset(report: Builder) -> Markup | str:
+    rows: list[Row] = []
+    for tested in _tested(report):
+        for dataset, paired in (_paired(report, tested) or {}).items():
+            found = image_contrast([paired])
+            if found is not None:
+                smallest = min(len(k) for k in paired.classes())
+                rows.append(_row(tested.name, dataset, found, str(smallest)))
+        if tested.contrast.here is not None:
+            rows.append(_row(tested.name, ALL, tested.contrast.here, DASH))
+    header = ["contrast", "dataset", "difference", "95 % interval", "p",
+              "variance from test images", "pairs of cells", "test images",
+              "of the rarest class"]  # fmt: skip
+    return report.table("contrasts_by_dataset", header, rows, words=(1,)) if rows else ""
+
+
+def _row(name: str, dataset: str, found: ImageContrast, smallest: str) -> Row:
+    share = found.image_share
+    return [
+        name,
+        dataset,
+        number(found.difference, sign=True),
+        interval(found.low, found.high),
+        p_value(found.p),
+        Cell(DASH) if math.isnan(share) else Cell(percent(share), share),
+        str(found.cells),
+        str(found.images),
+        smallest,
+    ]
+
+
+def _numbers(found: Contrast | ImageContrast | None) -> list[Cell]:
+    if found is None or (isinstance(found, Contrast) and not found.n):
+        return [Cell(DASH), Cell(DASH)]
+    return [number(found.difference, sign=True), interval(found.low, found.high)]
+
+
+def _above_chance(report: Builder) -> Markup | str:
+    """The contrasts again without networks at chance."""
+    tested = _tested(report)
+    others = report.contrasts_above_chance([t.pair for t in tested])
+    rows: list[Row] = [
+        [t.name, *_numbers(t.contrast), str(t.contrast.n), *_numbers(o.contrast), str(o.contrast.n)]
+        for t, o in zip(tested, others, strict=True)
+    ]
+    header = ["contrast", "all networks", "95 % interval", "pairs of cells", "without guessing",
+              "95 % interval without", "pairs without"]  # fmt: skip
+    return report.table("without_guessing", header, rows) if rows else ""
+
+
+def _without_leaks(report: Builder, leaked: Mapping[str, list[int]]) -> Markup | str:
+    """The contrasts again without test images that are (nearly) in another split."""
+    # An image that leaks into the training set of one variant is left out of all of them.
+    by_origin: dict[str, list[int]] = {}
+    for name, images in leaked.items():
+        by_origin.setdefault(report.origins.get(name, name), []).extend(images)
+    rows: list[Row] = []
+    for tested in _tested(report):
+        paired, here = _paired(report, tested, together=True), tested.contrast.here
+        if paired is None or here is None:
+            continue
+        some_left = all(
+            len(set(by_origin.get(name, ()))) < len(group.labels) for name, group in paired.items()
+        )
+        found = image_contrast(without(paired, by_origin)) if some_left else None
+        rows.append([tested.name, *_numbers(here), *_numbers(found)])
+    header = ["contrast", "all test images", "95 % interval", "without leaked",
+              "95 % interval without"]  # fmt: skip
+    return report.table("without_leaked", header, rows) if rows else ""
+
+
+def _ranks(report: Builder) -> list[tuple[str, str, Markup | str]]:
+    """(what is ranked, words, diagram)."""
+    blocks = list(dict.fromkeys(report.origins[d] for d in report.datasets))
+    found = {
+        what: rank({name: _block_means(report, place, name) for name in names}, blocks)
+        for what, place, names in (("arms", 2, report.arms), ("networks", 1, report.networks))
+        if len(names) > 1
+    }
+    refusals = {ranking.refused for ranking in found.values()}
+    if len(found) == 2 and len(refusals) == 1 and "" not in refusals:
+        return [("arms and networks", f"Not tested: {refusals.pop()}.", "")]
+    return [(what, *_ranked(report, what, ranking)) for what, ranking in found.items()]
+
+
+def _block_means(report: Builder, place: int, name: str) -> dict[str, float]:
+    """Mean per dataset (variants together) of the cells whose id has ``name`` at ``place``; only
+    of datasets in which none of them is missing."""
+    means = {}
+    for origin in dict.fromkeys(report.origins.values()):
+        expected = [c for c in report.expected if report.origins[c[0]] == origin]
+        mine = [cell for cell in expected if cell[place] == name]
+        if mine and all(cell in report.cells for cell in mine):
+            means[origin] = summarise(report.cells[cell] for cell in mine).mean
+    return means
+
+
+def _ranked(report: Builder, what: str, found: Ranking) -> tuple[str, Markup | str]:
+    if found.refused:
+        return f"Not tested: {found.refused}.", ""
+    averaged = "networks" if what == "arms" else "arms"
+    words = (
+        f"Friedman's test over {found.blocks} datasets, each averaged over {averaged} and seeds: "
+        f"{p_text(found.p)} (Iman and Davenport). "
+    )
+    if not found.differs:
+        return f"{words}The ranks of {what} are not resolvable, so they are not shown.", ""
+    cd = critical_difference(len(found.mean_ranks), found.blocks)
+    words += (
+        f"Mean ranks, 1 is best; {what} joined by a bar do not differ by Nemenyi's test (critical "
+        f"difference {cd:.2f})."
+    )
+    diagram = figures.rank_diagram(found)
+    return "", report.plot(f"ranks-{what}", diagram, f"Mean ranks of {what}", words)

@@ -1,0 +1,94 @@
+"""How the report writes numbers, durations, settings and jobs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mgdm_ray.storage.records import Record
+
+DASH, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+GAMMA = "\N{GREEK SMALL LETTER GAMMA}"
+
+
+def decimal(value: float, digits: int = 3) -> str:
+    return f"{value:z.{digits}f}".replace("-", MINUS)
+
+
+def signed(value: float, digits: int = 3) -> str:
+    return f"{value:+z.{digits}f}".replace("-", MINUS)
+
+
+def span(low: float, high: float, digits: int = 3) -> str:
+    """``+0.010 to +0.020``; a dash where there is none."""
+    return DASH if math.isnan(low) else f"{signed(low, digits)} to {signed(high, digits)}"
+
+
+def interval_text(low: float, high: float, digits: int = 3) -> str:
+    """With a no-break space before the percent sign."""
+    return (
+        "no interval"
+        if math.isnan(low)
+        else f"95\N{NO-BREAK SPACE}% interval {span(low, high, digits)}"
+    )
+
+
+def percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def p_text(p: float) -> str:
+    """``p = 0.012``, or ``p < 0.001``."""
+    return f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def first_of(names: Sequence[str], most: int) -> str:
+    more = f"; and {len(names) - most} more" if len(names) > most else ""
+    return "; ".join(names[:most]) + more
+
+
+def duration(seconds: float) -> str:
+    """``0.4 s``, ``12 s``, ``3 min 05 s``, ``2 h 07 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def job_title(record: Record) -> str:
+    """``cell breastmnist × resnet18 × disturb, seed 0``."""
+    kind = "cell" if record.is_cell else record.kind
+    parts = [part for part in (record.dataset, record.network, record.arm) if part]
+    seed = "" if record.seed is None else f", seed {record.seed}"
+    return f"{kind} {f' {TIMES} '.join(parts)}{seed}".strip()
+
+
+def setting_text(setting: Mapping[str, Any]) -> str:
+    """``entropy, γ 0.12, guidance 1.5``; scales that are off are left out."""
+    words = []
+    if setting.get("measurement"):
+        gamma = setting.get("uncertainty_scale", 0.0)
+        words += [str(setting["measurement"]), f"{GAMMA} {gamma:.3g}"]
+    if setting.get("gradient", "normalised") != "normalised":
+        words.append(f"{setting['gradient']} gradient")
+    if setting.get("over_t", "constant") != "constant":
+        words.append(f"times {setting['over_t']}")
+    if setting.get("label_scale"):
+        words.append(f"label {setting['label_scale']:g}")
+    first, last = setting.get("interval") or (0, 999)
+    if (first, last) != (0, 999):
+        words.append(f"t {first} to {last}")
+    if setting.get("guidance_scale") is not None:
+        words.append(f"guidance {setting['guidance_scale']:g}")
+    if setting.get("classifier_scale"):
+        words.append(f"classifier {setting['classifier_scale']:g}")
+    if setting.get("decode_guidance_scale", 1) != 1:
+        words.append(f"guidance while decoding {setting['decode_guidance_scale']:g}")
+    return ", ".join(words)
