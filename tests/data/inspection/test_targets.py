@@ -22,11 +22,12 @@ def places(tmp_path: Path) -> Path:
     np.savez(tmp_path / "x.npz", train_images=np.zeros((4, 10, 10), np.uint8))
     np.savez(tmp_path / "y.npz", train_images=np.zeros((4, 10, 12), np.uint8))
     (tmp_path / "notes.txt").touch()
+    study = "name: s\nnetworks: [resnet18]\n"
     dataset = "name: mine, path: scans, split: {group: 'x'}"
     (tmp_path / "s.yaml").write_text(
-        f"name: s\ndatasets: [phantom-xray, {{{dataset}}}]\ndata_dir: {tmp_path}\n"
+        f"{study}datasets: [phantom-xray, {{{dataset}}}]\ndata_dir: {tmp_path}\n"
     )
-    (tmp_path / "none.yaml").write_text("name: s\ndatasets: [phantom-xray]\n")
+    (tmp_path / "none.yaml").write_text(f"{study}datasets: [phantom-xray]\n")
     return tmp_path
 
 
