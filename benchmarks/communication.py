@@ -24,9 +24,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.measure import CLASSES, SHAPE, UNET, networks, parameters
 from mgdm_ray.config import DenoiserConfig
+from mgdm_ray.diffusion.batches import TrainingData
 from mgdm_ray.diffusion.parallel import Workers
 from mgdm_ray.diffusion.schedule import make_schedule
-from mgdm_ray.diffusion.train import train
+from mgdm_ray.diffusion.train import Hooks, train
 from tests.chaos.storm import free_port
 
 STEPS, WARM_UP = 6, 2
@@ -50,20 +51,17 @@ def work(rank: int, world: int, batch: int, sharded: bool, port: int, folder: st
     config = DenoiserConfig(unet=UNET, steps=STEPS + WARM_UP, batch_size=batch, precision="float32")
     several = world > 1
     train(
-        "denoiser",
         config,
-        torch.zeros(64, *SHAPE),
-        torch.arange(64) % CLASSES,
-        CLASSES,
+        TrainingData(torch.zeros(64, *SHAPE), torch.arange(64) % CLASSES, CLASSES),
         0,
-        schedule=make_schedule("cosine"),
+        make_schedule("cosine"),
         workers=Workers(
             rank,
             world,
             wrap=DistributedDataParallel if several and not sharded else None,
             sharded=several and sharded,
         ),
-        on_step=lambda *_: steps.append((time.perf_counter(), loopback_bytes())),
+        hooks=Hooks(on_step=lambda *_: steps.append((time.perf_counter(), loopback_bytes()))),
     )
     if rank == 0:
         (Path(folder) / "steps.json").write_text(json.dumps(steps[WARM_UP - 1 :]))

@@ -26,9 +26,10 @@ from benchmarks.measure import (
     peak_mib,
 )
 from mgdm_ray.config import DenoiserConfig, GuideConfig
-from mgdm_ray.diffusion.batches import BatchSource
+from mgdm_ray.diffusion.batches import BatchSource, TrainingData
 from mgdm_ray.diffusion.schedule import make_schedule
-from mgdm_ray.diffusion.train import Kind, new_state, train_step
+from mgdm_ray.diffusion.train import train_step
+from mgdm_ray.diffusion.train_state import Kind, new_state
 
 SCHEDULE = make_schedule("cosine")
 STEPS = 4
@@ -38,34 +39,20 @@ CONFIGS = {
 }
 IMAGES = torch.rand(256, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
 LABELS = torch.arange(256) % CLASSES
-
-
-def source(kind: Kind) -> BatchSource:
-    return BatchSource(
-        LABELS,
-        SHAPE,
-        batch_size=BATCH,
-        class_balanced=True,
-        num_train_timesteps=1000,
-        label_dropout=0.1 if kind == "denoiser" else 0.0,
-        seed=0,
-        kind=kind,
-        rank=0,
-        world_size=1,
-    )
+DATA = TrainingData(IMAGES, LABELS, CLASSES)
 
 
 def ours(kind: Kind, device: str) -> tuple[Callable[[], None], list[float]]:
     """A function that trains STEPS steps, and the losses it has seen."""
-    config, draws = CONFIGS[kind], source(kind)
-    state = new_state(kind, config, SHAPE[0], CLASSES, 0, device)
+    config, draws = CONFIGS[kind], BatchSource(CONFIGS[kind], DATA, 0)
+    state = new_state(config, SHAPE[0], CLASSES, 0, device)
     state.model.train()
     losses: list[float] = []
 
     def run() -> None:
         for _ in range(STEPS):
             draw = draws.draw(state.step)
-            step = train_step(state, state.model, config, IMAGES, LABELS, draw, SCHEDULE)
+            step = train_step(state, state.model, DATA, draw, SCHEDULE)
             losses.append(step.loss)
 
     return run, losses
@@ -73,8 +60,8 @@ def ours(kind: Kind, device: str) -> tuple[Callable[[], None], list[float]]:
 
 def plain(kind: Kind, device: str) -> tuple[Callable[[], None], list[float]]:
     """The same, as one would first write it."""
-    config, draws = CONFIGS[kind], source(kind)
-    model = new_state(kind, config, SHAPE[0], CLASSES, 0, device).model
+    config, draws = CONFIGS[kind], BatchSource(CONFIGS[kind], DATA, 0)
+    model = new_state(config, SHAPE[0], CLASSES, 0, device).model
     model.to(memory_format=torch.contiguous_format).train()
     average = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(
@@ -134,7 +121,7 @@ def main() -> None:
         ratio, mine = paired(f"{kind}, {STEPS} steps", run_plain, run_ours, options.repeats, device)
         print(f"{kind}: {STEPS / mine:.2f} steps/s at batch {BATCH} of {SHAPE}")
         result[kind] = round(ratio, 2)
-    print(f"UNet {parameters(new_state('denoiser', CONFIGS['denoiser'], 3, 5, 0).model):.2f} M")
+    print(f"UNet {parameters(new_state(CONFIGS['denoiser'], 3, 5, 0).model):.2f} M")
     memory = peak_mib("benchmarks.training", "ours", options)
     of_plain = peak_mib("benchmarks.training", "plain", options)
     print(f"peak memory {memory:.0f} MiB, baseline {of_plain:.0f} MiB (whole processes on a CPU)")

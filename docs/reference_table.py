@@ -35,7 +35,9 @@ from mgdm_ray.config import (
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.data.load import load_split, npz_path, to_tensor
 from mgdm_ray.data.mix import synthetic_labels
+from mgdm_ray.diffusion.batches import TrainingData
 from mgdm_ray.diffusion.inference import Execution
+from mgdm_ray.diffusion.parallel import Workers
 from mgdm_ray.diffusion.pipeline import Sampler, TrainedDenoiser
 from mgdm_ray.diffusion.published_faults import rank_duplicates, respaced
 from mgdm_ray.diffusion.schedule import make_schedule
@@ -106,18 +108,15 @@ class Bench:
         schedule = self.schedule
         if "guide_timesteps" in wrong:
             schedule = respaced(schedule, self.sampling.num_inference_steps)
-        result = train(
-            kind,
+        images, labels = to_tensor(self.train.images), torch.from_numpy(self.train.labels)
+        return train(
             config,
-            to_tensor(self.train.images),
-            torch.from_numpy(self.train.labels),
-            self.info.num_classes,
+            TrainingData(images, labels, self.info.num_classes),
             self.seed,
-            schedule=schedule,
+            schedule,
+            workers=Workers(device=self.options.device),
             whole_batch_dropout="label_dropout" in wrong,
-            device=self.options.device,
-        )
-        return result.state.trained
+        ).trained
 
     @cached_property
     def denoiser(self) -> nn.Module:

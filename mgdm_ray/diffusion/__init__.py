@@ -1,4 +1,4 @@
-"""The diffusion method: schedule, models, losses, guidance, samplers and the two stages."""
+"""Denoiser and guide: networks, training, guidance and sampling."""
 
 TENSORS_FILE, STATE_FILE = "state.safetensors", "state.json"
-"""Of a saved training state; here, so that no torch is needed to name them."""
+"""Files of a training's checkpoint."""

@@ -1,8 +1,4 @@
-"""The training batch of a step: a pure function of the seed and the step, whatever the workers.
-
-Nothing about the position in the data has to be saved for a resume, and any number of workers
-draws the same global batch and takes its share of it.
-"""
+"""The training batch of a step: a function of seed and step only, shared among all workers."""
 
 from __future__ import annotations
 
@@ -12,8 +8,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mgdm_ray.config import DenoiserConfig, GuideConfig
+from mgdm_ray.diffusion.parallel import ALONE, Workers
+from mgdm_ray.diffusion.train_state import kind_of
 from mgdm_ray.diffusion.unet import dropout_masks
 from mgdm_ray.seeding import generator, per_image_noise
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """A labelled training set."""
+
+    images: Tensor
+    """float32 `[N, C, H, W]` in [-1, 1]."""
+    labels: Tensor
+    """int64 `[N]` below ``num_classes``."""
+    num_classes: int
 
 
 @dataclass(frozen=True)
@@ -40,54 +50,51 @@ class Draw:
         cuts = [len(self) * i // count for i in range(count + 1)]
         return [self._part(slice(*pair)) for pair in itertools.pairwise(cuts)]
 
+    def to(self, device: torch.device) -> Draw:
+        """With everything but ``rows`` on ``device``."""
+        masks = None if self.feature_masks is None else self.feature_masks.to(device)
+        t, drop_mask = self.t.to(device), self.drop_mask.to(device)
+        return Draw(self.rows, t, drop_mask, self.noise.to(device), masks)
+
     def _part(self, mine: slice) -> Draw:
         masks = None if self.feature_masks is None else self.feature_masks[mine]
         return Draw(self.rows[mine], self.t[mine], self.drop_mask[mine], self.noise[mine], masks)
 
 
 class BatchSource:
-    """Draws the share of one worker, rank ``rank`` of ``world_size``.
+    """Draws one worker's share of every batch; shares differ by one image at most.
 
-    ``class_balanced`` fills every batch with equally many images of each class that occurs (when
-    the classes do not divide the batch, who gets one more changes at random), else images are
-    drawn uniformly. ``whole_batch_dropout``: all images of a batch lose their label or none, at
-    the same rate (the fault ``label_dropout``). Shares differ by one image where the workers do not
-    divide the batch. ValueError if there are more workers than images in a batch.
+    With ``config.class_balanced`` every batch has equally many images of each class that occurs
+    (classes that get one more are drawn at random), else images are drawn uniformly.
+    ``whole_batch_dropout`` is the fault ``label_dropout``: all images of a batch lose their label
+    or none. ValueError without images, or with more workers than a batch has images.
     """
 
     def __init__(
         self,
-        labels: Tensor,
-        shape: tuple[int, ...],
-        *,
-        batch_size: int,
-        class_balanced: bool,
-        num_train_timesteps: int,
-        label_dropout: float,
-        whole_batch_dropout: bool = False,
+        config: DenoiserConfig | GuideConfig,
+        data: TrainingData,
         seed: int,
-        kind: str,
-        rank: int,
-        world_size: int,
-        features: int = 0,
-        feature_dropout: float = 0.0,
+        *,
+        workers: Workers = ALONE,
+        num_train_timesteps: int = 1000,
+        whole_batch_dropout: bool = False,
     ) -> None:
-        if batch_size < world_size:
-            raise ValueError(f"batch_size {batch_size} is less than {world_size} workers")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank {rank} is not in 0 .. {world_size - 1}")
-        if len(labels) == 0:
+        size, world_size = config.batch_size, workers.world_size
+        if size < world_size:
+            raise ValueError(f"batch_size {size} is less than {world_size} workers")
+        if len(data.labels) == 0:
             raise ValueError("there are no training images")
-        cuts = [batch_size * r // world_size for r in (rank, rank + 1)]
-        self.mine = slice(*cuts)
-        self.shape, self.batch_size, self.label_dropout = shape, batch_size, label_dropout
-        self.num_train_timesteps = num_train_timesteps
-        self.features, self.feature_dropout = features, feature_dropout
+        self.mine = slice(*(size * r // world_size for r in (workers.rank, workers.rank + 1)))
+        self.shape, self.batch_size = tuple(data.images.shape[1:]), size
+        self.label_dropout = config.label_dropout if isinstance(config, DenoiserConfig) else 0.0
+        self.feature_dropout = config.dropout if isinstance(config, GuideConfig) else 0.0
+        self.features, self.num_train_timesteps = config.unet.channels[-1], num_train_timesteps
         self.whole_batch_dropout = whole_batch_dropout
-        self.parts = (kind, "batch", seed)
+        self.parts = (kind_of(config), "batch", seed)
         # Images sorted by group (class, or all in one group): group k occupies
         # starts[k] .. starts[k] + counts[k] - 1 of order.
-        groups = labels if class_balanced else torch.zeros_like(labels)
+        groups = data.labels if config.class_balanced else torch.zeros_like(data.labels)
         self.order = torch.argsort(groups, stable=True)
         per_label = torch.bincount(groups)
         self.counts = per_label[per_label > 0]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mgdm_ray.config import DenoiserConfig
+from mgdm_ray.diffusion.batches import Draw
 from mgdm_ray.diffusion.schedule import NoiseSchedule
 
 MIN_SNR_GAMMA = 5.0
@@ -14,23 +15,19 @@ MIN_SNR_GAMMA = 5.0
 def denoiser_loss(
     model: nn.Module,
     x_0: Tensor,
-    labels: Tensor,
-    t: Tensor,
-    noise: Tensor,
-    drop_mask: Tensor,
+    conditions: Tensor,
+    draw: Draw,
     schedule: NoiseSchedule,
     config: DenoiserConfig,
-    null_label: int,
 ) -> Tensor:
     """Scalar: mean over batch and pixels of w_t (target - prediction)^2.
 
-    x_0 and noise `[N, C, H, W]`, labels and t int64 `[N]`, drop_mask bool `[N]`: True trains that
-    sample without its label. The target is eps or v (``config.prediction``); the weight
-    multiplies the squared error of whichever it is.
+    x_0 `[N, C, H, W]`; ``conditions`` int64 `[N]`, labels or the null label; t and noise of
+    ``draw``. The target is eps or v (``config.prediction``), w_t ``loss_weight``.
     """
+    t, noise = draw.t, draw.noise
     x_t = schedule.q_sample(x_0, t, noise)
     target = noise if config.prediction == "epsilon" else schedule.v_target(x_0, t, noise)
-    conditions = torch.where(drop_mask, null_label, labels)
     prediction = model(x_t, t, class_labels=conditions).float()
     per_sample = (prediction - target).square().flatten(1).mean(dim=1)
     loss: Tensor = (loss_weight(t, schedule, config) * per_sample).mean()
@@ -58,16 +55,11 @@ def guide_loss(
     model: nn.Module,
     x_0: Tensor,
     labels: Tensor,
-    t: Tensor,
-    noise: Tensor,
+    draw: Draw,
     schedule: NoiseSchedule,
     label_smoothing: float,
-    masks: Tensor | None = None,
 ) -> Tensor:
-    """Scalar: mean cross-entropy of p(y | x_t, t) on noised images; shapes as in denoiser_loss.
-
-    ``masks`` `[N, F]` is dropout on the guide's features, None without.
-    """
-    x_t = schedule.q_sample(x_0, t, noise)
-    logits = model(x_t, t) if masks is None else model(x_t, t, masks)
+    """Scalar: mean cross-entropy of p(y | x_t, t) of noised images; labels int64 `[N]`."""
+    x_t, masks = schedule.q_sample(x_0, draw.t, draw.noise), draw.feature_masks
+    logits = model(x_t, draw.t) if masks is None else model(x_t, draw.t, masks)
     return nn.functional.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)

@@ -21,10 +21,11 @@ from torch.utils.checkpoint import checkpoint
 
 @dataclass(frozen=True)
 class Workers:
-    """Which one of them this process is."""
+    """Which one of the workers this process is, and how it computes."""
 
     rank: int = 0
     world_size: int = 1
+    device: str = "cpu"
     micro_batch: int | None = None
     """Most images at a time; the gradients of several parts are added up."""
     activation_checkpointing: bool = False
@@ -33,6 +34,9 @@ class Workers:
     """DDP's place; only its averaging of gradients is relied on."""
     sharded: bool = False
     """Each worker holds its part of the weights only (FSDP2), in the place of ``wrap``."""
+
+
+ALONE = Workers()
 
 
 def sum_over_workers(values: list[float], device: torch.device) -> list[float]:

@@ -25,7 +25,7 @@ from ray.train import (
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 
 from mgdm_ray.config import ResourcesConfig
-from mgdm_ray.pipeline.tasks.base import JobError, Progress, TrainingTask, training_config
+from mgdm_ray.pipeline.tasks.base import JobError, Progress, TrainingTask
 from mgdm_ray.storage.records import WORKER_DIED
 from mgdm_ray.storage.remote.objects import is_url
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mgdm_ray.diffusion.parallel import Workers
-    from mgdm_ray.diffusion.train import TrainState
+    from mgdm_ray.diffusion.train_state import TrainState
 
 
 START_WITHIN_S, STARTS = 30, 1000
@@ -121,33 +121,26 @@ def _is_death(error: Exception) -> bool:
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
     """The loop of every worker: resume, train, report checkpoints."""
     # Imported here: the controller process does not need MONAI.
-    from mgdm_ray.diffusion.train import NonFiniteLoss
+    from mgdm_ray.diffusion.train import Hooks, NonFiniteLoss
     from mgdm_ray.pipeline.tasks.fit import train_model
 
     task: TrainingTask = config["task"]
     progress: Progress = config["progress"]
-    workers, steps = _workers(config["resources"]), training_config(task).steps
+    workers = _workers(config["resources"])
 
     def on_step(step: int, loss: float) -> None:
         if workers.rank == 0:
-            progress(step, steps, f"loss {loss:.3f}")
+            progress(step, task.config.steps, f"loss {loss:.3f}")
 
-    def on_checkpoint(state: TrainState, _history: object) -> None:
+    def on_checkpoint(state: TrainState) -> None:
         _report(state, workers)
 
     checkpoint = ray.train.get_checkpoint()
     try:
         # A local copy if the checkpoint is in an object store.
         with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
-            train_model(
-                task,
-                folder_for_resume=Path(folder) if folder else None,
-                workers=workers,
-                device=str(get_device()),
-                on_step=on_step,
-                on_checkpoint=on_checkpoint,
-                must_stop=_will_be_preempted,
-            )
+            hooks = Hooks(on_step, on_checkpoint, _will_be_preempted)
+            train_model(task, hooks, workers, Path(folder) if folder else None)
     except NonFiniteLoss as error:
         # Returned, not raised: a retry would end the same.
         return {"error": f"{type(error).__name__}: {error}"}
@@ -162,6 +155,7 @@ def _workers(resources: ResourcesConfig) -> Workers:
     return Workers(
         context.get_world_rank(),
         context.get_world_size(),
+        str(get_device()),
         micro_batch=resources.micro_batch,
         activation_checkpointing=resources.activation_checkpointing,
         wrap=prepare_model if several and resources.sharding == "none" else None,

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from mgdm_ray.config import DenoiserConfig
+from mgdm_ray.config import DenoiserConfig, UNetConfig
+from mgdm_ray.diffusion import train
+from mgdm_ray.diffusion.batches import Draw, TrainingData
 from mgdm_ray.diffusion.losses import denoiser_loss, guide_loss, loss_weight
 from mgdm_ray.diffusion.schedule import make_schedule
+from mgdm_ray.diffusion.train_state import new_state
 
+SMALL = UNetConfig(channels=(16, 16), attention=(False, False))
 SCHEDULE = make_schedule("linear")
 NUMBERS = torch.Generator().manual_seed(0)
 X_0, NOISE = torch.randn(2, 6, 1, 4, 4, generator=NUMBERS)
 T = torch.tensor([0, 10, 300, 600, 900, 999])
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
-KEEP = torch.zeros(6, dtype=torch.bool)
+DRAW = Draw(torch.arange(6), T, torch.zeros(6, dtype=torch.bool), NOISE)
 
 
 class Oracle(nn.Module):
@@ -40,9 +46,7 @@ def test_denoiser_loss(prediction, weight):
     answer = NOISE if prediction == "epsilon" else SCHEDULE.v_target(X_0, T, NOISE)
 
     def loss(error):
-        return float(
-            denoiser_loss(Oracle(answer, error), X_0, LABELS, T, NOISE, KEEP, SCHEDULE, config, 3)
-        )
+        return float(denoiser_loss(Oracle(answer, error), X_0, LABELS, DRAW, SCHEDULE, config))
 
     assert loss(0.0) == pytest.approx(0, abs=1e-10)
     mean_weight = 1.0
@@ -68,9 +72,10 @@ def test_weight_is_one_over_root_one_plus_snr():
 def test_labels_are_dropped_per_sample():
     """Catches one dropout decision for the whole batch, the published code's fault."""
     model = Oracle(NOISE)
-    drop = torch.tensor([True, False, False, True, False, True])
-    config = DenoiserConfig(recipe="paper")
-    denoiser_loss(model, X_0, LABELS, T, NOISE, drop, SCHEDULE, config, 3)
+    config = DenoiserConfig(recipe="paper", precision="float32", unet=SMALL)
+    state = new_state(config, 1, 3, 0)
+    draw = replace(DRAW, drop_mask=torch.tensor([True, False, False, True, False, True]))
+    train._loss(state, model, TrainingData(X_0, LABELS, 3), draw, SCHEDULE, torch.device("cpu"))
     assert model.seen.tolist() == [3, 1, 2, 3, 1, 3]
 
 
@@ -83,7 +88,7 @@ def test_guide_loss(smoothing):
         seen.append((x, t))
         return x.flatten(1)[:, :3]
 
-    ours = guide_loss(guide, X_0, LABELS, T, NOISE, SCHEDULE, smoothing)  # type: ignore[arg-type]
+    ours = guide_loss(guide, X_0, LABELS, DRAW, SCHEDULE, smoothing)  # type: ignore[arg-type]
     x_t = SCHEDULE.q_sample(X_0, T, NOISE)
     log_p = x_t.flatten(1)[:, :3].log_softmax(dim=1)
     target = torch.full((6, 3), smoothing / 3)

@@ -12,11 +12,12 @@ from torch import nn
 
 from mgdm_ray.config import DenoiserConfig, UNetConfig
 from mgdm_ray.diffusion import train as loop
-from mgdm_ray.diffusion.batches import BatchSource, Draw
+from mgdm_ray.diffusion.batches import BatchSource, TrainingData
 from mgdm_ray.diffusion.parallel import Workers, exchanging, forget_activations
-from mgdm_ray.diffusion.train import Kind, NonFiniteLoss, TrainState, new_state, train, train_step
+from mgdm_ray.diffusion.train import Hooks, NonFiniteLoss, train_step
+from mgdm_ray.diffusion.train_state import Kind, TrainState, new_state
 from tests.chaos.storm import free_port
-from tests.diffusion.test_train import CONFIGS, LABELS, SCHEDULE, toy_images
+from tests.diffusion.test_train import CONFIGS, LABELS, SCHEDULE, toy_images, trained
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -35,11 +36,9 @@ def same(ours: TrainState, theirs: TrainState, atol: float) -> None:
 def test_a_batch_in_parts_trains_the_same(kind: Kind, most: int) -> None:
     """Would catch parts that are added up without their weights: of 8 images, 3 at a time are
     parts of 2, 3 and 3."""
-    options = {"schedule": SCHEDULE}
-    whole = train(kind, CONFIGS[kind], toy_images(), LABELS, 2, 0, **options)
-    workers = Workers(micro_batch=most)
-    parts = train(kind, CONFIGS[kind], toy_images(), LABELS, 2, 0, workers=workers, **options)
-    same(parts.state, whole.state, 2e-5)
+    whole = trained(CONFIGS[kind])
+    parts = trained(CONFIGS[kind], workers=Workers(micro_batch=most))
+    same(parts, whole, 2e-5)
     ours, theirs = ([row["loss"] for row in r.history] for r in (parts, whole))
     assert ours == pytest.approx(theirs, rel=1e-4)
     if most >= 8:
@@ -74,7 +73,7 @@ def test_gradients_are_exchanged_once_per_step() -> None:
 
 def saved_bytes(config: DenoiserConfig, forget: bool) -> int:
     """Of the tensors that autograd keeps for the backward of one step."""
-    state = new_state("denoiser", config, 1, 2, 0)
+    state = new_state(config, 1, 2, 0)
     if forget:
         forget_activations(state.model)
     kept: dict[int, int] = {}
@@ -92,12 +91,9 @@ def saved_bytes(config: DenoiserConfig, forget: bool) -> int:
 @pytest.mark.parametrize("kind", KINDS)
 def test_forgotten_activations_change_nothing(kind: Kind) -> None:
     """Would catch a block that is computed otherwise the second time, or lost names of weights."""
-    plain = train(kind, CONFIGS[kind], toy_images(), LABELS, 2, 0, schedule=SCHEDULE)
-    workers = Workers(activation_checkpointing=True)
-    lean = train(
-        kind, CONFIGS[kind], toy_images(), LABELS, 2, 0, schedule=SCHEDULE, workers=workers
-    )
-    same(lean.state, plain.state, 0)
+    plain = trained(CONFIGS[kind])
+    lean = trained(CONFIGS[kind], workers=Workers(activation_checkpointing=True))
+    same(lean, plain, 0)
     assert [row["loss"] for row in lean.history] == [row["loss"] for row in plain.history]
 
 
@@ -111,34 +107,20 @@ def test_forgotten_activations_take_less_memory() -> None:
 HALF = CONFIGS["denoiser"].model_copy(update={"precision": "float16"})
 
 
-def draw(step: int) -> Draw:
-    source = BatchSource(
-        LABELS,
-        (1, 8, 8),
-        batch_size=8,
-        class_balanced=True,
-        num_train_timesteps=1000,
-        label_dropout=0.1,
-        seed=0,
-        kind="denoiser",
-        rank=0,
-        world_size=1,
-    )
-    return source.draw(step)
+DATA = TrainingData(toy_images(), LABELS, 2)
 
 
 def step(state: TrainState, forward: nn.Module | None = None) -> float:
-    return train_step(
-        state, forward or state.model, HALF, toy_images(), LABELS, draw(state.step), SCHEDULE
-    ).loss
+    draw = BatchSource(HALF, DATA, 0).draw(state.step)
+    return train_step(state, forward or state.model, DATA, draw, SCHEDULE).loss
 
 
 def test_float16_learns_what_float32_learns() -> None:
     """Would catch gradients that are left scaled, and a norm that is clipped before unscaling."""
-    half = train("denoiser", HALF, toy_images(), LABELS, 2, 0, schedule=SCHEDULE)
-    full = train("denoiser", CONFIGS["denoiser"], toy_images(), LABELS, 2, 0, schedule=SCHEDULE)
-    assert half.state.precision == "float16"
-    assert half.state.scaler.get_scale() >= 2**15
+    half = trained(HALF)
+    full = trained(CONFIGS["denoiser"])
+    assert half.precision == "float16"
+    assert half.scaler.get_scale() >= 2**15
     ours, theirs = ([row["loss"] for row in r.history] for r in (half, full))
     assert ours == pytest.approx(theirs, rel=0.02)
     assert ours != theirs
@@ -169,7 +151,7 @@ class Overflowing(nn.Module):
 def test_a_step_that_overflows_is_left_out() -> None:
     """Would catch an overflow that stops the training, is averaged into the EMA, or is trained
     on; and one that never ends and goes on for ever."""
-    state = new_state("denoiser", HALF, 1, 2, 0)
+    state = new_state(HALF, 1, 2, 0)
     step(state)
     before = {name: value.clone() for name, value in state.model.state_dict().items()}
     averaged = {name: value.clone() for name, value in weights(state).items()}
@@ -186,25 +168,25 @@ def test_a_step_that_overflows_is_left_out() -> None:
         def forward(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
             return self.model(*args, **kwargs).abs().sqrt()  # infinite slope at 0, at any scale
 
-    fresh = new_state("denoiser", HALF, 1, 2, 0)
+    fresh = new_state(HALF, 1, 2, 0)
 
     def until_the_end() -> None:
         for _ in range(60):
             step(fresh, Always(fresh.model))
 
-    with pytest.raises(NonFiniteLoss, match="the gradient is not finite at step"):
+    with pytest.raises(NonFiniteLoss, match="gradient"):
         until_the_end()
 
 
 def test_the_scale_is_part_of_a_checkpoint(tmp_path: Path) -> None:
     """Would catch a resumed training that overflows its way down from the first scale again."""
-    state = new_state("denoiser", HALF, 1, 2, 0)
+    state = new_state(HALF, 1, 2, 0)
     step(state, Overflowing(state.model))
     state.save(tmp_path)
-    again = new_state("denoiser", HALF, 1, 2, 0)
+    again = new_state(HALF, 1, 2, 0)
     again.load(tmp_path)
     assert again.scaler.get_scale() == state.scaler.get_scale() == 2**15
-    full = new_state("denoiser", CONFIGS["denoiser"], 1, 2, 0)
+    full = new_state(CONFIGS["denoiser"], 1, 2, 0)
     full.load(tmp_path)
     assert not full.scaler.is_enabled()
 
@@ -219,17 +201,8 @@ def test_news_bring_a_checkpoint_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
         asked.append(1)
         return len(asked) == 2
 
-    train(
-        "denoiser",
-        CONFIGS["denoiser"].model_copy(update={"checkpoint_every": 100}),
-        toy_images(),
-        LABELS,
-        2,
-        0,
-        schedule=SCHEDULE,
-        on_checkpoint=lambda state, _: saved.append(state.step),
-        must_stop=must_stop,
-    )
+    hooks = Hooks(on_checkpoint=lambda state: saved.append(state.step), must_stop=must_stop)
+    trained(CONFIGS["denoiser"].model_copy(update={"checkpoint_every": 100}), hooks=hooks)
     assert saved == [2, 6], "after the news, and at the end"
     assert len(asked) == 2, "who knows need not ask"
 
@@ -240,26 +213,18 @@ def _train_sharded(rank: int, folder: str, kind: Kind, port: int, resume: bool) 
     address = f"tcp://127.0.0.1:{port}"
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
 
-    def keep(state: TrainState, _: object) -> None:
+    def keep(state: TrainState) -> None:
         tensors = state.tensors()
         if rank == 0:
             state.save(Path(folder) / str(state.step), tensors)
 
     workers = Workers(rank, 2, micro_batch=2, activation_checkpointing=True, sharded=True)
-    result = train(
-        kind,
-        CONFIGS[kind],
-        toy_images(),
-        LABELS,
-        2,
-        0,
-        schedule=SCHEDULE,
-        workers=workers,
-        folder_for_resume=Path(folder) / "3" if resume else None,
-        on_checkpoint=keep,
+    checkpoint = Path(folder) / "3" if resume else None
+    state = trained(
+        CONFIGS[kind], workers=workers, resume=checkpoint, hooks=Hooks(on_checkpoint=keep)
     )
     if rank == 0:
-        result.state.save(Path(folder) / "end")
+        state.save(Path(folder) / "end")
     torch.distributed.destroy_process_group()
 
 
@@ -269,7 +234,7 @@ def run_sharded(folder: Path, kind: Kind, *, resume: bool = False) -> None:
 
 
 def loaded(folder: Path, kind: Kind) -> TrainState:
-    state = new_state(kind, CONFIGS[kind], 1, 2, 0)
+    state = new_state(CONFIGS[kind], 1, 2, 0)
     state.load(folder)
     return state
 
@@ -279,23 +244,14 @@ def loaded(folder: Path, kind: Kind) -> TrainState:
 def test_sharded_weights_train_the_same(kind: Kind, tmp_path: Path) -> None:
     """Would catch shards that are averaged, clipped or saved as if they were the whole, and a
     checkpoint that only as many workers can read."""
-    whole = train(kind, CONFIGS[kind], toy_images(), LABELS, 2, 0, schedule=SCHEDULE)
+    whole = trained(CONFIGS[kind])
     run_sharded(tmp_path, kind)
     for name in ("6", "end"):
         ended = loaded(tmp_path / name, kind)
-        same(ended, whole.state, 1e-4)
-        ours, theirs = ([row["loss"] for row in s.history] for s in (ended, whole.state))
+        same(ended, whole, 1e-4)
+        ours, theirs = ([row["loss"] for row in s.history] for s in (ended, whole))
         assert ours == pytest.approx(theirs, rel=1e-3)
-    alone = train(
-        kind,
-        CONFIGS[kind],
-        toy_images(),
-        LABELS,
-        2,
-        0,
-        schedule=SCHEDULE,
-        folder_for_resume=tmp_path / "3",
-    )
-    same(alone.state, whole.state, 1e-4)
+    alone = trained(CONFIGS[kind], resume=tmp_path / "3")
+    same(alone, whole, 1e-4)
     run_sharded(tmp_path, kind, resume=True)
-    same(loaded(tmp_path / "end", kind), whole.state, 1e-4)
+    same(loaded(tmp_path / "end", kind), whole, 1e-4)

@@ -18,7 +18,8 @@ from mgdm_ray.config import (
     SamplingConfig,
     UNetConfig,
 )
-from mgdm_ray.diffusion.batches import BatchSource
+from mgdm_ray.diffusion.batches import BatchSource, TrainingData
+from mgdm_ray.diffusion.parallel import Workers
 from mgdm_ray.diffusion.pipeline import Sampler
 from mgdm_ray.diffusion.published_faults import (
     DROPOUT_BATCH,
@@ -66,6 +67,10 @@ def of_three(denoiser: nn.Module, config: SamplingConfig, *wrong: ReferenceFault
     return sampler((denoiser, None), config, SCHEDULE, (1, 1, 3), "epsilon", faults=wrong)
 
 
+def data() -> TrainingData:
+    return TrainingData(torch.zeros(7, *SHAPE), LABELS, 3)
+
+
 def rms(images: Tensor) -> float:
     return float(images.square().mean().sqrt())
 
@@ -78,18 +83,9 @@ def test_a_respaced_guide_trains_on_the_grid_alone():
     grid = sorted(t for t, _ in timestep_pairs(1000, 7))
     respaced_levels = respaced(SCHEDULE, 7).alphas_cumprod
     torch.testing.assert_close(respaced_levels, SCHEDULE.alphas_cumprod[grid], rtol=1e-9, atol=0)
-    source = BatchSource(
-        LABELS,
-        SHAPE,
-        batch_size=700,
-        class_balanced=False,
-        num_train_timesteps=respaced(SCHEDULE, 7).num_train_timesteps,
-        label_dropout=0,
-        seed=0,
-        kind="guide",
-        rank=0,
-        world_size=1,
-    )
+    config = GuideConfig(batch_size=700, class_balanced=False)
+    levels = respaced(SCHEDULE, 7).num_train_timesteps
+    source = BatchSource(config, data(), 0, num_train_timesteps=levels)
     assert set(source.draw(0).t.tolist()) == set(range(7))
 
 
@@ -105,7 +101,7 @@ def test_a_respaced_guide_does_not_know_the_timesteps_it_is_asked_about():
     )
 
     def accuracy(schedule: NoiseSchedule) -> float:
-        guide = train("guide", config, images, labels, 2, 0, schedule=schedule).state.model.eval()
+        guide = train(config, TrainingData(images, labels, 2), 0, schedule).model.eval()
         with torch.no_grad():
             predicted = guide(x_300, torch.full((200,), 300)).argmax(dim=1)
         return float((predicted == labels).double().mean())
@@ -163,20 +159,9 @@ def test_alignment_cannot_be_solved_backwards(networks):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_whole_batch_loses_its_labels(workers):
     """Catches a draw per image, another rate, and workers that do not agree."""
+    config = DenoiserConfig(batch_size=8, class_balanced=False, label_dropout=0.3)
     shares = [
-        BatchSource(
-            LABELS,
-            (1, 1, 1),
-            batch_size=8,
-            class_balanced=False,
-            num_train_timesteps=1000,
-            label_dropout=0.3,
-            whole_batch_dropout=True,
-            seed=0,
-            kind="denoiser",
-            rank=rank,
-            world_size=workers,
-        )
+        BatchSource(config, data(), 0, workers=Workers(rank, workers), whole_batch_dropout=True)
         for rank in range(workers)
     ]
     masks = torch.stack(
@@ -191,12 +176,9 @@ def test_a_whole_batch_loses_its_labels(workers):
 def test_training_hears_of_it():
     """Catches an option that stops on its way to the batches."""
     config = DenoiserConfig(unet=SMALL, steps=3, batch_size=8, label_dropout=0.5)
-    images = torch.zeros(7, *SHAPE)
 
     def losses(whole: bool) -> list[float]:
-        result = train(
-            "denoiser", config, images, LABELS, 3, 0, schedule=SCHEDULE, whole_batch_dropout=whole
-        )
+        result = train(config, data(), 0, SCHEDULE, whole_batch_dropout=whole)
         return [row["loss"] for row in result.history]
 
     assert losses(True) != losses(False)

@@ -36,9 +36,8 @@ def local_ray() -> Iterator[None]:
 
 def task(work: Path, **changes: object) -> TrainingTask:
     config = StudyConfig.model_validate(TINY)
-    train = {**config.denoiser.model_dump(mode="json"), **changes}
-    dataset = config.datasets[0].model_dump(mode="json")
-    return TrainingTask("denoiser", "k" * 32, train, dataset, None, 0, "cosine", str(work))
+    train = config.denoiser.model_copy(update=changes)
+    return TrainingTask("k" * 32, train, config.datasets[0], None, 0, "cosine", str(work))
 
 
 def weights(folder: Path) -> dict[str, np.ndarray]:

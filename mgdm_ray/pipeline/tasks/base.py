@@ -38,20 +38,19 @@ def silent(done: int, total: int, note: str) -> None:
 class TrainingTask:
     """What a launcher needs to train a denoiser or a guide, on this or on many machines."""
 
-    model: Literal["denoiser", "guide"]
     key: str
-    config: dict[str, Any]
-    dataset: dict[str, Any]
+    config: DenoiserConfig | GuideConfig
+    dataset: DatasetConfig
     data_dir: str | None
     seed: int
     schedule: Literal["linear", "cosine"]
-    """The guide must know the noise of the denoiser it will guide."""
+    """Noise schedule of the denoiser, for its guide too."""
     storage: str
-    """Of the store, in whose scratch folder of this job checkpoints survive a crash."""
+    """Location of the store; checkpoints survive a crash in its scratch folder of this job."""
     reference: tuple[ReferenceFault, ...] = ()
     """Faults of the published code to reproduce."""
     num_inference_steps: int | None = None
-    """The sampling grid: only the fault ``guide_timesteps`` trains on it."""
+    """The sampling grid, which only the fault ``guide_timesteps`` trains on."""
 
     @property
     def store(self) -> Store:
@@ -59,15 +58,14 @@ class TrainingTask:
 
     @property
     def kind(self) -> str:
-        return f"fit_{self.model}"
+        return "fit_denoiser" if isinstance(self.config, DenoiserConfig) else "fit_guide"
 
     @property
     def work(self) -> Path:
-        """Scratch folder on the machine that asks."""
+        """Scratch folder of the job on this machine."""
         return self.store.work(self.kind, self.key)
 
 
-# Names of files that travel between jobs.
 WEIGHTS = "weights.safetensors"
 
 Launcher = Callable[[TrainingTask, Progress], Path]
@@ -258,8 +256,3 @@ def artefact(context: Context, kind: str, key: str) -> Path:
 
 def save_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, allow_nan=False), encoding="utf-8")
-
-
-def training_config(task: TrainingTask) -> DenoiserConfig | GuideConfig:
-    kind = DenoiserConfig if task.model == "denoiser" else GuideConfig
-    return kind.model_validate(task.config)

@@ -10,13 +10,14 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from mgdm_ray.config import DatasetConfig
+from mgdm_ray.config import DenoiserConfig, GuideConfig
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.data.load import load_split, to_tensor
 from mgdm_ray.diffusion import STATE_FILE, TENSORS_FILE
@@ -30,16 +31,19 @@ from mgdm_ray.pipeline.tasks.base import (
     info_of,
     open_split,
     save_json,
-    training_config,
 )
 from mgdm_ray.pipeline.tasks.images import draw_grid
 
 if TYPE_CHECKING:
     import torch
 
-    from mgdm_ray.diffusion.train import TrainResult
+    from mgdm_ray.diffusion.parallel import Workers
+    from mgdm_ray.diffusion.train import Hooks
+    from mgdm_ray.diffusion.train_state import TrainState
     from mgdm_ray.pipeline.plan import Job
 
+
+Kind = type[DenoiserConfig | GuideConfig]
 
 ACCURACY_TIMESTEPS = (0, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)
 ACCURACY_FILE = "accuracy_over_t.json"
@@ -48,7 +52,7 @@ SPEED_FILE = "speed.json"
 
 
 class _Clock:
-    """Passes every step on and notes when it ended."""
+    """An ``on_step`` that notes when each step ended, and passes it on."""
 
     def __init__(self, on_step: Callable[[int, float], None] | None) -> None:
         self.on_step = on_step
@@ -59,76 +63,70 @@ class _Clock:
         if self.on_step is not None:
             self.on_step(step, loss)
 
-    def save(self, folder: Path, workers: int) -> None:
-        """The first step is left out: it holds what is done once."""
+    def save(self, path: Path, workers: int) -> None:
+        """Write the seconds of all steps but the first, which holds what is done once."""
         if len(self.ends) < 2:
             return  # resumed at the end, or trained for one step
-        folder.mkdir(parents=True, exist_ok=True)
         seconds = round(self.ends[-1] - self.ends[0], 4)
         facts = {"steps": len(self.ends) - 1, "seconds": seconds, "workers": workers}
-        save_json(folder / SPEED_FILE, facts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_json(path, facts)
 
 
-def train_model(task: TrainingTask, **options: Any) -> TrainResult:
-    """Train as ``task`` says; ``options`` are those of ``diffusion.train.train``.
+def train_model(
+    task: TrainingTask, hooks: Hooks, workers: Workers, resume: Path | None = None
+) -> TrainState:
+    """Train ``task`` as one of ``workers``.
 
-    Every worker calls this: each loads the data itself, so no images travel. The first one also
-    measures how fast it trained and a guide's accuracy, into ``task.work``: it has the model, its
-    imports and the GPU.
+    Every worker loads the data itself. The first one also measures the speed, and the accuracy of
+    a guide, into ``task.work``.
     """
     import torch
 
+    from mgdm_ray.diffusion.batches import TrainingData
     from mgdm_ray.diffusion.published_faults import respaced
     from mgdm_ray.diffusion.schedule import make_schedule
-    from mgdm_ray.diffusion.train import ALONE, train
+    from mgdm_ray.diffusion.train import train
 
     schedule = make_schedule(task.schedule)
     if "guide_timesteps" in task.reference and task.num_inference_steps:
         schedule = respaced(schedule, task.num_inference_steps)
-    dataset = DatasetConfig.model_validate(task.dataset)
-    split = load_split(dataset, "train", task.data_dir)
-    clock = _Clock(options.get("on_step"))
-    result = train(
-        task.model,
-        training_config(task),
-        to_tensor(split.images),
-        torch.from_numpy(split.labels),
-        dataset_info(dataset, task.data_dir).num_classes,
+    split = load_split(task.dataset, "train", task.data_dir)
+    classes = dataset_info(task.dataset, task.data_dir).num_classes
+    clock = _Clock(hooks.on_step)
+    state = train(
+        task.config,
+        TrainingData(to_tensor(split.images), torch.from_numpy(split.labels), classes),
         task.seed,
-        schedule=schedule,
+        schedule,
+        workers=workers,
+        resume=resume,
+        hooks=replace(hooks, on_step=clock),
         whole_batch_dropout="label_dropout" in task.reference,
-        **{**options, "on_step": clock},
     )
-    workers = options.get("workers", ALONE)
-    first = workers.rank == 0
-    if first:
-        clock.save(task.work, workers.world_size)
-    if task.model == "guide" and first:
-        _measure_guide(task, result.state.model, options.get("device", "cpu"))
-    for path in (task.work / SPEED_FILE, task.work / ACCURACY_FILE):
-        if first and path.exists():
-            task.store.share(path)
-    return result
+    if workers.rank == 0:
+        clock.save(task.work / SPEED_FILE, workers.world_size)
+        if task.kind == "fit_guide":
+            _measure_guide(task, state.model, workers.device)
+        for path in (task.work / SPEED_FILE, task.work / ACCURACY_FILE):
+            if path.exists():
+                task.store.share(path)
+    return state
 
 
 def _measure_guide(task: TrainingTask, guide: torch.nn.Module, device: str) -> None:
-    """Accuracy and calibration on noisy validation images over t: can guidance work at all?"""
+    """Write balanced accuracy and calibration on noisy validation images over t."""
     from mgdm_ray.classifiers.metrics import score
     from mgdm_ray.diffusion.schedule import make_schedule
     from mgdm_ray.diffusion.train import guide_probabilities
 
-    dataset = DatasetConfig.model_validate(task.dataset)
-    val = load_split(dataset, "val", task.data_dir)
-    info, images = dataset_info(dataset, task.data_dir), to_tensor(val.images)
+    val = load_split(task.dataset, "val", task.data_dir)
+    info, images = dataset_info(task.dataset, task.data_dir), to_tensor(val.images)
     schedule = make_schedule(task.schedule)
-    scores = [
-        score(
-            guide_probabilities(guide, images, schedule, task.seed, t, device=device).numpy(),
-            val.labels,
-            info.task,
-        )
-        for t in ACCURACY_TIMESTEPS
-    ]
+    scores = []
+    for t in ACCURACY_TIMESTEPS:
+        answers = guide_probabilities(guide, images, schedule, task.seed, t, device=device)
+        scores.append(score(answers.numpy(), val.labels, info.task))
     curve = {
         "t": list(ACCURACY_TIMESTEPS),
         **{name: [row[name] for row in scores] for name in ("balanced_accuracy", "ece")},
@@ -140,29 +138,28 @@ def _measure_guide(task: TrainingTask, guide: torch.nn.Module, device: str) -> N
 
 def train_here(task: TrainingTask, progress: Progress) -> Path:
     """Train in this process and return the folder with the final state: a Launcher without Ray."""
-    config = training_config(task)
-    folder = task.work / "final"
-    result = train_model(
-        task, on_step=lambda step, loss: progress(step, config.steps, f"loss {loss:.3f}")
-    )
-    result.state.save(folder)
+    from mgdm_ray.diffusion.parallel import ALONE
+    from mgdm_ray.diffusion.train import Hooks
+
+    steps, folder = task.config.steps, task.work / "final"
+    hooks = Hooks(on_step=lambda step, loss: progress(step, steps, f"loss {loss:.3f}"))
+    train_model(task, hooks, ALONE).save(folder)
     return folder
 
 
-def _fit(job: Job, context: Context, folder: Path, model: Literal["denoiser", "guide"]) -> None:
+def _fit(
+    job: Job, context: Context, folder: Path, kind: type[DenoiserConfig | GuideConfig]
+) -> None:
     """Train; save ``weights.safetensors``, ``model.json`` and ``history.json``."""
     dataset = context.datasets[job.dataset]
     info = info_of(job, context)
-    config = {
-        **job.inputs["train"],
-        "checkpoint_every": context.checkpoint_every.get(model, job.inputs["train"]["steps"]),
-    }
+    model, train = job.kind.removeprefix("fit_"), job.inputs["train"]
+    config = {**train, "checkpoint_every": context.checkpoint_every.get(model, train["steps"])}
     work = context.store.work(job.kind, job.key)
     task = TrainingTask(
-        model=model,
         key=job.key,
-        config=config,
-        dataset=dataset.model_dump(mode="json"),
+        config=kind.model_validate(config),
+        dataset=dataset,
         data_dir=context.data_dir,
         seed=job.inputs["seed"],
         schedule=job.inputs["schedule"],
@@ -196,7 +193,7 @@ def _last_loss(folder: Path) -> dict[str, float]:
 
 
 def fit_denoiser(job: Job, context: Context, folder: Path) -> Outcome:
-    _fit(job, context, folder, "denoiser")
+    _fit(job, context, folder, DenoiserConfig)
     real = open_split(job, context, "train")
     draw_grid(
         folder / "real.png", to_tensor(real.images), real.labels, info_of(job, context).num_classes
@@ -205,7 +202,7 @@ def fit_denoiser(job: Job, context: Context, folder: Path) -> Outcome:
 
 
 def fit_guide(job: Job, context: Context, folder: Path) -> Outcome:
-    _fit(job, context, folder, "guide")
+    _fit(job, context, folder, GuideConfig)
     measured = context.store.work(job.kind, job.key) / ACCURACY_FILE
     curve = json.loads(measured.read_text(encoding="utf-8"))
     save_json(folder / ACCURACY_FILE, curve)

@@ -26,10 +26,12 @@ from mgdm_ray.config import (
     JudgeConfig,
     SamplingConfig,
 )
+from mgdm_ray.diffusion.batches import TrainingData
 from mgdm_ray.diffusion.inference import Execution
+from mgdm_ray.diffusion.parallel import Workers
 from mgdm_ray.diffusion.pipeline import Sampler, TrainedDenoiser
 from mgdm_ray.diffusion.schedule import make_schedule
-from mgdm_ray.diffusion.train import train
+from mgdm_ray.diffusion.train import Hooks, train
 from mgdm_ray.diffusion.unet import build_denoiser, build_guide
 from mgdm_ray.evaluation.fidelity.memorisation import nearest
 from mgdm_ray.pipeline.plan import CELLS, SCORINGS, fits_per_setting
@@ -85,23 +87,19 @@ def _noise(job: Job, context: Context, batch: int) -> tuple[torch.Tensor, torch.
 
 
 def _training(job: Job, context: Context) -> tuple[float, float]:
-    denoiser = job.kind == "fit_denoiser"
-    kind = DenoiserConfig if denoiser else GuideConfig
+    kind = DenoiserConfig if job.kind == "fit_denoiser" else GuideConfig
     wanted = kind.model_validate(job.inputs["train"])
     images, labels = _noise(job, context, wanted.batch_size)
     ends: list[float] = []
-    result = train(
-        "denoiser" if denoiser else "guide",
+    state = train(
         wanted.model_copy(update={"steps": STEPS, "warmup": 0, "batch_size": len(labels)}),
-        images,
-        labels,
-        info_of(job, context).num_classes,
+        TrainingData(images, labels, info_of(job, context).num_classes),
         0,
-        schedule=make_schedule(job.inputs["schedule"]),
-        device=context.device,
-        on_step=lambda *_: ends.append(time.perf_counter()),
+        make_schedule(job.inputs["schedule"]),
+        workers=Workers(device=context.device),
+        hooks=Hooks(on_step=lambda *_: ends.append(time.perf_counter())),
     )
-    weights = sum(4.0 * p.numel() for p in result.state.trained.parameters())
+    weights = sum(4.0 * p.numel() for p in state.trained.parameters())
     return _typical(ends) / len(labels), weights
 
 
