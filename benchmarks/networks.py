@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks.measure import arguments, describe, seconds, synchronise
-from mgdm_ray.classifiers.fit import fit, predict
+from mgdm_ray.classifiers.fit import Recipe, fit, predict
 from mgdm_ray.classifiers.networks import build_network
 from mgdm_ray.config import NETWORKS, DownstreamConfig
 from mgdm_ray.precision import precision_of
@@ -34,7 +34,7 @@ def training(network: nn.Module, precision: str, device: str) -> float:
     config = DownstreamConfig.model_validate(
         {"steps": STEPS + 1, "batch_size": BATCH, "precision": precision}
     )
-    fit(network, DATA, LABELS, {}, config, 5, ("benchmark",), device=device, on_step=mark)
+    fit(network, DATA, LABELS, Recipe(config, 5, ("benchmark",), device=device), on_step=mark)
     return (marks[-1] - marks[0]) / STEPS
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mgdm_ray.classifiers.fit import fit, predict
+from mgdm_ray.classifiers.fit import Recipe, fit, predict
 from mgdm_ray.classifiers.metrics import score
 from mgdm_ray.classifiers.networks import build_network
 from mgdm_ray.config import (
@@ -133,16 +133,14 @@ class Bench:
         network = build_network(
             self.options.network, self.info.num_classes, self.info.channels, 28, self.seed
         )
-        result = fit(
-            network,
-            to_tensor(self.train.images),
-            torch.from_numpy(self.train.labels),
-            {"val": (to_tensor(self.val.images), torch.from_numpy(self.val.labels))},
+        recipe = Recipe(
             DownstreamConfig(steps=self.options.network_steps),
             self.info.num_classes,
             ("reference table", self.seed),
             device=self.options.device,
         )
+        images, labels = to_tensor(self.train.images), torch.from_numpy(self.train.labels)
+        result = fit(network, images, labels, recipe, {"val": to_tensor(self.val.images)})
         scores = score(result.probabilities["val"], self.val.labels, self.info.task)
         return network, scores["balanced_accuracy"]
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from mgdm_ray.classifiers.fit import fit
+from mgdm_ray.classifiers.fit import Recipe, fit
 from mgdm_ray.classifiers.metrics import score
 from mgdm_ray.classifiers.networks import build_network
 from mgdm_ray.config import DatasetConfig, DownstreamConfig, SamplingConfig
@@ -60,18 +60,12 @@ class Bench:
     def accuracy(self, images: torch.Tensor) -> list[float]:
         """Balanced, on real validation images, of each network and seed trained on ``images``."""
         found = []
-        for network, seed in product(NETWORKS, SEEDS):
-            parts = ("steps", network, seed)
+        for network_name, seed in product(NETWORKS, SEEDS):
+            parts = ("steps", network_name, seed)
             size, classes = images.shape[-1], self.info.num_classes
-            result = fit(
-                build_network(network, classes, self.info.channels, size, *parts),
-                images,
-                torch.from_numpy(self.labels),
-                {"val": (to_tensor(self.val.images), torch.from_numpy(self.val.labels))},
-                CONFIG,
-                classes,
-                parts,
-            )
+            network = build_network(network_name, classes, self.info.channels, size, *parts)
+            labels, recipe = torch.from_numpy(self.labels), Recipe(CONFIG, classes, parts)
+            result = fit(network, images, labels, recipe, {"val": to_tensor(self.val.images)})
             scores = score(result.probabilities["val"], self.val.labels, self.info.task)
             found.append(scores["balanced_accuracy"])
         return found

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mgdm_ray import precision
-from mgdm_ray.classifiers.fit import fit
+from mgdm_ray.classifiers.fit import Recipe, fit
 from mgdm_ray.classifiers.networks import build_network
 from mgdm_ray.config import NETWORKS, DownstreamConfig
 
@@ -44,7 +44,7 @@ def test_bfloat16_trains_nearly_as_float32() -> None:
     for kind in ("float32", "bfloat16"):
         network = build_network("resnet18", 2, 1, 28, "precision")
         config = DownstreamConfig.model_validate({"steps": 2, "batch_size": 16, "precision": kind})
-        result = fit(network, images, labels, {"val": (images, labels)}, config, 2, ("precision",))
+        result = fit(network, images, labels, Recipe(config, 2, ("precision",)), {"val": images})
         first[kind] = result.history[0]["loss"]
         probabilities[kind] = torch.from_numpy(result.probabilities["val"])
         assert all(p.dtype == torch.float32 for p in network.parameters())

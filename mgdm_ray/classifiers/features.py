@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torch import nn
+from torchvision.models import Inception_V3_Weights, inception_v3
+
+INCEPTION_SIZE, INCEPTION_CLASSES = 299, 1000
 
 
 @dataclass(frozen=True)
@@ -69,3 +75,33 @@ def last_layer(network: nn.Module, num_classes: int) -> nn.Linear | nn.Conv2d:
         if isinstance(module, nn.Conv2d) and module.out_channels == num_classes:
             return module
     raise ValueError(f"{type(network).__name__} has no layer with {num_classes} outputs")
+
+
+def inception_features(
+    sets: Sequence[torch.Tensor], device: str
+) -> list[NDArray[np.float32]] | None:
+    """Inception v3 features `[N, 2048]` of each set of images `[N, C, H, W]` in [-1, 1].
+
+    None without its ImageNet weights: they are taken from torch's hub folder (``TORCH_HOME``) as
+    safetensors under the name of torchvision's file, and never downloaded. FDs of them are not
+    comparable with published FIDs, which use another port of the network.
+    """
+    weights = Inception_V3_Weights.IMAGENET1K_V1
+    name = Path(weights.url).with_suffix(".safetensors").name
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if not path.is_file():
+        return None
+    # Its weights are for images in [-1, 1]; transform_input is for those in ImageNet's scale.
+    network = inception_v3(weights=None, init_weights=False, transform_input=False)
+    network.load_state_dict(load_file(path))
+    found = []
+    for images in sets:
+        rows = []
+        for start in range(0, len(images), 32):  # enlarged, all of them take gigabytes
+            part = images[start : start + 32].expand(-1, 3, -1, -1)
+            large = torch.nn.functional.interpolate(
+                part, size=(INCEPTION_SIZE, INCEPTION_SIZE), mode="bilinear", antialias=True
+            )
+            rows.append(look(network, large.clamp(-1, 1), INCEPTION_CLASSES, device).features)
+        found.append(np.concatenate(rows))
+    return found

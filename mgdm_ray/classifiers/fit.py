@@ -31,6 +31,12 @@ INTENSITY_SHIFT = 0.1
 """Largest change of brightness; the whole range of images is 2."""
 
 
+SETTLE_BATCHES = 8
+"""Batches that measure the statistics of batch norm after training; the same for every arm."""
+
+OnStep = Callable[[int, float], None]
+
+
 class HistoryRow(TypedDict):
     """One optimiser step."""
 
@@ -61,35 +67,67 @@ class FitResult:
     history: list[HistoryRow] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained."""
+
+    config: DownstreamConfig
+    num_classes: int
+    seed_parts: SeedParts
+    """Batch order, augmentation and dropout are functions of these."""
+    augment: bool = False
+    class_weights: torch.Tensor | None = None
+    """`[num_classes]`, of the cross-entropy."""
+    device: str = "cpu"
+    micro_batches: int = 1
+    """Parts of a batch that go through the network one by one, for less memory: the same gradient,
+    but batch norm sees the statistics of the parts."""
+
+
 def fit(
     network: nn.Module,
-    train_images: torch.Tensor,
-    train_labels: torch.Tensor,
-    evaluate: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
-    config: DownstreamConfig,
-    num_classes: int,
-    seed_parts: SeedParts,
-    augment: bool = False,
-    class_weights: torch.Tensor | None = None,
-    device: str = "cpu",
-    on_step: Callable[[int, float], None] | None = None,
-    micro_batches: int = 1,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    recipe: Recipe,
+    evaluate: Mapping[str, torch.Tensor] | None = None,
+    on_step: OnStep | None = None,
 ) -> FitResult:
     """Train ``network`` in place for exactly ``config.steps`` steps, then predict.
 
-    ``train_images`` float32 [N, C, H, W] in [-1, 1], ``train_labels`` int64 [N] below
-    ``num_classes``; ``evaluate`` maps a name to (images, labels), of which only the images are
-    looked at. ``class_weights`` [num_classes] weigh the cross-entropy. ``on_step(step, loss)`` runs
-    after every step (1-based). ``micro_batches`` parts of a batch go through the network one after
-    the other, for less memory: the same gradient, but batch norm sees the statistics of the parts.
-
-    Batch order, augmentation and dropout depend on ``seed_parts`` only, so equal arguments give
-    bit-equal probabilities on a CPU, and the global random state is left as it was. Raises
-    NonFiniteLoss, and ValueError for images or labels of another form.
+    ``images`` float32 [N, C, H, W] in [-1, 1], ``labels`` int64 [N] below ``num_classes``;
+    ``evaluate``: images by name. ``on_step(step, loss)`` runs after every step (1-based). Equal
+    arguments give bit-equal probabilities on a CPU; the global random state is left as it was.
+    NonFiniteLoss; ValueError for images or labels of another form.
     """
-    _check(train_images, train_labels, num_classes)
+    _check(images, labels, recipe.num_classes)
+    config, device = recipe.config, recipe.device
     # channels_last is 10 to 30 % faster for these networks on CPUs, and faster on GPUs as well.
     network = network.to(device).to(memory_format=torch.channels_last)
+    precision = precision_of(network, config.precision, torch.device(device))
+    history = _train(network, images, labels, recipe, precision, on_step)
+    parts = (*recipe.seed_parts, "settle")
+    settling = batch_indices(len(images), config.batch_size, SETTLE_BATCHES, parts)
+    with autocast(precision, torch.device(device)):
+        settle_batch_norm(network, [_to(images[index], device) for index in settling])
+    size = max(1, config.batch_size // recipe.micro_batches)
+    probabilities = {
+        name: predict(network, others, recipe.num_classes, size, device, precision)
+        for name, others in (evaluate or {}).items()
+    }
+    if not all(np.isfinite(p).all() for p in probabilities.values()):
+        raise NonFiniteLoss(config.steps, "prediction")
+    return FitResult(probabilities, history)
+
+
+def _train(
+    network: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    recipe: Recipe,
+    precision: str,
+    on_step: OnStep | None,
+) -> list[HistoryRow]:
+    config, device, parts = recipe.config, recipe.device, recipe.seed_parts
     # fused: on a CPU the step of a network with 20 to 30 M weights takes 0.02-0.05 s, not 0.3 s.
     optimizer = torch.optim.AdamW(
         network.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
@@ -98,20 +136,19 @@ def fit(
     cycle = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.learning_rate, total_steps=config.steps
     )
-    weights = None if class_weights is None else class_weights.float().to(device)
-    precision = precision_of(network, config.precision, torch.device(device))
+    weights = None if recipe.class_weights is None else recipe.class_weights.float().to(device)
     history: list[HistoryRow] = []
     network.train()
-    with _seeded(device, *seed_parts, "dropout"):
-        batches = batch_indices(len(train_images), config.batch_size, config.steps, seed_parts)
+    with _seeded(device, *parts, "dropout"):
+        batches = batch_indices(len(images), config.batch_size, config.steps, parts)
         for step, index in enumerate(batches, start=1):
-            images = train_images[index]
-            if augment:
-                images = augmented(images, (*seed_parts, "augment", step))
+            batch = images[index]
+            if recipe.augment:
+                batch = augmented(batch, (*parts, "augment", step))
             optimizer.zero_grad(set_to_none=True)
-            target = train_labels[index].to(device)
+            target = labels[index].to(device)
             value = _backward(
-                network, _to(images, device), target, weights, micro_batches, precision
+                network, _to(batch, device), target, weights, recipe.micro_batches, precision
             )
             if not math.isfinite(value):
                 raise NonFiniteLoss(step)
@@ -120,24 +157,7 @@ def fit(
             history.append({"step": step, "loss": value})
             if on_step is not None:
                 on_step(step, value)
-    with autocast(precision, torch.device(device)):
-        settle_batch_norm(
-            network,
-            [
-                _to(train_images[index], device)
-                for index in batch_indices(
-                    len(train_images), config.batch_size, SETTLE_BATCHES, (*seed_parts, "settle")
-                )
-            ],
-        )
-    size = max(1, config.batch_size // micro_batches)
-    probabilities = {
-        name: predict(network, images, num_classes, size, device, precision)
-        for name, (images, _) in evaluate.items()
-    }
-    if not all(np.isfinite(p).all() for p in probabilities.values()):
-        raise NonFiniteLoss(config.steps, "prediction")
-    return FitResult(probabilities, history)
+    return history
 
 
 def _backward(
@@ -172,10 +192,6 @@ def _logits(network: nn.Module, images: torch.Tensor, precision: str) -> torch.T
     with autocast(precision, images.device):
         logits: torch.Tensor = network(images)
     return logits.float()
-
-
-SETTLE_BATCHES = 8
-"""Batches that measure the statistics of batch norm after training; the same for every arm."""
 
 
 @torch.no_grad()

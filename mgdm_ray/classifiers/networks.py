@@ -64,38 +64,11 @@ def build_network(
     """A network: float32 [N, channels, size, size] in [-1, 1] -> [N, num_classes] logits.
 
     ``name`` is one of ``config.NETWORKS``, any other classification model of torchvision, or
-    ``timm/NAME``; ``channels`` 1 or 3, ``size`` at least 8 pixels. Weights are fresh, drawn from
-    ``derive_seed(*seed_parts)`` without touching the global random state, unless ``pretrained`` is
-    ``"hub"`` (downloads) or a file: then only the last layer and what was adapted are, and images
-    are scaled as those weights want them. Works with batches of 2 in training mode (batch norm
-    refuses 1).
-
-    Differences from torchvision's ImageNet networks:
-
-    ==================  =======================================================================
-    below 24 px         the image is enlarged to 24 px
-    below 32 px         vgg16_bn: max-pools round up
-    below 64 px         alexnet, squeezenet1_1, mobilenet_v2: stride 1 in the first
-                        convolution; densenet121: no max-pool in the stem
-    below 224 px        alexnet, vgg16_bn: the first linear layer reads the last map as it is,
-                        instead of a copy stretched to 6x6 or 7x7
-    1 channel           the first convolution's weights are summed over its three inputs: the
-                        same output as for a grey image repeated three times, at less cost
-    other networks      as they are; images are enlarged bilinearly to 64 px (inception_v3: 96;
-                        relatives of the ten, LIKE_THE_TEN: 24), or to the next multiple of a
-                        vision transformer's patch (maxvit_t: 224)
-    timm's              as they are, with ``in_chans=channels``; images are enlarged to 64 px, and
-                        a network of a fixed size is built for that size; one that cannot be
-                        reads images resized to the size it is made for
-    ==================  =======================================================================
-
-    The other five of the ten keep their stem: their last map is 1x1 for 24 .. 32 px, and a stem
-    of twice the resolution takes 1.5 to 2.7 times as long per step. (resnet18 on breastmnist at
-    28 px, 60 steps, one seed: validation AUROC 0.93 as it is, 0.91 with stride 1, 0.89 without
-    max-pool.)
-
-    Raises InputError for an unknown name and for weights that cannot be had, and ValueError for
-    sizes or counts out of range.
+    ``timm/NAME``; ``channels`` 1 or 3, ``size`` at least 8 pixels. What differs from torchvision's
+    networks, and why: docs/networks.md. Weights are a function of ``seed_parts``, and the global
+    random state is left as it was; with ``pretrained`` (``"hub"`` or a file) only the last layer
+    and what was adapted are fresh. Batch norm needs batches of 2 in training mode. InputError for
+    an unknown name or unavailable weights, ValueError for sizes or counts out of range.
     """
     try:
         known_network(name)

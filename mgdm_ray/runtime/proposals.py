@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, Trial
 
 from mgdm_ray.config import GuidanceControls, InputError
 from mgdm_ray.pipeline.plan import search_seed
-from mgdm_ray.pipeline.tasks.choice import candidate_index
+from mgdm_ray.pipeline.tasks.base import candidate_index
 from mgdm_ray.seeding import content_key, derive_seed
 
 if TYPE_CHECKING:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
+from torchvision.models import Inception_V3_Weights, inception_v3
 
-from mgdm_ray.classifiers.features import View, last_layer, look
+from mgdm_ray.classifiers.features import View, inception_features, last_layer, look
 from mgdm_ray.classifiers.fit import predict
 from mgdm_ray.classifiers.networks import build_network
 from mgdm_ray.config import NETWORKS
@@ -53,3 +56,30 @@ def test_entropy_by_hand() -> None:
     wanted = [0, math.log(2), 0.25 * math.log(4) + 0.75 * math.log(4 / 3)]
     assert view.entropy == pytest.approx(wanted)
     assert view.predicted.tolist() == [0, 0, 1]
+
+
+def test_without_weights_there_are_no_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a download, or random weights taken for trained ones."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert inception_features([torch.zeros(2, 1, 8, 8)], "cpu") is None
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_features_of_the_weights_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch grey images that do not fit, sets that are mixed up, and weights that are not
+    those of the file."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    torch.manual_seed(0)
+    network = inception_v3(weights=None, init_weights=False)
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    name = Path(Inception_V3_Weights.IMAGENET1K_V1.url).stem
+    save_file(network.state_dict(), folder / f"{name}.safetensors")
+    grey = torch.rand(2, 1, 28, 28) * 2 - 1
+    found = inception_features([grey, torch.cat([grey, grey]).expand(-1, 3, -1, -1)], "cpu")
+    assert found is not None
+    assert [rows.shape for rows in found] == [(2, 2048), (4, 2048)]
+    np.testing.assert_allclose(found[0], found[1][2:], rtol=1e-3, atol=1e-4)
+    assert found[0].std() > 0

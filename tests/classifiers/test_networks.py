@@ -7,7 +7,7 @@ import torch
 from torchvision import models
 from torchvision.models import get_model
 
-from mgdm_ray.classifiers.fit import fit
+from mgdm_ray.classifiers.fit import Recipe, fit
 from mgdm_ray.classifiers.networks import _torchvision, build_network, first_conv, working_size
 from mgdm_ray.classifiers.pretrained import last_layer
 from mgdm_ray.config import NETWORKS, TORCHVISION, DownstreamConfig, InputError, PhantomConfig
@@ -40,7 +40,7 @@ def test_the_loss_falls_on_a_phantom(name: str, dataset: str, channels: int, cla
     images, labels = phantom(dataset)
     network = build_network(name, classes, channels, 28, "phantom", 0)
     config = DownstreamConfig(steps=STEPS.get(name, 8), batch_size=16, learning_rate=5e-4)
-    history = fit(network, images, labels, {}, config, classes, ("phantom", 0)).history
+    history = fit(network, images, labels, Recipe(config, classes, ("phantom", 0))).history
     losses = [row["loss"] for row in history]
     assert sum(losses[-2:]) < 0.85 * sum(losses[:2]), losses
 
@@ -214,5 +214,5 @@ def test_others_learn_a_phantom(name: str) -> None:
     images, labels = phantom("phantom-ultrasound")
     config = DownstreamConfig(steps=6, batch_size=16, learning_rate=1e-3)
     network = build_network(name, 2, 1, 28, "phantom", 0)
-    losses = [r["loss"] for r in fit(network, images, labels, {}, config, 2, ("p",)).history]
+    losses = [r["loss"] for r in fit(network, images, labels, Recipe(config, 2, ("p",))).history]
     assert sum(losses[-2:]) < 0.85 * sum(losses[:2]), losses

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from mgdm_ray.classifiers.features import look
+from mgdm_ray.classifiers.features import inception_features, look
 from mgdm_ray.data.load import Split, to_tensor
 from mgdm_ray.evaluation.fidelity.distances import frechet_distance, kernel_distance
 from mgdm_ray.evaluation.fidelity.manifold import NEIGHBOURS, manifold_scores
@@ -20,9 +20,8 @@ from mgdm_ray.evaluation.fidelity.memorisation import Nearest, is_independent, n
 from mgdm_ray.pipeline.plan import FEATURES
 from mgdm_ray.pipeline.tasks.base import Context, Outcome, info_of, open_split, save_json
 from mgdm_ray.pipeline.tasks.downstream import added_images
-from mgdm_ray.pipeline.tasks.inception import inception_features
+from mgdm_ray.pipeline.tasks.images import draw_closest, draw_entropy
 from mgdm_ray.pipeline.tasks.judge import JudgeView, load_judge
-from mgdm_ray.pipeline.tasks.pictures import draw_closest, draw_entropy
 from mgdm_ray.seeding import derive_seed
 
 if TYPE_CHECKING:

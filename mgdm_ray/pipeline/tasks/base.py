@@ -12,7 +12,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mgdm_ray.config import DatasetConfig, DenoiserConfig, GuideConfig, ReferenceFault
+from mgdm_ray.config import (
+    DatasetConfig,
+    DenoiserConfig,
+    GuideConfig,
+    ReferenceFault,
+    SamplingConfig,
+)
 from mgdm_ray.data.info import DatasetInfo, dataset_info
 from mgdm_ray.data.load import Split, SplitName, load_split
 from mgdm_ray.provenance import git_commit, versions
@@ -256,3 +262,39 @@ def artefact(context: Context, kind: str, key: str) -> Path:
 
 def save_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, allow_nan=False), encoding="utf-8")
+
+
+def step_progress(context: Context, steps: int) -> Callable[[int, float], None]:
+    """An ``on_step(step, loss)`` that reports to the context's ``progress``."""
+    return lambda step, loss: context.progress(step, steps, f"loss {loss:.3f}")
+
+
+def sampling_config(job: Job, **changes: Any) -> SamplingConfig:
+    """From the inputs of a sampling job or a search."""
+    fields = SamplingConfig.model_fields
+    given = {name: value for name, value in job.inputs.items() if name in fields}
+    return SamplingConfig.model_validate({**given, **changes})
+
+
+def candidate_index(stage_one: Sequence[Sequence[float]], setting: Mapping[str, Any]) -> int:
+    """The place of the candidate that has the scales of ``setting``; ValueError if none has."""
+    scales = (setting["guidance_scale"], setting["classifier_scale"])
+    return [tuple(candidate) for candidate in stage_one].index(scales)
+
+
+def best_setting(job: Job, context: Context) -> dict[str, Any] | None:
+    """The setting that the search of this job found; None if the job needs no search."""
+    if "search" not in job.needs:
+        return None
+    return dict(stored_record(context.store, "search", job.needs["search"]).setting)
+
+
+def chosen_stage_one(job: Job, context: Context, role: str) -> str:
+    """The key of the job whose ``role`` (``images`` or ``latents``) this job uses."""
+    if f"{role}/1" not in job.needs:
+        return job.needs[f"{role}/0"]
+    if "search" not in job.needs:
+        raise JobError("several stage-1 candidates and no search to choose one")
+    search = context.store.manifest("search", job.needs["search"])
+    index = candidate_index(search["inputs"]["stage_one"], search["record"]["setting"])
+    return job.needs[f"{role}/{index}"]

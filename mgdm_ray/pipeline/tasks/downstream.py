@@ -8,23 +8,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors.numpy import save_file
+from torch import nn
 
-from mgdm_ray.classifiers.fit import fit
+from mgdm_ray.classifiers.fit import Recipe, fit
 from mgdm_ray.classifiers.metrics import score
+from mgdm_ray.classifiers.networks import build_network
+from mgdm_ray.classifiers.pretrained import Source
+from mgdm_ray.classifiers.weights import HUB, weights_file
 from mgdm_ray.config import DownstreamConfig, SyntheticConfig
+from mgdm_ray.data.info import DatasetInfo
 from mgdm_ray.data.load import Split, to_tensor
 from mgdm_ray.data.mix import duplicate_indices, synthetic_labels, training_set
 from mgdm_ray.pipeline.tasks.base import (
     Context,
+    JobError,
     Outcome,
+    chosen_stage_one,
     info_of,
     open_split,
     save_json,
+    step_progress,
     stored_record,
 )
-from mgdm_ray.pipeline.tasks.choice import chosen_stage_one
 from mgdm_ray.pipeline.tasks.images import count_images, load_images
-from mgdm_ray.pipeline.tasks.networks import network_for
 
 if TYPE_CHECKING:
     from mgdm_ray.pipeline.plan import Job
@@ -66,42 +72,40 @@ def fit_downstream(job: Job, context: Context, folder: Path) -> Outcome:
     """One cell: train on real plus the arm's images, then open the test split, once."""
     assert job.network is not None
     info = info_of(job, context)
-    real, val = open_split(job, context, "train"), open_split(job, context, "val")
+    real = open_split(job, context, "train")
+    evaluated = {"val": open_split(job, context, "val"), "test": open_split(job, context, "test")}
     added, setting = added_images(job, context, real, info.num_classes)
     images, labels = training_set(real, added)
     config = DownstreamConfig.model_validate(job.inputs["downstream"])
     # The arm is not part of the seed: all arms of a cell start from the same weights.
     seed = ("cell", job.dataset, job.network, job.inputs["seed"])
-    model = network_for(job.network, config, info, images.shape[-1], context, *seed)
-    test = open_split(job, context, "test")
-    result = fit(
-        model,
-        images,
-        labels,
-        {
-            "val": (to_tensor(val.images), torch.from_numpy(val.labels)),
-            "test": (to_tensor(test.images), torch.from_numpy(test.labels)),
-        },
+    recipe = Recipe(
         config,
         info.num_classes,
         seed,
         augment=job.arm == "augment",
         class_weights=class_weights(config, real.labels, info.num_classes),
         device=context.device,
-        on_step=lambda step, loss: context.progress(step, config.steps, f"loss {loss:.3f}"),
         micro_batches=2 if context.smaller else 1,
+    )
+    result = fit(
+        network_for(job.network, config, info, images.shape[-1], context, *seed),
+        images,
+        labels,
+        recipe,
+        {name: to_tensor(split.images) for name, split in evaluated.items()},
+        step_progress(context, config.steps),
     )
     save_json(folder / "history.json", result.history)
     metrics: dict[str, float] = {"train_images": float(len(labels))}
     if context.smaller:
-        metrics["micro_batches"] = 2.0  # batch norm saw halves of batches: say so
-    for name, split in (("val", val), ("test", test)):
-        save_file(
-            {"probabilities": result.probabilities[name], "labels": split.labels},
-            folder / f"{name}_predictions.safetensors",
-        )
-        scores = score(result.probabilities[name], split.labels, info.task)
-        metrics |= {name + "_" + k if name == "val" else k: v for k, v in scores.items()}
+        metrics["micro_batches"] = 2.0  # batch norm saw halves of batches
+    for name, split in evaluated.items():
+        found = result.probabilities[name]
+        tensors = {"probabilities": found, "labels": split.labels}
+        save_file(tensors, folder / f"{name}_predictions.safetensors")
+        scores = score(found, split.labels, info.task)
+        metrics |= {f"val_{k}" if name == "val" else k: v for k, v in scores.items()}
     return {"metrics": metrics, "setting": setting, "split": "test"}
 
 
@@ -120,3 +124,24 @@ def class_weights(
         return None
     counts = np.bincount(labels, minlength=num_classes).clip(1)
     return torch.from_numpy(len(labels) / (num_classes * counts)).float()
+
+
+def network_for(
+    name: str,
+    config: DownstreamConfig,
+    info: DatasetInfo,
+    size: int,
+    context: Context,
+    *seed_parts: str | int | float | bool,
+) -> nn.Module:
+    """``name`` for images of ``size`` pixels, with the weights ``config.pretrained`` asks for."""
+    source: Source | None = None
+    if config.pretrained == HUB:
+        source = "hub"
+    elif config.pretrained is not None:
+        if context.weights_folder is None:
+            raise JobError("the folder of downstream.pretrained is not known here")
+        source = weights_file(context.weights_folder, name)
+    return build_network(
+        name, info.num_classes, info.channels, size, *seed_parts, pretrained=source
+    )

@@ -19,11 +19,11 @@ from safetensors.torch import load_file as load_weights
 from safetensors.torch import save_file as save_weights
 
 from mgdm_ray.classifiers.features import View, look
-from mgdm_ray.classifiers.fit import fit
+from mgdm_ray.classifiers.fit import Recipe, fit
 from mgdm_ray.classifiers.metrics import score
 from mgdm_ray.classifiers.networks import build_network
 from mgdm_ray.config import DownstreamConfig, JudgeConfig
-from mgdm_ray.data.load import Split, to_tensor
+from mgdm_ray.data.load import SplitName, to_tensor
 from mgdm_ray.evaluation.chance import chance_limit
 from mgdm_ray.evaluation.fidelity.memorisation import nearest
 from mgdm_ray.pipeline.plan import FEATURES
@@ -35,6 +35,7 @@ from mgdm_ray.pipeline.tasks.base import (
     info_of,
     open_split,
     save_json,
+    step_progress,
 )
 from mgdm_ray.pipeline.tasks.downstream import class_weights
 
@@ -88,58 +89,62 @@ class JudgeView:
 def fit_judge(job: Job, context: Context, folder: Path) -> Outcome:
     """Train on the real training split alone; keep weights and the view of all three splits.
 
-    The loss is weighted by inverse class frequency: a judge that sees frequent classes everywhere
-    would call every image of a rare class a label flip. Images are augmented: without it the
-    features tell training images from all others (after 100 steps on phantom-fundus, FD of the
-    test images 105 in place of 4, validation accuracy 0.31 in place of 0.45), and what is
-    compared with training images in them is how well they were learnt by heart.
+    The loss is weighted by inverse class frequency: else every image of a rare class would count
+    as a label flip. Images are augmented: without it the features tell training images from all
+    others (phantom-fundus, 100 steps: FD of test images 105 instead of 4).
     """
     judge = JudgeConfig.model_validate(job.inputs["judge"])
     info, size = info_of(job, context), job.inputs["dataset"]["size"]
-    splits: dict[str, Split] = {
-        "train": open_split(job, context, "train"),
-        "val": open_split(job, context, "val"),
-        "test": open_split(job, context, "test"),
-    }
+    train = open_split(job, context, "train")
     config = DownstreamConfig(
         **judge.model_dump(include={"steps", "batch_size", "learning_rate"}), class_weighted=True
     )
-    real = splits["train"]
-    images = {name: to_tensor(split.images) for name, split in splits.items()}
     seed = ("judge", job.dataset, judge.network, job.inputs["seed"])
     network = build_network(judge.network, info.num_classes, info.channels, size, *seed)
-    result = fit(
-        network,
-        images["train"],
-        torch.from_numpy(real.labels),
-        {},
+    recipe = Recipe(
         config,
         info.num_classes,
         seed,
         augment=True,
-        class_weights=class_weights(config, real.labels, info.num_classes),
+        class_weights=class_weights(config, train.labels, info.num_classes),
         device=context.device,
-        on_step=lambda step, loss: context.progress(step, config.steps, f"loss {loss:.3f}"),
     )
+    images, labels = to_tensor(train.images), torch.from_numpy(train.labels)
+    progress = step_progress(context, config.steps)
+    result = fit(network, images, labels, recipe, on_step=progress)
     weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     save_weights(weights, folder / WEIGHTS)
     facts = {"network": judge.network, "num_classes": info.num_classes, "channels": info.channels}
     save_json(folder / "model.json", {**facts, "size": size})
     save_json(folder / "history.json", result.history)
+    return {"metrics": _look_at_splits(job, context, folder, network), "split": "test"}
+
+
+def _look_at_splits(
+    job: Job, context: Context, folder: Path, network: torch.nn.Module
+) -> dict[str, float]:
+    """Write ``features.safetensors``; the judge's scores on validation and test images."""
+    info = info_of(job, context)
     tensors: dict[str, NDArray[Any]] = {}
-    metrics = {"val_chance_below": chance_limit(splits["val"].labels)}
-    for name, split in splits.items():
-        view = look(network, images[name], info.num_classes, context.device)
+    metrics: dict[str, float] = {}
+    known = to_tensor(open_split(job, context, "train").images)
+    names: tuple[SplitName, ...] = ("train", "val", "test")
+    for name in names:
+        split = open_split(job, context, name)
+        images = to_tensor(split.images)
+        view = look(network, images, info.num_classes, context.device)
         near = np.zeros(0, dtype=np.float32)
+        if name == "val":
+            metrics["val_chance_below"] = chance_limit(split.labels)
         if name != "train":
-            near = nearest(images[name].numpy(), images["train"].numpy()).distance
+            near = nearest(images.numpy(), known.numpy()).distance
             scores = score(view.probabilities, split.labels, info.task)
             prefix = "" if name == "test" else f"{name}_"
             metrics |= {prefix + metric: value for metric, value in scores.items()}
         for field, values in JudgeView.of(view, split.labels, near).tensors().items():
             tensors[f"{name}/{field}"] = values
     save_file(tensors, folder / FEATURES)
-    return {"metrics": metrics, "split": "test"}
+    return metrics
 
 
 def load_judge(context: Context, key: str) -> tuple[torch.nn.Module, dict[str, JudgeView]]:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from mgdm_ray.classifiers.features import look
-from mgdm_ray.classifiers.fit import fit
+from mgdm_ray.classifiers.fit import Recipe, fit
 from mgdm_ray.classifiers.networks import build_network
 from mgdm_ray.config import (
     DenoiserConfig,
@@ -24,7 +24,6 @@ from mgdm_ray.config import (
     GuidanceSetting,
     GuideConfig,
     JudgeConfig,
-    SamplingConfig,
 )
 from mgdm_ray.diffusion.batches import TrainingData
 from mgdm_ray.diffusion.inference import Execution
@@ -35,7 +34,7 @@ from mgdm_ray.diffusion.train import Hooks, train
 from mgdm_ray.diffusion.unet import build_denoiser, build_guide
 from mgdm_ray.evaluation.fidelity.memorisation import nearest
 from mgdm_ray.pipeline.plan import CELLS, SCORINGS, fits_per_setting
-from mgdm_ray.pipeline.tasks.base import Context, info_of
+from mgdm_ray.pipeline.tasks.base import Context, info_of, sampling_config
 
 if TYPE_CHECKING:
     from mgdm_ray.pipeline.plan import Job
@@ -109,18 +108,10 @@ def _network(
     wanted = DownstreamConfig.model_validate(job.inputs.get("downstream", {}))
     images, labels = _noise(job, context, batch_size or wanted.batch_size)
     classes, ends = info_of(job, context).num_classes, list[float]()
-    fit(
-        build_network(name, classes, images.shape[1], images.shape[-1], "probe"),
-        images,
-        labels,
-        {},
-        wanted.model_copy(update={"steps": STEPS, "batch_size": len(labels)}),
-        classes,
-        ("probe",),
-        augment=augment,
-        device=context.device,
-        on_step=lambda *_: ends.append(time.perf_counter()),
-    )
+    config = wanted.model_copy(update={"steps": STEPS, "batch_size": len(labels)})
+    recipe = Recipe(config, classes, ("probe",), augment=augment, device=context.device)
+    network = build_network(name, classes, images.shape[1], images.shape[-1], "probe")
+    fit(network, images, labels, recipe, on_step=lambda *_: ends.append(time.perf_counter()))
     return _typical(ends) / len(labels)
 
 
@@ -153,11 +144,8 @@ def _typical(ends: list[float]) -> float:
 
 def _sampling(job: Job, jobs: Mapping[str, Job], context: Context) -> float:
     """Seconds per image, step and (encode) forward; of a search, of decoding."""
-    fields = {k: v for k, v in job.inputs.items() if k in SamplingConfig.model_fields}
     images, labels = _noise(job, context, 64)
-    config = SamplingConfig.model_validate(
-        {**fields, "num_inference_steps": STEPS, "strength": 1.0, "batch_size": len(labels)}
-    )
+    config = sampling_config(job, num_inference_steps=STEPS, strength=1.0, batch_size=len(labels))
     facts = DenoiserConfig.model_validate(jobs[job.needs["denoiser"]].inputs["train"])
     classes, shape = info_of(job, context).num_classes, images.shape[1:]
     sampler = Sampler(

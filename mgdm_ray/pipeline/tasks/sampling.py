@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from mgdm_ray.config import GuidanceSetting, SamplingConfig, SyntheticConfig
+from mgdm_ray.config import GuidanceSetting, SyntheticConfig
 from mgdm_ray.data.mix import synthetic_labels
 from mgdm_ray.diffusion.inference import Execution
 from mgdm_ray.diffusion.pipeline import Sampler
@@ -26,11 +26,13 @@ from mgdm_ray.pipeline.tasks.base import (
     Context,
     Outcome,
     artefact,
+    best_setting,
+    chosen_stage_one,
     info_of,
     open_split,
+    sampling_config,
     stored_record,
 )
-from mgdm_ray.pipeline.tasks.choice import best_setting, chosen_stage_one
 from mgdm_ray.pipeline.tasks.images import (
     count_images,
     draw_grid,
@@ -57,9 +59,7 @@ RowSampler = Callable[[range], tuple[torch.Tensor, np.ndarray]]
 
 def sampler_for(job: Job, context: Context, images: int, *, guided: bool) -> Sampler:
     """The networks of a sampling job or a search, ready to make ``images`` images."""
-    fields = SamplingConfig.model_fields
-    given = {name: value for name, value in job.inputs.items() if name in fields}
-    config = SamplingConfig.model_validate({"batch_size": context.sampling_batch, **given})
+    config = sampling_config(job, batch_size=context.sampling_batch)
     if context.smaller and config.batch_size != "auto":  # which has halved the memory already
         half = max(1, config.batch_size // 2)
         config = config.model_copy(update={"batch_size": half})

@@ -7,18 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mgdm_ray.classifiers.fit import fit
+from mgdm_ray.classifiers.fit import Recipe, fit
 from mgdm_ray.classifiers.metrics import score
-from mgdm_ray.config import DownstreamConfig, GuidanceSetting, SamplingConfig
+from mgdm_ray.config import DownstreamConfig, GuidanceSetting
 from mgdm_ray.data.load import to_tensor
 from mgdm_ray.data.mix import training_set
 from mgdm_ray.diffusion.pipeline import forwards_per_image
 from mgdm_ray.pipeline.plan import search_seed
-from mgdm_ray.pipeline.tasks.base import Context, info_of, open_split
-from mgdm_ray.pipeline.tasks.choice import candidate_index
-from mgdm_ray.pipeline.tasks.downstream import class_weights
+from mgdm_ray.pipeline.tasks.base import (
+    Context,
+    candidate_index,
+    info_of,
+    open_split,
+    sampling_config,
+)
+from mgdm_ray.pipeline.tasks.downstream import class_weights, network_for
 from mgdm_ray.pipeline.tasks.images import count_images
-from mgdm_ray.pipeline.tasks.networks import network_for
 from mgdm_ray.pipeline.tasks.sampling import decoder
 
 if TYPE_CHECKING:
@@ -47,10 +51,8 @@ class TrialScorer:
 
     def cost(self, setting: Mapping[str, Any]) -> float:
         """Forwards of denoiser and guide that an image of this setting takes, stage 1 included."""
-        fields = SamplingConfig.model_fields
-        given = {name: value for name, value in self.job.inputs.items() if name in fields}
         scales = {name: setting[name] for name in ("guidance_scale", "classifier_scale")}
-        config = SamplingConfig.model_validate({**given, **scales})
+        config = sampling_config(self.job, **scales)
         return float(forwards_per_image(config, GuidanceSetting.of(setting)))
 
     def score(
@@ -65,16 +67,11 @@ class TrialScorer:
         seed = (self.job.kind, search_seed(self.job), network, repeat)
         size = images.shape[-1]
         model = network_for(network, self.config, self.info, size, self.context, *seed)
-        result = fit(
-            model,
-            images,
-            labels,
-            {"val": (to_tensor(self.val.images), torch.from_numpy(self.val.labels))},
-            self.config,
-            self.info.num_classes,
-            seed,
-            class_weights=class_weights(self.config, self.train.labels, self.info.num_classes),
-            device=self.context.device,
+        classes = self.info.num_classes
+        weights = class_weights(self.config, self.train.labels, classes)
+        recipe = Recipe(
+            self.config, classes, seed, class_weights=weights, device=self.context.device
         )
+        result = fit(model, images, labels, recipe, {"val": to_tensor(self.val.images)})
         metrics = score(result.probabilities["val"], self.val.labels, self.info.task)
         return metrics["balanced_accuracy"]
