@@ -28,10 +28,10 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Draw:
-    """The random numbers of one worker's share of a batch, all `[n]` and on the CPU."""
+    """The random numbers of one worker's share of a batch, `[n]` each, on the CPU."""
 
     rows: Tensor
-    """int64: which images, drawn with replacement."""
+    """int64: which images, with replacement."""
     t: Tensor
     """int64 in [0, num_train_timesteps), uniform."""
     drop_mask: Tensor
@@ -45,7 +45,7 @@ class Draw:
         return len(self.rows)
 
     def parts(self, most: int | None) -> list[Draw]:
-        """The same images, at most ``most`` of them at a time and about equally many."""
+        """The same images in parts of at most ``most``, about equally many each."""
         count = 1 if most is None else -(-len(self) // most)
         cuts = [len(self) * i // count for i in range(count + 1)]
         return [self._part(slice(*pair)) for pair in itertools.pairwise(cuts)]
@@ -101,7 +101,7 @@ class BatchSource:
         self.starts = torch.cumsum(self.counts, dim=0) - self.counts
 
     def draw(self, step: int) -> Draw:
-        """The share of the batch of ``step`` (0-based)."""
+        """This worker's share of the batch of ``step`` (0-based)."""
         size = self.batch_size
         numbers = generator(*self.parts, step)
         classes = torch.randperm(len(self.counts), generator=numbers)[

@@ -19,9 +19,8 @@ from mgdm_ray.diffusion.schedule import NoiseSchedule
 Measurement = Callable[[Tensor, Tensor, int, Tensor], Tensor]
 """M(logits float64 [N, K], x_t [N, C, H, W], t, labels int64 [N]) -> [N], one number per image.
 
-One that was registered with ``members`` gets logits [S, N, K]: what the guide says under each of
-S dropout masks. Differentiable in logits and x_t; the value of an image must not depend on its
-batch mates.
+Registered with ``members`` it gets logits [S, N, K], one per dropout mask of the guide.
+Differentiable in logits and x_t; an image's value must not depend on its batch mates.
 """
 
 MEASUREMENTS: dict[str, Measurement] = {}
@@ -30,10 +29,9 @@ MEASUREMENTS: dict[str, Measurement] = {}
 def register_measurement(
     name: str, *, members: bool = False
 ) -> Callable[[Measurement], Measurement]:
-    """Decorator: makes a measurement known under ``name``; ValueError if the name is taken.
+    """Decorator: register a measurement as ``name``; ValueError if the name is taken.
 
-    A GuidanceSetting made afterwards may name it. ``members`` asks for the logits under each of
-    the guide's dropout masks; a study that names such a measurement needs ``guide.dropout``.
+    ``members`` asks for the logits under each dropout mask of the guide (needs ``guide.dropout``).
     """
 
     def register(measurement: Measurement) -> Measurement:
@@ -51,7 +49,7 @@ def register_measurement(
 
 @register_measurement("entropy")
 def entropy(logits: Tensor, x_t: Tensor, t: int, labels: Tensor) -> Tensor:  # noqa: ARG001
-    """H(p) / log K, in [0, 1]: the same scale for every number of classes."""
+    """H(p) / log K, in [0, 1] for every number of classes."""
     log_p = logits.log_softmax(dim=1)
     return -(log_p.exp() * log_p).sum(dim=1) / torch.tensor(float(logits.shape[1])).log().item()
 
@@ -71,19 +69,21 @@ def least_confidence(logits: Tensor, x_t: Tensor, t: int, labels: Tensor) -> Ten
 
 @register_measurement("energy")
 def energy(logits: Tensor, x_t: Tensor, t: int, labels: Tensor) -> Tensor:  # noqa: ARG001
-    """-log sum exp(logits): high where the guide has seen little (Liu et al. 2020). Unbounded."""
+    """-log sum exp(logits): high for images unlike the training data (Liu et al. 2020).
+    Unbounded."""
     return -logits.logsumexp(dim=1)
 
 
 @register_measurement("mutual_information", members=True)
 def mutual_information(logits: Tensor, x_t: Tensor, t: int, labels: Tensor) -> Tensor:  # noqa: ARG001
-    """(H(mean p) - mean H(p)) / log K over the members, in [0, 1]: where they contradict each
-    other, not where all are undecided (BALD: Houlsby et al. 2011; by Monte Carlo dropout: Gal,
-    Islam & Ghahramani 2017, section 3). logits `[S, N, K]`.
+    """(H(mean p) - mean H(p)) / log K over the members, in [0, 1]; logits `[S, N, K]`.
+
+    High where members disagree, not where all are undecided (BALD: Houlsby et al. 2011; by Monte
+    Carlo dropout: Gal, Islam & Ghahramani 2017, section 3).
     """
     log_p = logits.log_softmax(dim=2)
     log_mean = log_p.logsumexp(dim=0) - math.log(len(log_p))
-    # The same number as a mean divergence, mean KL(p_s || mean p): no difference of near equals.
+    # as mean KL(p_s || mean p), to avoid a difference of near equals
     divergence = (log_p.exp() * (log_p - log_mean)).sum(dim=2)
     return divergence.mean(dim=0) / math.log(logits.shape[2])
 
@@ -97,10 +97,10 @@ def denoiser_eps(
     null_label: int,
     guidance_scale: float = 1.0,
 ) -> EpsFn:
-    """The model's eps under classifier-free guidance, eps_u + g (eps_c - eps_u).
+    """eps under classifier-free guidance, eps_u + g (eps_c - eps_u).
 
-    ``labels`` int64 `[N]` belong to the images the function will be called with. g = 1 costs one
-    conditional and g = 0 one unconditional forward; any other g one forward of 2N images.
+    ``labels`` int64 `[N]` are those of the images it is called with. g = 0 and 1 cost one forward
+    of N images, any other g one of 2N.
     """
     nobody = torch.full_like(labels, null_label)
 
@@ -299,9 +299,9 @@ def unit(images: Tensor) -> Tensor:
 
 
 def _import_plugins() -> None:
-    """Modules named in MGDM_PLUGINS (comma-separated): they register measurements of users.
+    """Import the modules named in MGDM_PLUGINS (comma-separated), which register measurements.
 
-    An environment variable and no key of the study file: a study file never runs code.
+    An environment variable, not a key: a study file never runs code.
     """
     for name in os.environ.get("MGDM_PLUGINS", "").split(","):
         if name.strip():

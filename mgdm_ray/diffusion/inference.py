@@ -1,7 +1,5 @@
-"""How a network runs: layout, precision, compilation, and how many images fit into memory.
-
-None of it changes what is computed, only its round-off and its speed.
-"""
+"""How a network runs: layout, precision, compilation, batch size. Changes round-off and speed
+only."""
 
 from __future__ import annotations
 
@@ -23,14 +21,14 @@ log = logging.getLogger(__name__)
 Compile = Literal["auto", "never", "always"]
 
 COMPILE_PAYS_AFTER = 3600.0
-"""Seconds of uncompiled work ahead from which ``auto`` compiles. Compiling a UNet of 4 to 5 M
-parameters took 66 to 130 s on two AVX2 cores and made its forward 1.04 to 1.23 times faster: it
-had paid after 6 minutes at best and an hour at worst (docs/adr/0011)."""
+"""Seconds of uncompiled work ahead from which ``auto`` compiles: a UNet of 4 to 5 M parameters took
+66 to 130 s on two AVX2 cores and became 1.04 to 1.23 times faster.
+"""
 NHWC_FROM_CHANNELS = 64
-"""First-level width from which channels_last is faster on a CPU: narrower networks lose more in
-group norm than they gain in convolutions (docs/adr/0011)."""
+"""First-level width from which channels_last is faster on a CPU: narrower ones lose in group
+norm."""
 LARGEST_BATCH = {"cpu": 64, "cuda": 512}
-"""More images at once gain nothing: a CPU's cores, or a GPU's, are busy with these."""
+"""Larger batches gain nothing."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +39,15 @@ class Execution:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Compile = "auto"
     memory_share: float = 1.0
-    """Share of the free memory that is ours: other tasks on this machine have the rest."""
+    """Share of the free memory that this job may use."""
 
 
 class Prepared(nn.Module):
-    """A network in eval mode without gradients for its parameters, in its fastest form.
+    """A network in eval mode with frozen parameters, in its fastest form; float32 outputs.
 
-    Called as the network is; gives float32 whatever the precision inside. ``calls`` is how many
-    forwards are to come: ``compile="auto"`` compiles once the first ones show that it pays. A
-    compiled network serves one shape of batch; all others run as they are. Where compiling does
-    not work, one line in the log says why, and nothing else changes. ``backward``: gradients with
-    respect to its input will be asked for.
+    ``calls`` is how many forwards are to come: ``compile="auto"`` compiles once the first ones show
+    that it pays, for one shape of batch. Where compiling fails, one line in the log says why.
+    ``backward``: gradients with respect to its input will be asked for.
     """
 
     def __init__(
@@ -67,7 +63,7 @@ class Prepared(nn.Module):
 
     @property
     def member_masks(self) -> Tensor | None:
-        """The guide's, if this is one that has them."""
+        """The guide's dropout masks, if it has any."""
         masks: Tensor | None = getattr(self.model, "member_masks", None)
         return masks
 
@@ -109,9 +105,9 @@ class Prepared(nn.Module):
             output = _float(compiled(x_t, t, **conditions))
             self.compiled, self.shape = compiled, x_t.shape
             return output
-        except torch.OutOfMemoryError:  # not the compiler's fault: a smaller batch may do
+        except torch.OutOfMemoryError:  # a smaller batch may do
             raise
-        except Exception as error:  # noqa: BLE001 - a compiler fails in many ways, none of them ours
+        except Exception as error:  # noqa: BLE001 - a compiler fails in many ways
             lines = str(error).strip().splitlines() or [type(error).__name__]
             log.warning("torch.compile does not work here (%s); running without", lines[0][:200])
             self.execution = replace(self.execution, compile="never")
@@ -140,10 +136,8 @@ def in_layout(model: nn.Module, device: str | torch.device, *, backward: bool = 
 
 
 def fitting_batch_size(bytes_per_image: int, device: str | torch.device, share: float) -> int:
-    """The largest power of two of images that half the free memory holds, within LARGEST_BATCH.
-
-    Half: the estimate is rough, and others use the machine too. At least 1.
-    """
+    """The largest power of two of images that half the free memory holds, from 1 to
+    LARGEST_BATCH."""
     kind = torch.device(device).type
     free = share * memory_at_hand(device) / 2
     most = min(LARGEST_BATCH.get(kind, 64), int(free // max(1, bytes_per_image)))
@@ -151,7 +145,7 @@ def fitting_batch_size(bytes_per_image: int, device: str | torch.device, share: 
 
 
 def memory_at_hand(device: str | torch.device) -> int:
-    """Free bytes: of the GPU, or of this machine within the limit of our container."""
+    """Free bytes: of the GPU, or of this machine within the container's limit."""
     if torch.device(device).type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = int(psutil.virtual_memory().available)
@@ -164,10 +158,9 @@ def memory_at_hand(device: str | torch.device) -> int:
 
 
 def activation_bytes(model: nn.Module, x_t: Tensor, labels: Tensor | None, *, graph: bool) -> int:
-    """Bytes that a forward of one image `[1, C, H, W]` makes: the outputs of all its layers.
+    """Bytes that the layers' outputs for one image `[1, C, H, W]` take, counted by a forward.
 
-    More than is alive at once without a graph, and about what a graph keeps; with one (``graph``)
-    twice that, for the gradients. Counted, so that no memory has to run out to know it.
+    More than is alive at once without a graph; with one (``graph``) twice that, for the gradients.
     """
     total = 0
 

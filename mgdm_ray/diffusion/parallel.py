@@ -1,8 +1,4 @@
-"""How a training's steps are shared among workers, and how one makes room for its share.
-
-None of it changes what is computed, only its round-off: a step's batch is the same for any number
-of workers, cut in any number of parts.
-"""
+"""How the batches of training are shared among workers and fitted into memory."""
 
 from __future__ import annotations
 
@@ -27,20 +23,20 @@ class Workers:
     world_size: int = 1
     device: str = "cpu"
     micro_batch: int | None = None
-    """Most images at a time; the gradients of several parts are added up."""
+    """Most images at a time; the gradients of the parts are added up."""
     activation_checkpointing: bool = False
-    """Keep no activations inside of residual blocks, and compute them again for the backward."""
+    """Recompute the activations of residual blocks in the backward pass."""
     wrap: Callable[[nn.Module], nn.Module] | None = None
-    """DDP's place; only its averaging of gradients is relied on."""
+    """DDP; only its averaging of gradients is relied on."""
     sharded: bool = False
-    """Each worker holds its part of the weights only (FSDP2), in the place of ``wrap``."""
+    """Each worker holds only its part of the weights (FSDP2); instead of ``wrap``."""
 
 
 ALONE = Workers()
 
 
 def sum_over_workers(values: list[float], device: torch.device) -> list[float]:
-    """Of each value, on every worker; as they are where there is one worker."""
+    """The sum of each value over all workers."""
     if not distributed.is_available() or not distributed.is_initialized():
         return values
     together = torch.tensor(values, dtype=torch.float64, device=device)
@@ -51,9 +47,9 @@ def sum_over_workers(values: list[float], device: torch.device) -> list[float]:
 
 @contextlib.contextmanager
 def exchanging(forward: nn.Module, now: bool) -> Iterator[None]:
-    """Gradients are averaged over the workers in backward only ``now``, if there are several.
+    """Average gradients over the workers in backward only if ``now``.
 
-    For the forward as well: DDP decides there.
+    Must hold the forward too: DDP decides there.
     """
     if isinstance(forward, FSDPModule):
         forward.set_requires_gradient_sync(now)
@@ -67,7 +63,7 @@ def exchanging(forward: nn.Module, now: bool) -> Iterator[None]:
 def shard(model: nn.Module) -> None:
     """Cut the weights among all workers, in place: residual block by residual block, then the rest.
 
-    The weights are DTensors from then on, whose whole is ``whole(weight)``.
+    They are DTensors from then on.
     """
     for block in model.modules():
         if isinstance(block, DiffusionUNetResnetBlock):
@@ -76,29 +72,25 @@ def shard(model: nn.Module) -> None:
 
 
 def sharded_like(weight: Tensor, value: Tensor) -> Tensor:
-    """``value``, a whole tensor that every worker has, cut as ``weight`` is."""
+    """``value``, a whole tensor on every worker, cut as ``weight`` is."""
     if not isinstance(weight, DTensor):
         return value
     return distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements)
 
 
 def whole(value: Tensor) -> Tensor:
-    """The whole of a sharded tensor, for which all workers must ask; others as they are."""
+    """The whole of a sharded tensor, which all workers must call; other tensors unchanged."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def local(value: Tensor) -> Tensor:
-    """This worker's part of a sharded tensor; others as they are."""
+    """This worker's part of a sharded tensor; other tensors unchanged."""
     return value.to_local() if isinstance(value, DTensor) else value
 
 
 def forget_activations(model: nn.Module) -> None:
-    """Turn activation checkpointing on in every residual block of a UNet, in place.
-
-    Its names and weights stay what they are; a block's forward is computed once more in backward.
-    """
+    """Turn activation checkpointing on in every residual block of a UNet, in place."""
     for block in model.modules():
         if isinstance(block, DiffusionUNetResnetBlock):
-            # In its own namespace, where it goes before the class's.
             again = functools.partial(checkpoint, block.forward, use_reentrant=False)
             vars(block)["forward"] = again

@@ -1,4 +1,4 @@
-"""Measurements of users, which must be known before a setting that names one is read."""
+"""Measurements of users, imported before a setting that names one is read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mgdm_ray.config import InputError
 
 
 def import_plugins() -> None:
-    """Import the modules named in MGDM_PLUGINS. InputError where one of them fails."""
+    """Import the modules named in MGDM_PLUGINS; InputError where one of them fails."""
     if not os.environ.get("MGDM_PLUGINS"):
         return  # guidance imports torch, which planning need not
     try:

@@ -17,27 +17,26 @@ from mgdm_ray.diffusion.unet import null_label
 from mgdm_ray.seeding import derive_seed
 
 RANKS = 4
-"""How many workers with one seed ``rank_seeds`` assumes."""
+"""Workers with one seed that ``rank_seeds`` assumes."""
 DROPOUT_BATCH = 64
-"""Images that lose their label together at sampling, whatever the batch of a forward."""
+"""Images that lose their label together at sampling."""
 
 
 @dataclass(frozen=True)
 class Faults:
-    """What the stages of sampling do wrong on purpose; the default is nothing."""
+    """Faults that the stages of sampling reproduce; none by default."""
 
     names: frozenset[ReferenceFault] = frozenset()
     label_dropout: float = 0.0
-    """The denoiser's, of its training: ``label_dropout`` goes on with it at sampling."""
+    """Rate of training, which the fault ``label_dropout`` keeps at sampling."""
 
     def denoiser(
         self, model: nn.Module, indices: Sequence[int], *seed_parts: str | int | float | bool
     ) -> Callable[..., Tensor]:
-        """``model`` for one batch, the images ``indices``; with ``label_dropout`` a forgetful one.
+        """``model`` for one batch, the images ``indices``; with ``label_dropout`` it loses labels.
 
         The published denoiser draws one number per batch and step. Here the batch of image i is
-        i // DROPOUT_BATCH, and its draw a function of ``seed_parts``, that batch and t: labels are
-        lost batch by batch as published, yet an image does not depend on ``sampling.batch_size``.
+        i // DROPOUT_BATCH, so that an image does not depend on ``sampling.batch_size``.
         """
         if "label_dropout" not in self.names:
             return model
@@ -53,7 +52,7 @@ class Faults:
                 for batch in set(batches)
             }
             mask = torch.tensor([lost[batch] for batch in batches], device=x_t.device)
-            mask = mask.repeat(len(x_t) // len(mask))  # classifier-free guidance asks for 2 N
+            mask = mask.repeat(len(x_t) // len(mask))  # 2 N with classifier-free guidance
             labels = torch.where(mask, null_label(model), class_labels)
             predicted: Tensor = model(x_t, timesteps, class_labels=labels)
             return predicted
@@ -63,8 +62,7 @@ class Faults:
     def setting(self, chosen: GuidanceSetting, num_classes: int) -> GuidanceSetting:
         """``chosen``; with ``measurement`` as published: raw gradients, entropies in nats.
 
-        H(p) = log K (H(p) / log K), so that only the weights change: gamma log K for the
-        measurement, and beta / log K keeps that of the label as it was.
+        H(p) = log K (H(p) / log K): gamma log K, and beta / log K keeps the weight of the label.
         """
         if "measurement" not in self.names:
             return chosen
@@ -84,8 +82,8 @@ NO_FAULTS = Faults()
 def respaced(schedule: NoiseSchedule, num_inference_steps: int) -> NoiseSchedule:
     """``schedule`` at the timesteps of the sampling grid alone, renumbered 0 .. N - 1.
 
-    A guide that is trained on it sees noise level k of the grid together with the number k, and
-    is asked about grid[k] with the number grid[k]: the fault ``guide_timesteps``.
+    A guide trained on it knows level k of the grid by the number k, and is asked about grid[k] with
+    the number grid[k]: the fault ``guide_timesteps``.
     """
     pairs = timestep_pairs(schedule.num_train_timesteps, num_inference_steps)
     levels = schedule.alphas_cumprod[[t for t, _ in reversed(pairs)]]
@@ -103,11 +101,10 @@ def invert_misaligned(
     end: int | None = None,
     clip: bool = False,
 ) -> Tensor:
-    """x_0 -> latent as published (``ddim_reverse_sample``), one level above ``ddim.invert``.
+    """x_0 -> latent as published (``ddim_reverse_sample``), one level above ``samplers.invert``.
 
-    Each step goes from level t of ``pairs`` to the next one up: x_0 counts as noised to the lowest
-    t already. The last step goes to the level ``end``, or to alpha_bar = 0 without one: there the
-    latent is pred_eps, while ``sample`` takes it for x_t of the highest t.
+    Each step goes from level t to the next one up, the last one to the level ``end``, or without
+    one to alpha_bar = 0, where the latent is pred_eps.
     """
     x = x_0
     upwards = [t for t, _ in reversed(pairs)]
@@ -119,10 +116,7 @@ def invert_misaligned(
 
 
 def truncated(images: Tensor) -> Tensor:
-    """``images`` after a detour through uint8 by truncation: float32 on the grid k / 127.5 - 1.
-
-    Half a grey level darker on average than they were.
-    """
+    """``images`` truncated, not rounded, to uint8 and back: half a grey level darker on average."""
     levels = ((images + 1) * 127.5).clamp(0, 255).to(torch.uint8)
     return levels.to(images.dtype) / 127.5 - 1
 
@@ -130,8 +124,7 @@ def truncated(images: Tensor) -> Tensor:
 def rank_duplicates(labels: Tensor, ranks: int = RANKS) -> list[int]:
     """The index whose noise each image gets if ``ranks`` workers have one seed.
 
-    Workers with one seed draw the same labels and the same noise. Class counts are kept: within a
-    class, every ``ranks`` images in a row get the noise of the first of them.
+    Within a class, every ``ranks`` images in a row share the noise of the first of them.
     """
     first: dict[int, int] = {}
     seen: dict[int, int] = {}

@@ -19,9 +19,8 @@ def ddim_step(
 ) -> Tensor:
     """One DDIM step with eta = 0 between any two noise levels, in either direction.
 
-    ``clip`` limits pred_x0 to [-1, 1] and takes the eps that belongs to the limited pred_x0 (as
-    guided-diffusion does; diffusers calls it ``use_clipped_model_output``); it needs
-    alpha_bar_from < 1.
+    ``clip`` limits pred_x0 to [-1, 1] and takes the eps of the limited pred_x0 (as
+    guided-diffusion; in diffusers ``use_clipped_model_output``); it needs alpha_bar_from < 1.
     """
     if clip:
         signal, sigma = math.sqrt(alpha_bar_from), math.sqrt(1 - alpha_bar_from)
@@ -50,13 +49,11 @@ def sample(
 def sample_second_order(
     eps_fn: EpsFn, x_T: Tensor, pairs: Sequence[Pair], schedule: NoiseSchedule, clip: bool = False
 ) -> Tensor:
-    """As ``sample``, with an error of second order in the step at the same number of forwards.
+    """As ``sample``, with a second-order error at the same number of forwards.
 
-    With alpha_bar = cos^2(phi) the probability flow is dx/dphi = v, and a DDIM step turns (x, v)
-    as if pred_x0 and pred_eps stayed as they are. This is the two-step Adams-Bashforth method
-    for what that leaves out: v is extrapolated to the middle of the step from its deviation from
-    the last step's prediction. It is even in phi, where DPM-Solver++(2M), even in log(signal /
-    sigma), needs a grid of its own. ``clip`` as in ``ddim_step``.
+    With alpha_bar = cos^2(phi) the probability flow is dx/dphi = v, and a DDIM step rotates (x, v).
+    This is the two-step Adams-Bashforth method for what the rotation leaves out: v is extrapolated
+    to the middle of the step from its deviation from the last step's prediction.
     """
     x, last = x_T, None
     for t, t_prev in pairs:
@@ -96,20 +93,12 @@ def invert(
 ) -> Tensor:
     """x_0 -> x_T through the same levels as ``sample``, backwards (DDIM, section 4.3).
 
-    eps is evaluated where the step starts; the clean image has no timestep of its own and uses
-    t = 0. Steps and levels mirror ``sample`` exactly: what is lost in a round trip is only that
-    eps is evaluated at the other end of each step, an error that falls with the step size.
-
-    ``iterations`` > 0 evaluates it that many times more at the end of the step, each time where
-    the last guess of x_t is: a fixed-point iteration for the x_t from which ``sample`` steps to
-    x_(t_prev) exactly (Pan et al. 2023, AIDI; at 1 + ``iterations`` forwards a step). It runs in
-    v, not in eps: there each iteration multiplies the error by tan(angle of the step) dv/dx at
-    every level, while d eps/dx goes to 1 near pure noise. A network that predicts eps determines
-    v badly there (1 / cos). Where that factor is beyond 1, in either direction, the iteration
-    would diverge; ``_solve`` then takes other steps for the images concerned.
-
-    ``clip`` as in ``sample``, whose steps are then solved clipped as they are. The first step
-    starts at the image itself, which has no pred_x0 to clip.
+    eps is evaluated where a step starts (t = 0 for the clean image): the error of a round trip
+    falls with the step size. ``iterations`` > 0 evaluates it that many times more at the end of the
+    step: a fixed-point iteration for the x_t from which ``sample`` steps to x_(t_prev) exactly
+    (AIDI, Pan et al. 2023). It runs in v, where an iteration multiplies the error by tan(angle of
+    the step) dv/dx; in eps it would not converge near pure noise. ``clip`` as in ``sample``, except
+    for the first step, whose image has no pred_x0.
     """
     x = x_0
     for pair in reversed(pairs):
@@ -139,12 +128,11 @@ def _invert_step(
 def _solve(mapping: Callable[[Tensor], Tensor], start: Tensor, iterations: int) -> Tensor:
     """x with mapping(x) = x, of images `[N, ...]`, after ``iterations`` calls of ``mapping``.
 
-    An image whose residual ||mapping(x) - x|| falls at every call goes x <- mapping(x). Once it
-    has not fallen, the image returns to the best point it has been at, and from there on takes the
-    share of mapping(x) - x that its last two residuals suggest: the spectral residual method (La
-    Cruz, Martinez & Raydan 2006), with at most half the last share after a failure. The share may
-    be negative: where mapping is steeper than 1 the solution lies in the other direction. An image
-    that finds nothing better keeps its start.
+    x <- mapping(x) as long as an image's residual ||mapping(x) - x|| falls. Then the image returns
+    to its best point and takes the share of mapping(x) - x that its last two residuals suggest
+    (spectral residual method, La Cruz, Martinez & Raydan 2006), at most half the last share after a
+    failure; a negative share where mapping is steeper than 1. Without any improvement it keeps its
+    start.
     """
     guess, best, target = start, start, start
     least = torch.full(start.shape[:1], math.inf, dtype=start.dtype, device=start.device)
@@ -154,10 +142,10 @@ def _solve(mapping: Callable[[Tensor], Tensor], start: Tensor, iterations: int) 
         image = mapping(guess)
         change, last = (image - guess).flatten(1), (target - best).flatten(1)
         residual = torch.linalg.vector_norm(change, dim=1)
-        # Not a number has not fallen; but if the first one is none, the result must show it.
+        # NaN has not fallen, but a NaN in the first residual must reach the result.
         fallen = (residual < least) | torch.isinf(least)
         tame &= fallen
-        # eq. 5 there: the share for which a residual that is linear along the last step vanishes
+        # eq. 5: the zero of a residual that is linear along the last step
         slope = change - last
         spectral = -share * (last * slope).sum(dim=1) / slope.square().sum(dim=1)
         limit = torch.where(fallen, 1.0, share.abs() / 2)
@@ -166,6 +154,5 @@ def _solve(mapping: Callable[[Tensor], Tensor], start: Tensor, iterations: int) 
         here = fallen.reshape(-1, *[1] * (start.ndim - 1))
         least = torch.where(fallen, residual, least)
         best, target = torch.where(here, guess, best), torch.where(here, image, target)
-        # A weight of exactly 1 gives exactly the target.
         guess = torch.lerp(best, target, share.reshape(here.shape))
     return guess

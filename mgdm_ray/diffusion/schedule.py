@@ -20,9 +20,9 @@ FINAL_ALPHA_BAR = 4.0e-5
 class NoiseSchedule:
     """q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I) for t = 0 .. T-1.
 
-    ``betas`` is float64 `[T]`, each in (0, 1). Tables are kept in float64 on the CPU; the
-    coefficients are computed there and only then rounded to the images' dtype. ``t`` is either
-    one int for the whole batch or an int64 tensor `[N]`; x_0, x_t, noise, eps and v are `[N, ...]`.
+    ``betas`` float64 `[T]` in (0, 1). Coefficients are computed in float64 on the CPU and rounded
+    to the images' dtype. ``t`` is one int or int64 `[N]`; x_0, x_t, noise, eps and v are `[N,
+    ...]`.
     """
 
     betas: Tensor
@@ -30,10 +30,8 @@ class NoiseSchedule:
 
     def __post_init__(self) -> None:
         if self.betas.dtype != torch.float64 or self.betas.ndim != 1 or len(self.betas) < 2:
-            raise ValueError(
-                "betas must be a float64 vector with at least two entries; got "
-                f"{self.betas.dtype} {tuple(self.betas.shape)}"
-            )
+            found = f"{self.betas.dtype} {tuple(self.betas.shape)}"
+            raise ValueError(f"betas must be float64 [T], T at least 2; got {found}")
         if not bool(((self.betas > 0) & (self.betas < 1)).all()):
             raise ValueError("betas must lie in (0, 1)")
         object.__setattr__(self, "alphas_cumprod", torch.cumprod(1 - self.betas, dim=0))
@@ -89,10 +87,9 @@ class NoiseSchedule:
 def make_schedule(name: ScheduleName, num_train_timesteps: int = 1000) -> NoiseSchedule:
     """The schedule called ``name``; ValueError for any other name.
 
-    ``linear``: betas evenly from 1e-4 to 0.02 (Ho et al. 2020). ``cosine``: Nichol & Dhariwal
-    2021, eq. 17, with its angle stopped a little short of pi/2, so that the last alpha_bar is
-    4.0e-5 like linear's. Theirs would end at about 2e-9 (betas capped at 0.999): guidance in eps
-    form divides by sqrt(alpha_bar), so the first step would multiply it by 20,000 instead of 160.
+    ``linear``: betas evenly from 1e-4 to 0.02 (Ho et al. 2020). ``cosine``: Nichol & Dhariwal 2021,
+    eq. 17, with the angle stopped so that the last alpha_bar is 4.0e-5 like linear's, not 2e-9:
+    guidance in eps form divides by sqrt(alpha_bar).
     """
     if num_train_timesteps < 2:
         raise ValueError(f"num_train_timesteps must be at least 2; got {num_train_timesteps}")
@@ -108,8 +105,7 @@ def _cosine_alpha_bar(num_train_timesteps: int) -> Tensor:
     """alpha_bar at the times 0, 1/T, ..., 1: float64 `[T + 1]` from 1 to FINAL_ALPHA_BAR."""
     offset = 0.008
     start = offset / (1 + offset)
-    # The end angle solves cos^2(angle) / cos^2(start * angle) = FINAL_ALPHA_BAR. The right-hand
-    # side below hardly depends on the angle, so that the iteration converges at once.
+    # The end angle solves cos^2(angle) / cos^2(start * angle) = FINAL_ALPHA_BAR.
     angle = math.pi / 2
     for _ in range(20):
         angle = math.acos(math.sqrt(FINAL_ALPHA_BAR) * math.cos(start * angle))
@@ -120,10 +116,9 @@ def _cosine_alpha_bar(num_train_timesteps: int) -> Tensor:
 
 
 def timestep_pairs(num_train_timesteps: int, num_inference_steps: int) -> list[Pair]:
-    """Evenly spaced (t, t_prev), descending from T-1; the last one is (0, -1), the clean image.
+    """Evenly spaced (t, t_prev), strictly descending from (T-1, ...) to (0, -1), the clean image.
 
-    ``num_inference_steps`` = len(result) must be in [2, T]. Both T-1 and 0 are visited and t is
-    strictly decreasing. Integer arithmetic: no rounding differs between machines.
+    ``num_inference_steps`` = len(result) in [2, T]. Integer arithmetic, equal on all machines.
     """
     last, gaps = num_train_timesteps - 1, num_inference_steps - 1
     if not 2 <= num_inference_steps <= num_train_timesteps:

@@ -246,7 +246,7 @@ def guide_probabilities(
 ) -> Tensor:
     """p(y | x_t, t) of ``images`` `[N, C, H, W]` noised to ``t``: float64 `[N, K]` on the CPU.
 
-    Each image's noise is a function of seed, t and its index. Sets the guide to eval mode.
+    An image's noise is a function of seed, t and its index. Sets the guide to eval mode.
     """
     guide.to(device).eval()
     rows = []

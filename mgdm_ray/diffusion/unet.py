@@ -1,8 +1,7 @@
-"""The two networks: the class-conditional denoiser and the noisy classifier, both MONAI's.
+"""The two networks, both MONAI's: the class-conditional denoiser and the noisy classifier.
 
-Any size works whose every halving but the classifier's last is whole: with L levels the size
-must be a multiple of 2**(L - 1) (the study file is checked for it). The classifier halves once
-more than the denoiser and rounds up (28 -> 14 -> 7 -> 4).
+With L levels the image size must be a multiple of 2**(L - 1); the classifier halves once more than
+the denoiser and rounds up (28 -> 14 -> 7 -> 4).
 """
 
 from __future__ import annotations
@@ -17,14 +16,13 @@ from mgdm_ray.seeding import derive_seed, generator
 HEAD_CHANNELS = 16
 """Channels per attention head; channels are multiples of it."""
 MEMBERS = 16
-"""Dropout masks that a guide is asked under, where a measurement compares its answers."""
+"""Dropout masks of a guide for measurements that compare its answers."""
 
 
 def _norm_groups(config: UNetConfig) -> int:
     """Groups of every group norm: 16, or fewer in a network that starts with 16 channels.
 
-    A group of one channel would be instance norm, which removes the mean of every channel: such a
-    network can hardly tell a dark image from a bright one.
+    Groups of one channel would be instance norm, which removes the mean brightness.
     """
     return min(16, min(config.channels) // 2)
 
@@ -34,9 +32,9 @@ def build_denoiser(
 ) -> nn.Module:
     """``model(x_t [N, C, H, W], t int64 [N], class_labels=y int64 [N]) -> [N, C, H, W]``.
 
-    C is ``channels``. Labels are 0 .. num_classes - 1, and ``null_label(model)`` = num_classes
-    for "no label". The last convolution is zero, so that an untrained model predicts 0. The
-    weights depend on ``seed_parts`` only; the global random state is left as it was.
+    C is ``channels``; labels are 0 .. num_classes - 1, and num_classes means "no label". An
+    untrained model predicts 0. Weights are a function of ``seed_parts``; no global random state is
+    touched.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(*seed_parts, "denoiser weights"))
@@ -69,9 +67,9 @@ def build_guide(
     *seed_parts: str | int | float | bool,
     dropout: float = 0.0,
 ) -> Guide:
-    """``model(x_t [N, C, H, W], t int64 [N]) -> logits [N, num_classes]``; sees no label.
+    """``model(x_t [N, C, H, W], t int64 [N]) -> logits [N, num_classes]``.
 
-    ``dropout`` adds nothing to the weights and does not change them.
+    ``dropout`` does not change the weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(*seed_parts, "guide weights"))
@@ -91,7 +89,7 @@ def build_guide(
 
 
 class Guide(DiffusionModelEncoder):
-    """MONAI's UNet encoder under a head that can leave out features."""
+    """MONAI's UNet encoder with a head that can drop features."""
 
     out: PooledHead
 
@@ -115,13 +113,9 @@ class Guide(DiffusionModelEncoder):
 class PooledHead(nn.Module):
     """Group norm, SiLU, mean over all positions, dropout, linear: logits from maps of any size.
 
-    MONAI's encoder hands over flattened maps `[N, channels * H * W]` and ends in a linear layer
-    of that fixed width. Groups have at least four channels, so that the norm leaves most of the
-    means that are pooled.
-
-    Dropout is a multiplication by given masks, never drawn here: no random state, and the guide
-    is the same function in training and after it. ``masks`` are the same for all images, steps
-    and studies: an image does not depend on its batch mates, and a gradient can be repeated.
+    MONAI's encoder hands over flattened maps `[N, channels * H * W]`. Groups have at least four
+    channels, so that the norm keeps most of the pooled means. Dropout multiplies by given masks and
+    draws nothing: ``masks`` are the same for all images, steps and studies.
     """
 
     masks: Tensor | None
@@ -135,7 +129,7 @@ class PooledHead(nn.Module):
         if dropout:
             members = dropout_masks((MEMBERS, 1, channels), dropout, "guide members")
             masks = torch.cat([torch.ones(1, 1, channels), members])
-        # Goes where the weights go, but is none of them.
+        # Moves with the weights, but is not saved.
         self.register_buffer("masks", masks, persistent=False)
 
     def forward(self, flat: Tensor) -> Tensor:
@@ -154,6 +148,7 @@ def dropout_masks(
     shape: tuple[int, ...], dropout: float, *seed_parts: str | int | float | bool
 ) -> Tensor:
     """float32 `shape`, a function of ``seed_parts``: 0 with probability ``dropout``, else
-    1 / (1 - dropout), so that the mean is 1 (Srivastava et al. 2014, inverted)."""
+    1 / (1 - dropout) (inverted dropout, Srivastava et al. 2014).
+    """
     keep = torch.rand(shape, generator=generator(*seed_parts)) >= dropout
     return keep.float() / (1 - dropout)
