@@ -1,4 +1,4 @@
-"""What a network computes in: by what was asked for, the device and the network."""
+"""The precision that a network computes in."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def resolved_precision(precision: str, device: torch.device) -> str:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products are faster than float32's here.
+    """Whether bfloat16 matrix products are faster than float32's on ``device``.
 
-    On a CPU that takes AMX, or AMD's AVX512_BF16. Intel's without AMX multiplied at 168 Gflop/s in
-    bfloat16 and at 334 in float32, AMD's (Zen 5) convolved at 1000 and at 500 (docs/adr/0012).
+    On CPUs with AMX, or AMD's AVX512_BF16. Intel's without AMX multiplied at 168 Gflop/s in
+    bfloat16 and at 334 in float32; AMD's (Zen 5) convolved at 1000 and at 500.
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -43,11 +43,10 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def precision_of(network: nn.Module, precision: str, device: torch.device) -> str:
-    """As ``resolved_precision``, but ``auto`` is float32 for a network that is slower in bfloat16.
+    """As ``resolved_precision``, but ``auto`` is float32 for networks that are slower in bfloat16.
 
-    On CPUs those with depthwise convolutions: a training step of mobilenet_v2 took 75 ms in
-    float32 and 135 in bfloat16, of efficientnet_b0 66 and 131, where the other eight networks
-    gained, resnext50's grouped convolutions among them (docs/networks.md).
+    On CPUs those with depthwise convolutions: a training step of mobilenet_v2 took 75 ms in float32
+    and 135 in bfloat16 (docs/networks.md).
     """
     if precision == "auto" and device.type == "cpu" and has_depthwise(network):
         return "float32"

@@ -1,8 +1,6 @@
-"""Hashes of named parts: seeds for every image, batch and network, and content keys.
+"""Seeds and content keys: hashes of named parts.
 
-No global random state is used anywhere: whoever draws random numbers derives a seed from
-what the numbers are *for*, which makes results independent of batch size, order and the
-number of workers.
+No global random state: whoever draws derives a seed from what the numbers are for.
 """
 
 from __future__ import annotations
@@ -18,20 +16,16 @@ if TYPE_CHECKING:
 
 
 def content_key(value: Any) -> str:
-    """128 bits of sha256, in hex, of the canonical JSON of ``value``.
+    """128 bits of sha256, in hex, of the canonical JSON of ``value``; the order of keys is ignored.
 
-    Independent of the order of mapping keys. Raises ValueError for NaN and infinity and
-    TypeError for what JSON cannot hold.
+    ValueError for NaN and infinity, TypeError for what JSON cannot hold.
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def derive_seed(*parts: str | int | float | bool) -> int:
-    """A seed in [0, 2**63) from named parts; any change of any part gives another seed.
-
-    ``derive_seed("image", 7)`` and ``derive_seed("image", "7")`` differ: types count.
-    """
+    """A seed in [0, 2**63) from named parts, whose types count: ``7`` is not ``"7"``."""
     if not parts:
         raise ValueError("derive_seed needs at least one part")
     text = json.dumps(parts, ensure_ascii=True, allow_nan=False)
@@ -39,11 +33,8 @@ def derive_seed(*parts: str | int | float | bool) -> int:
 
 
 def generator(*parts: str | int | float | bool) -> torch.Generator:
-    """A CPU generator seeded by ``derive_seed(*parts)``.
-
-    Random numbers are always drawn on the CPU and then moved, so that a GPU run starts from
-    the same noise as a CPU run.
-    """
+    """A generator seeded by ``derive_seed(*parts)``, on the CPU: a GPU starts from the same
+    noise."""
     import torch  # planning imports this module and must not pay for torch
 
     return torch.Generator().manual_seed(derive_seed(*parts))
@@ -52,15 +43,14 @@ def generator(*parts: str | int | float | bool) -> torch.Generator:
 def per_image_noise(
     shape: Sequence[int], indices: Sequence[int], *parts: str | int | float | bool
 ) -> torch.Tensor:
-    """Standard normal noise `[len(indices), *shape]` float32, each image from its own seed.
+    """Standard normal noise `[len(indices), *shape]` float32.
 
-    The noise of image ``i`` depends on ``parts`` and ``i`` only, never on its batch mates.
+    The noise of image ``i`` is a function of ``parts`` and ``i`` only.
     """
     import numpy as np
     import torch
 
-    # numpy hashes the whole seed; torch's CPU generator keeps 32 bits of it, too few for a
-    # million images to be sure of distinct noise.
+    # numpy uses the whole seed; torch's CPU generator 32 bits, too few for a million images
     rows = np.empty((len(indices), *shape), dtype=np.float32)
     for row, index in zip(rows, indices, strict=True):
         random = np.random.default_rng(derive_seed(*parts, int(index)))

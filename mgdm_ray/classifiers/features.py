@@ -1,4 +1,4 @@
-"""What a classifier sees in images: the features before its last layer, and its answer."""
+"""The features before a classifier's last layer, and its answer; Inception's features."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ INCEPTION_SIZE, INCEPTION_CLASSES = 299, 1000
 
 @dataclass(frozen=True)
 class View:
-    """What a network makes of N images."""
+    """A network's features and answers for N images."""
 
     features: NDArray[np.float32]
-    """`[N, D]`, the input of the last layer, averaged over places where that is a convolution."""
+    """`[N, D]`, the input of the last layer, averaged over positions if that is a convolution."""
     probabilities: NDArray[np.float64]
     """`[N, K]`."""
 
@@ -33,7 +33,7 @@ class View:
 
     @property
     def entropy(self) -> NDArray[np.float32]:
-        """`[N]` in nats, from 0 (sure) to log K (no idea)."""
+        """`[N]` in nats, in [0, log K]."""
         p = self.probabilities
         logs = np.log(p, out=np.zeros_like(p), where=p > 0)
         entropy: NDArray[np.float32] = np.maximum(0, -(p * logs).sum(axis=1)).astype(np.float32)
@@ -43,9 +43,9 @@ class View:
 def look(
     network: nn.Module, images: torch.Tensor, num_classes: int, device: str, batch_size: int = 64
 ) -> View:
-    """``network``'s view of ``images`` `[N, C, H, W]` in [-1, 1]; leaves it in evaluation mode.
+    """``network``'s features and answers for ``images`` `[N, C, H, W]` in [-1, 1]; sets eval mode.
 
-    Raises ValueError where it has no last layer with ``num_classes`` outputs.
+    ValueError where it has no last layer with ``num_classes`` outputs.
     """
     network.to(device).eval()
     taken: list[torch.Tensor] = []
@@ -67,8 +67,7 @@ def look(
 
 
 def last_layer(network: nn.Module, num_classes: int) -> nn.Linear | nn.Conv2d:
-    """The layer that gives the logits: the last one with ``num_classes`` outputs. SqueezeNet's is
-    a convolution."""
+    """The last layer with ``num_classes`` outputs: linear, or SqueezeNet's convolution."""
     for module in reversed(list(network.modules())):
         if isinstance(module, nn.Linear) and module.out_features == num_classes:
             return module

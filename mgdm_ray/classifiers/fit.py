@@ -47,10 +47,7 @@ class HistoryRow(TypedDict):
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss, or what the network predicts after training, is NaN or infinite.
-
-    ``step`` is 1-based.
-    """
+    """The loss at ``step`` (1-based), or a prediction after training, is NaN or infinite."""
 
     def __init__(self, step: int, what: str = "loss") -> None:
         super().__init__(
@@ -61,7 +58,7 @@ class NonFiniteLoss(RuntimeError):
 
 @dataclass(frozen=True)
 class FitResult:
-    """Class probabilities of the evaluated images (float64 [N, K]) by name, and the loss curve."""
+    """Class probabilities (float64 [N, K]) of the evaluated images by name, and the loss curve."""
 
     probabilities: dict[str, NDArray[np.float64]]
     history: list[HistoryRow] = field(default_factory=list)
@@ -168,7 +165,7 @@ def _backward(
     micro_batches: int,
     precision: str,
 ) -> float:
-    """Add the gradient of the batch's mean loss to the parameters'; returns the loss."""
+    """Add the gradient of the batch's mean loss to the parameters'; the loss."""
     if micro_batches == 1:
         logits = _logits(network, images, precision)
         loss = nn.functional.cross_entropy(logits, target, weight=weights)
@@ -188,7 +185,7 @@ def _backward(
 
 
 def _logits(network: nn.Module, images: torch.Tensor, precision: str) -> torch.Tensor:
-    """float32 `[N, K]`: bfloat16 ends before the loss, whose small differences it would lose."""
+    """float32 `[N, K]`: the loss would lose small differences in bfloat16."""
     with autocast(precision, images.device):
         logits: torch.Tensor = network(images)
     return logits.float()
@@ -198,9 +195,8 @@ def _logits(network: nn.Module, images: torch.Tensor, precision: str) -> torch.T
 def settle_batch_norm(network: nn.Module, batches: Sequence[torch.Tensor]) -> None:
     """Replace batch norm's running statistics by those of the trained weights over ``batches``.
 
-    After tens of steps the running averages still mix those of old weights, and a network that
-    has learned predicts one class ("precise BN", Wu & Johnson 2021, section 3). Networks without
-    batch norm are left alone.
+    After tens of steps the running averages still mix in old weights, and a trained network
+    predicts one class ("precise BN", Wu & Johnson 2021, section 3).
     """
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not norms:
@@ -223,9 +219,8 @@ def batch_indices(
 ) -> Iterator[torch.Tensor]:
     """``steps`` index tensors [batch_size] over ``count`` images.
 
-    Shuffled epochs are strung together and cut into full batches, so that after k * count images
-    every image was seen k times, whether or not ``count`` is a multiple of the batch; a batch
-    larger than ``count`` holds images repeatedly.
+    Shuffled epochs are concatenated and cut into full batches: after k * count images every image
+    was seen k times.
     """
     stream = torch.empty(0, dtype=torch.int64)
     epoch = 0
@@ -241,10 +236,9 @@ def batch_indices(
 def augmented(images: torch.Tensor, seed_parts: SeedParts) -> torch.Tensor:
     """Flip, rotate, zoom and change the intensities of each image on its own; stays in [-1, 1].
 
-    One affine map per image through MONAI's batched ``AffineTransform``: its per-image transforms
-    (RandFlip, RandAffine, ...) take 5 ms per image of 28 px, more than the training step.
+    One batched ``AffineTransform``: MONAI's per-image transforms take 5 ms per image of 28 px.
     """
-    # Only here: it takes seconds to import, and only one arm needs it.
+    # takes seconds to import, and only one arm needs it
     from monai.networks.layers.spatial_transforms import AffineTransform
 
     n = len(images)
@@ -269,7 +263,7 @@ def predict(
     device: str,
     precision: str = "float32",
 ) -> NDArray[np.float64]:
-    """Class probabilities float64 [N, num_classes]; leaves ``network`` in evaluation mode."""
+    """Class probabilities float64 [N, num_classes]; sets eval mode."""
     network.eval()
     with torch.inference_mode():
         rows = [
@@ -305,7 +299,7 @@ def _to(images: torch.Tensor, device: str) -> torch.Tensor:
 
 @contextmanager
 def _seeded(device: str, *seed_parts: str | int | float | bool) -> Iterator[None]:
-    """Dropout can only draw from the global generator: seed it here and restore it after."""
+    """Seed the global generator, the only one that dropout draws from, and restore it after."""
     cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         seed = derive_seed(*seed_parts)

@@ -1,4 +1,4 @@
-"""Scores of predicted class probabilities; sklearn's where it has them."""
+"""Scores of predicted class probabilities, by sklearn where it has them."""
 
 from __future__ import annotations
 
@@ -24,16 +24,15 @@ ECE_BINS = 15
 
 
 def score(probabilities: NDArray[Any], labels: NDArray[Any], task: Task) -> dict[str, float]:
-    """All metrics of one split, every value finite; a metric that is undefined is left out.
+    """All metrics of one split; a metric that is undefined or not finite is left out.
 
-    ``probabilities`` [N, K] with rows that sum to 1, ``labels`` [N] in 0 .. K-1. A prediction is
-    the most probable class (the first one of equals). Classes without a true example are skipped
-    in every mean over classes. In [0, 1], higher is better: ``accuracy``, ``balanced_accuracy``
-    (mean recall), ``macro_f1``, ``auroc`` and ``average_precision`` (two classes: of the
-    probability of class 1; else mean of one against the rest), ``worst_class_recall``. Lower is
-    better: ``ece`` in [0, 1] (15 equal bins) and ``brier`` (two classes: mean of (p_1 - y)^2, in
-    [0, 1]; else summed over the classes, in [0, 2]). ``quadratic_kappa`` in [-1, 1] for ordinal
-    tasks only. Raises ValueError for inputs of any other form.
+    ``probabilities`` [N, K], rows sum to 1; ``labels`` [N] in 0 .. K-1. The prediction is the first
+    most probable class. Means over classes skip those without a true example. Higher is better, in
+    [0, 1]: ``accuracy``, ``balanced_accuracy`` (mean recall), ``macro_f1``, ``auroc`` and
+    ``average_precision`` (two classes: of class 1; else mean of one against the rest),
+    ``worst_class_recall``. Lower is better: ``ece`` in [0, 1] (15 equal bins) and ``brier`` (two
+    classes: mean of (p_1 - y)^2; else summed over classes, in [0, 2]). ``quadratic_kappa`` in [-1,
+    1] for ordinal tasks. ValueError for inputs of another form.
     """
     p, y = _checked(probabilities, labels)
     classes = p.shape[1]
@@ -66,7 +65,7 @@ def expected_calibration_error(
 ) -> float:
     """Mean over images of |accuracy - mean confidence| of the image's confidence bin.
 
-    Bins are ``(i/bins, (i+1)/bins]`` of the largest probability. Source: Guo et al. (2017), eq. 3.
+    Bins are ``(i/bins, (i+1)/bins]`` of the largest probability (Guo et al. 2017, eq. 3).
     """
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels

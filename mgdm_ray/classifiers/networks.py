@@ -1,4 +1,4 @@
-"""Downstream networks: ten of torchvision's, adapted where images are small, and any other."""
+"""Downstream networks: ten of torchvision's, adapted to small images, and any other by name."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from mgdm_ray.config import NETWORKS, TIMM, InputError, known_network
 from mgdm_ray.seeding import derive_seed
 
 SMALL = 64
-"""Below so many pixels stems are adapted; from here on they are torchvision's."""
+"""Below so many pixels stems are adapted."""
 SMALLEST = 24
-"""Smaller images are first enlarged (bilinearly) to this: otherwise maps would vanish."""
+"""Smaller images are enlarged (bilinearly) to this."""
 VGG_EXACT = 32
-"""Below so many pixels VGG's five halvings vanish unless its pools round up."""
+"""Below so many pixels VGG's pools round up: its five halvings would leave nothing."""
 
 STRIDE_ONE = ("alexnet", "squeezenet1_1", "mobilenet_v2")
 """Below SMALL, their first convolution moves by 1 instead of 4 or 2."""
 NO_MAX_POOL = {"densenet121": "features.pool0"}
-"""Below SMALL, this max-pool of the stem is left out."""
+"""Below SMALL, the max-pool of the stem that is left out."""
 WIDE_HEAD = ("alexnet", "vgg16_bn")
-"""They read the last map as a vector; for small images it is smaller than torchvision expects."""
+"""Their first linear layer reads the last map as a vector, and is resized for small images."""
 LIKE_THE_TEN = (
     "efficientnet",
     "mnasnet",
@@ -34,9 +34,9 @@ LIKE_THE_TEN = (
     "shufflenet",
     "wide_resnet",
 )
-"""How the names of networks begin that take SMALLEST pixels with the stem they have."""
+"""Prefixes of networks that work with SMALLEST pixels and their own stem."""
 OTHERS_SMALLEST = 64
-"""All others keep their stem as well, and smaller images are enlarged to this."""
+"""All other networks: smaller images are enlarged to this."""
 AT_LEAST = {"inception_v3": 96}
 """Networks whose maps vanish at OTHERS_SMALLEST."""
 MULTIPLE_OF = {
@@ -47,10 +47,9 @@ MULTIPLE_OF = {
     "vit_l_16": 16,
     "vit_l_32": 32,
 }
-"""Networks that cut images into patches or windows: images are enlarged to the next multiple."""
+"""Networks that cut images into patches or windows: images are enlarged to a multiple."""
 WITHOUT_AUXILIARY = ("googlenet", "inception_v3")
-"""Their auxiliary heads need large maps, and their own initialisation goes through scipy's slow
-truncated normal; torch's default takes its place."""
+"""Built without auxiliary heads, which need large maps, and with torch's default initialisation."""
 
 
 def build_network(
@@ -100,7 +99,7 @@ def build_network(
 
 
 def working_size(name: str, size: int) -> int:
-    """To how many pixels images of ``size`` are enlarged for a network of torchvision's."""
+    """To how many pixels images of ``size`` are enlarged for a network of torchvision."""
     if name in NETWORKS or name.startswith(LIKE_THE_TEN):
         return max(size, SMALLEST)
     least, step = AT_LEAST.get(name, OTHERS_SMALLEST), MULTIPLE_OF.get(name, 1)
@@ -141,10 +140,9 @@ def _adapt_stem(network: nn.Module, name: str, size: int) -> None:
 def _wide_head(name: str, num_classes: int, size: int) -> nn.Module:
     """AlexNet or VGG with a first linear layer that fits the last map.
 
-    Built without storage and initialised after the layer is exchanged, because drawing the
-    hundred million weights that are thrown away takes seconds. Linear layers get torch's default
-    initialisation in both: VGG's N(0, 0.01) is meant for its 25,088 inputs and lets the signal
-    fade when there are 512.
+    Built without storage and initialised after the exchange: drawing the weights that are thrown
+    away takes seconds. Linear layers get torch's default initialisation: VGG's N(0, 0.01) is meant
+    for 25,088 inputs, and the signal would fade with 512.
     """
     with torch.device("meta"):
         network: nn.Module = get_model(name, weights=None, num_classes=num_classes)

@@ -1,4 +1,4 @@
-"""Weights learned elsewhere: from torchvision's or timm's hub, or from a file."""
+"""Pretrained weights, from torchvision's hub or from a file."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mgdm_ray.config import InputError
 Source = Path | Literal["hub"]
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""ImageNet's, of images in [0, 1]: what torchvision's networks were trained on."""
+"""ImageNet's, of images in [0, 1]."""
 WANT_OURS = ("googlenet", "inception_v3")
-"""Their weights come from TensorFlow and were trained on images in [-1, 1], as ours are."""
-# densenet's files are older than its module names; torchvision renames as it loads.
+"""Networks whose pretrained weights are for images in [-1, 1]."""
+# densenet's files have older module names
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.")
 
 
@@ -43,10 +43,9 @@ class Rescale(nn.Module):
 def use_pretrained(network: nn.Module, name: str, source: Source) -> None:
     """Give torchvision's ``network`` the weights of ``source``, in place.
 
-    Fresh stay its last layer, and layers whose shapes differ (those adapted to small images). A
-    first convolution for grey images gets the sum over the colours; a vision transformer's
-    position embeddings are interpolated. Raises InputError where ``source`` cannot be had, is
-    damaged, or holds another network.
+    The last layer stays fresh, as do layers whose shapes differ. Grey images: the first convolution
+    gets the sum over the colours. A vision transformer's position embeddings are interpolated.
+    InputError where ``source`` is unavailable, damaged, or holds another network.
     """
     state = _from_hub(name) if source == "hub" else read_weights(source)
     state = {OLD_DENSENET.sub(r"\1\2.", key): value for key, value in state.items()}
@@ -63,29 +62,28 @@ def use_pretrained(network: nn.Module, name: str, source: Source) -> None:
             + f"; it has {', '.join(sorted(state)[:3])}, ..."
         )
     found = {key: _fitted(state[key], own[key]) for key in body}
-    # A bias without its weight is worth nothing: a layer is taken over whole or not at all.
+    # A layer is taken over whole or not at all.
     other = {key.rpartition(".")[0] for key in body if found[key].shape != own[key].shape}
     taken = {key: value for key, value in found.items() if key.rpartition(".")[0] not in other}
     network.load_state_dict({**own, **taken})
 
 
 def last_layer(network: nn.Module) -> str:
-    """Name of the layer that gives the logits: of a linear one, or SqueezeNet's convolution."""
+    """Name of the layer that gives the logits: linear, or SqueezeNet's convolution."""
     modules = network.named_modules()
     layers: list[str] = [n for n, m in modules if isinstance(m, nn.Linear | nn.Conv2d)]
     return layers[-1]
 
 
 def read_weights(path: Path) -> Mapping[str, torch.Tensor]:
-    """Tensors by name from a .safetensors, the only format that is read from a file.
+    """Tensors by name from a .safetensors file; InputError for anything else.
 
-    Raises InputError for anything else: weights that torch.save wrote are a pickle, and
-    ``weights_only`` has been broken more than once (CVE-2025-32434, CVE-2026-24747).
+    No pickles: ``weights_only`` has been broken (CVE-2025-32434, CVE-2026-24747).
     """
     if path.suffix != ".safetensors":
         raise InputError(
-            f"{path}: weights are read from .safetensors files only; docs/networks.md has the "
-            "line that converts others"
+            f"{path}: weights must be a .safetensors file; docs/networks.md shows how to convert "
+            "others"
         )
     try:
         return load_file(path)
@@ -95,12 +93,12 @@ def read_weights(path: Path) -> Mapping[str, torch.Tensor]:
 
 
 def unavailable(name: str, error: Exception) -> InputError:
-    """The error for weights that the hub does not give."""
+    """The error for weights that the hub does not provide."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return InputError(
-        f"cannot fetch the pretrained weights of {name!r}: {lines[0][:200]}. Where there is no "
-        f"internet, save them as {name}.safetensors in a folder and name that in "
-        "downstream.pretrained; else run the same command with --retry-failed"
+        f"cannot download the pretrained weights of {name!r}: {lines[0][:200]}. Without internet, "
+        f"save them as {name}.safetensors in a folder and set downstream.pretrained to it; else "
+        "rerun with --retry-failed"
     )
 
 

@@ -1,4 +1,4 @@
-"""Networks of timm, an optional package: only this module builds them."""
+"""Networks of timm, an optional dependency that only this module builds with."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mgdm_ray.config import TIMM, InputError
 def build_timm(
     name: str, num_classes: int, channels: int, size: int, smallest: int, pretrained: Source | None
 ) -> nn.Module:
-    """As ``zoo.build_network``, with weights drawn from the global generator.
+    """As ``networks.build_network``, with weights drawn from the global generator.
 
-    Images are enlarged to ``smallest`` pixels. A network of a fixed size is built for that size;
-    where it fails there, images are resized to the size it is made for.
+    Images are enlarged to ``smallest`` pixels. A network of a fixed size is built for that size, or
+    reads images resized to its own.
     """
     model = name.removeprefix(TIMM)
     facts = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
@@ -59,7 +59,7 @@ def _weights(pretrained: Source) -> dict[str, Any]:
 
 
 def _works(model: str, channels: int, size: int, options: dict[str, Any]) -> bool:
-    """Whether it takes an image of ``size``: not every fixed size can be chosen."""
+    """Whether the network takes an image of ``size``; not every fixed size can be chosen."""
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         try:
             network = timm.create_model(model, **options).eval()

@@ -1,4 +1,4 @@
-"""What the study file cannot say of its networks: whether timm has them, where their weights are.
+"""Checks of a study's networks that need more than the file: timm, and files with weights.
 
 No torch, unless a network is timm's.
 """
@@ -14,22 +14,22 @@ from mgdm_ray.storage.remote.cache import at_hand
 
 HUB = "hub"
 SUFFIX = ".safetensors"
-"""Of files with weights; no other format is read, for others hold pickles."""
+"""The only format that is read: others hold pickles."""
 CONVERT = (
     "import torch; from safetensors.torch import save_file; save_file({{k: v.contiguous() for k, v "
     'in torch.load("{name}.pth", weights_only=True).items()}}, "{name}.safetensors")'
 )
-"""For the user's own Python, not for ours."""
+"""For the user's own Python."""
 
 
 def trained_networks(config: StudyConfig) -> tuple[str, ...]:
-    """Those of the cells and of the search, each once; ``downstream`` is how they are trained."""
+    """The networks of the cells and of the search, each once."""
     searched = config.search.networks if config.search else ()
     return tuple(dict.fromkeys((*config.networks, *searched)))
 
 
 def require_timm(config: StudyConfig) -> None:
-    """InputError where a network is timm's and timm is not installed or does not know it."""
+    """InputError where a network needs timm, and timm is not installed or does not know it."""
     judge = (config.judge.network,) if config.judge else ()
     wanted = [name for name in (*trained_networks(config), *judge) if name.startswith(TIMM)]
     if not wanted:
@@ -57,7 +57,7 @@ def require_timm(config: StudyConfig) -> None:
 
 
 def weights_folder(config: StudyConfig) -> str | None:
-    """The folder that ``downstream.pretrained`` names; None for the hub and for fresh weights."""
+    """The folder ``downstream.pretrained``; None for the hub and for fresh weights."""
     given = config.downstream.pretrained
     if given in (None, HUB):
         return None
@@ -66,15 +66,15 @@ def weights_folder(config: StudyConfig) -> str | None:
 
 
 def weights_file(folder: str, network: str) -> Path:
-    """NETWORK.safetensors in ``folder``. InputError where it is not there."""
+    """NETWORK.safetensors in ``folder``; InputError where it is missing."""
     path = at_hand(folder, f"{network}{SUFFIX}")
     if path.is_file():
         return path
     advice = "Put the file there,"
     if at_hand(folder, f"{network}.pth").is_file():
         advice = (
-            f"{network}.pth is there, and is not read: it is a pickle. Convert it where you trust "
-            f"it: python -c '{CONVERT.format(name=network)}'; or"
+            f"{network}.pth is a pickle and not read. If you trust it, convert it: "
+            f"python -c '{CONVERT.format(name=network)}'; or"
         )
     raise InputError(
         f"downstream.pretrained: {network}{SUFFIX} is not in {folder}. {advice} "
@@ -83,10 +83,8 @@ def weights_file(folder: str, network: str) -> Path:
 
 
 def weights_fingerprints(config: StudyConfig) -> dict[str, str]:
-    """sha256 of the file of each network as ``weights/NETWORK``; nothing unless a folder is named.
-
-    Raises InputError where a file is missing.
-    """
+    """sha256 of the file of each network as ``weights/NETWORK``; InputError where one is
+    missing."""
     folder = weights_folder(config)
     if folder is None:
         return {}

@@ -46,7 +46,7 @@ def test_every_network_has_features(name: str) -> None:
 
 
 def test_a_network_without_such_a_layer_is_refused() -> None:
-    with pytest.raises(ValueError, match="Sequential has no layer with 4 outputs"):
+    with pytest.raises(ValueError, match=r"Sequential.*\b4\b"):
         last_layer(nn.Sequential(nn.Linear(4, 3)), 4)
 
 

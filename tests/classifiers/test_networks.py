@@ -111,14 +111,14 @@ def test_weights_follow_the_seed_and_nothing_else(name: str) -> None:
 
 def test_unknown_name_is_refused_with_a_suggestion() -> None:
     """Catches a bare KeyError for a typing error."""
-    with pytest.raises(InputError, match="did you mean 'resnet18'"):
+    with pytest.raises(InputError, match="resnet18"):
         build_network("resnet19", 2, 1, 28, "x")
 
 
 @pytest.mark.parametrize(("classes", "channels", "size"), [(1, 1, 28), (2, 4, 28), (2, 1, 4)])
 def test_impossible_shapes_are_refused(classes: int, channels: int, size: int) -> None:
     """Catches a network that fails only once it is trained."""
-    with pytest.raises(ValueError, match="needs 1 or 3 channels"):
+    with pytest.raises(ValueError, match="channels"):
         build_network("resnet18", classes, channels, size, "x")
 
 

@@ -74,7 +74,7 @@ def test_images_are_scaled_as_the_weights_want_them() -> None:
 def test_another_networks_file_is_refused(tmp_path: Path) -> None:
     """Catches a file under a wrong name, of which nothing fits and all would stay fresh."""
     path = saved(tmp_path, "resnet18").rename(tmp_path / "googlenet.safetensors")
-    with pytest.raises(InputError, match="no weights of 'googlenet': lacks"):
+    with pytest.raises(InputError, match="googlenet"):
         build_network("googlenet", 2, 3, 28, "cell", pretrained=path)
 
 
@@ -82,7 +82,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     """Catches a traceback for a download that was cut short."""
     path = tmp_path / "resnet18.safetensors"
     path.write_bytes(b"no weights at all")
-    with pytest.raises(InputError, match="cannot be read as weights"):
+    with pytest.raises(InputError, match=path.name):
         build_network("resnet18", 2, 3, 28, "cell", pretrained=path)
 
 
@@ -92,6 +92,6 @@ def test_the_hub_gives_weights() -> None:
     try:
         network = build_network("squeezenet1_1", 2, 3, 28, "cell", pretrained="hub")
     except InputError as error:
-        assert "cannot fetch the pretrained weights" in str(error)  # noqa: PT017
+        assert "downstream.pretrained" in str(error)  # noqa: PT017
         pytest.skip("the hub cannot be reached from here")
     assert network(torch.zeros(1, 3, 28, 28)).shape == (1, 2)

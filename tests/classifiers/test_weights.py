@@ -76,7 +76,7 @@ def test_the_line_that_converts_a_pth_is_right(
     names = ["squeezenet1_1"]
     study = tiny | {"networks": names, "downstream": {"pretrained": str(tmp_path)}}
     config = load_study(write_study(study))
-    with pytest.raises(InputError, match="it is a pickle") as caught:
+    with pytest.raises(InputError, match="save_file") as caught:
         weights_fingerprints(config)
     command = re.search(r"python -c '(.*)'; or", str(caught.value))
     assert command is not None
@@ -90,7 +90,7 @@ def test_a_name_that_timm_does_not_have(tiny: dict[str, Any], write_study: Any) 
     pytest.importorskip("timm", reason="timm is optional")
     for wrong in ("timm/resnet10x", "timm/resnet10t.nonsense"):
         config = load_study(write_study(tiny | {"networks": [wrong]}))
-        with pytest.raises(InputError, match=f"unknown network '{wrong}'"):
+        with pytest.raises(InputError, match=wrong):
             require_timm(config)
     right = ["timm/resnet10t", "timm/resnet10t.c3_in1k"]
     require_timm(load_study(write_study(tiny | {"networks": right})))

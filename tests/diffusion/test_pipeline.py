@@ -152,12 +152,12 @@ def test_what_cannot_work_is_refused(networks):
     """Catches guidance silently switched off, images silently dropped and NaN images kept."""
     alone = (networks[0], None)
     unguided = sampler(alone, CONFIG, SCHEDULE)
-    with pytest.raises(ValueError, match="classifier_scale is not 0"):
+    with pytest.raises(ValueError, match="classifier_scale"):
         make(alone, LABELS, range(7))
     latents = torch.zeros(2, *SHAPE)
-    with pytest.raises(ValueError, match="uncertainty_scale is not 0"):
+    with pytest.raises(ValueError, match="uncertainty_scale"):
         unguided.decode(latents, LABELS[:2], [0, 1], GuidanceSetting())
-    with pytest.raises(ValueError, match="7 labels, but 6"):
+    with pytest.raises(ValueError, match=r"\b7\b.*\b6\b"):
         make(networks, LABELS, range(6))
     latents[1, 0, 0, 0] = float("nan")
     with pytest.raises(NonFiniteSample, match=r"\b11\b"):

@@ -53,7 +53,7 @@ def test_alpha_bar_falls_and_minus_one_is_clean(name):
 
 
 def test_bad_schedules_are_refused():
-    with pytest.raises(ValueError, match="known: linear, cosine"):
+    with pytest.raises(ValueError, match=r"linear.*cosine"):
         make_schedule("sqrt")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="float64"):
         NoiseSchedule(torch.linspace(0.1, 0.2, 10))

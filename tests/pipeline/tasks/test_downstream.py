@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +122,12 @@ def test_arms_differ_in_their_images_alone(bench: Bench, monkeypatch: pytest.Mon
     seen: dict[str, tuple[Any, ...]] = {}
     arm = ""
 
-    def look(network: torch.nn.Module, *rest: Any, **named: Any) -> FitResult:
+    def look(network: torch.nn.Module, *rest: Any) -> FitResult:
         weights = torch.cat([p.detach().flatten() for p in network.parameters()])
-        _, _, evaluate, config, classes, seed = rest
-        seen[arm] = (weights.double().sum().item(), config, classes, seed, named["class_weights"])
-        count = {name: len(images) for name, (images, _) in evaluate.items()}
-        flat = {name: np.full((n, classes), 1 / classes) for name, n in count.items()}
+        _, _, recipe, evaluate, _ = rest
+        seen[arm] = (weights.double().sum().item(), replace(recipe, augment=False))
+        classes = recipe.num_classes
+        flat = {name: np.full((len(x), classes), 1 / classes) for name, x in evaluate.items()}
         return FitResult(flat, [])
 
     monkeypatch.setattr(downstream, "fit", look)
@@ -135,7 +135,7 @@ def test_arms_differ_in_their_images_alone(bench: Bench, monkeypatch: pytest.Mon
         downstream.fit_downstream(job, bench.context, bench.root)
     assert set(seen) == set(STUDY["arms"])
     assert len({repr(row) for row in seen.values()}) == 1
-    assert seen["real"][1] == DownstreamConfig.model_validate(STUDY["downstream"])
+    assert seen["real"][1].config == DownstreamConfig.model_validate(STUDY["downstream"])
 
 
 def test_stored_predictions_give_every_metric_again(bench: Bench) -> None:

