@@ -9,10 +9,12 @@ import argparse
 import re
 import types
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
+import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -20,11 +22,14 @@ from mgdm_ray.config import ARMS, MEASUREMENTS, NETWORKS, StudyConfig
 from mgdm_ray.config.optuna_classes import PRUNERS, SAMPLERS, SHORT_PRUNERS, SHORT_SAMPLERS
 
 PAGE = Path(__file__).parent / "keys.md"
+STUDIES = PAGE.parents[1] / "studies"
+DRAFT = PAGE.parents[1] / "mgdm_ray" / "cli" / "study.yaml.j2"
 HEAD = (
     "# Every key of the study file\n"
     "Only `name`, `datasets` and `networks` must be given. An unknown key, a key given twice or a "
     "value out of its range is refused before anything starts. `--set a.b=c` on the command line "
-    "overrides one value; an entry of a list is named by its index (`datasets.0.size`).\n\n"
+    "overrides one value; an entry of a list is named by its index (`datasets.0.size`). *Advanced* "
+    "keys are set by no shipped study and not by `init`: their defaults suit most studies.\n\n"
     "This page is written by `python -m docs.study_keys --write` from the models in "
     "`mgdm_ray/config/`.\n\n"
     "**Arms**: {arms}. **Networks**: {networks}, any other classification model of torchvision, "
@@ -85,14 +90,40 @@ def _again(place: str, before: str) -> str:
 
 
 def _section(place: str, model: type[BaseModel]) -> str:
-    title = f"## `{place}`" if place else "## The study"
     about = " ".join((model.__doc__ or "").split())
-    rows = [
-        f"| `{name}` | {_type(model, name, field)} | {_default(field)} | {_meaning(field)} |"
-        for name, field in model.model_fields.items()
-    ]
-    head = ["| key | values | default | |", "| --- | --- | --- | --- |"]
-    return "\n".join([title, _code(about), "", *head, *rows, ""])
+    parts = [f"## `{place}`" if place else "## The study", _code(about), ""]
+    for heading, wanted in ([], True), (["**Advanced**", ""], False):
+        rows = [
+            f"| `{name}` | {_type(model, name, field)} | {_default(field)} | {_meaning(field)} |"
+            for name, field in model.model_fields.items()
+            if (field.is_required() or (model, name) in _basic()) == wanted
+        ]
+        if rows:
+            head = ["| key | values | default | |", "| --- | --- | --- | --- |"]
+            parts += [*heading, *head, *rows, ""]
+    return "\n".join(parts)
+
+
+@cache
+def _basic() -> frozenset[tuple[type[BaseModel], str]]:
+    """Keys that a shipped study sets, or that the template of ``data init`` names."""
+    found: set[tuple[type[BaseModel], str]] = set()
+    for path in sorted(STUDIES.glob("*.yaml")):
+        found |= set(_set_in(StudyConfig, yaml.safe_load(path.read_text(encoding="utf-8"))))
+    drafted = set(re.findall(r"(\w+):", DRAFT.read_text(encoding="utf-8")))
+    models = {model for _place, model in sections(StudyConfig, "")}
+    return frozenset(found | {(m, name) for m in models for name in drafted & set(m.model_fields)})
+
+
+def _set_in(model: type[BaseModel], value: Any) -> Iterator[tuple[type[BaseModel], str]]:
+    """The keys below a value of the study file, each with its model."""
+    if isinstance(value, list):
+        for entry in value:
+            yield from _set_in(model, entry)
+    for name in set(value) & set(model.model_fields) if isinstance(value, dict) else ():
+        yield model, name
+        for below in models_in(model.model_fields[name].annotation):
+            yield from _set_in(below, value[name])
 
 
 def _meaning(field: FieldInfo) -> str:

@@ -1,4 +1,4 @@
-"""What all parts of the study file share: known names, strictness, how mistakes are told."""
+"""Known names, strict models, and errors with suggestions, for all parts of the study file."""
 
 from __future__ import annotations
 
@@ -10,148 +10,59 @@ from typing import Annotated, Literal, TypeVar, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 Arm = Literal["real", "augment", "duplicate", "generate", "roundtrip", "perturb", "disturb"]
-ARMS: tuple[Arm, ...] = (
-    "real",
-    "augment",
-    "duplicate",
-    "generate",
-    "roundtrip",
-    "perturb",
-    "disturb",
-)
+ARMS: tuple[Arm, ...] = get_args(Arm)
 SampledArm = Literal["generate", "roundtrip", "perturb", "disturb"]
-SAMPLED_ARMS: tuple[SampledArm, ...] = ("generate", "roundtrip", "perturb", "disturb")
-"""Those whose images a diffusion model makes."""
+SAMPLED_ARMS: tuple[SampledArm, ...] = get_args(SampledArm)
+"""Arms whose images a diffusion model makes."""
 GUIDED_ARMS: tuple[SampledArm, ...] = ("perturb", "disturb")
-"""Those whose stage 2 has a setting."""
-NETWORKS = (
-    "alexnet",
-    "vgg16_bn",
-    "googlenet",
-    "resnet18",
-    "resnet50",
-    "resnext50_32x4d",
-    "densenet121",
-    "squeezenet1_1",
-    "mobilenet_v2",
-    "efficientnet_b0",
+"""Arms with a guidance setting in stage 2."""
+NETWORKS = tuple(
+    """
+    alexnet vgg16_bn googlenet resnet18 resnet50 resnext50_32x4d densenet121 squeezenet1_1
+    mobilenet_v2 efficientnet_b0
+    """.split()
 )
-TORCHVISION = (
-    "alexnet",
-    "convnext_base",
-    "convnext_large",
-    "convnext_small",
-    "convnext_tiny",
-    "densenet121",
-    "densenet161",
-    "densenet169",
-    "densenet201",
-    "efficientnet_b0",
-    "efficientnet_b1",
-    "efficientnet_b2",
-    "efficientnet_b3",
-    "efficientnet_b4",
-    "efficientnet_b5",
-    "efficientnet_b6",
-    "efficientnet_b7",
-    "efficientnet_v2_l",
-    "efficientnet_v2_m",
-    "efficientnet_v2_s",
-    "googlenet",
-    "inception_v3",
-    "maxvit_t",
-    "mnasnet0_5",
-    "mnasnet0_75",
-    "mnasnet1_0",
-    "mnasnet1_3",
-    "mobilenet_v2",
-    "mobilenet_v3_large",
-    "mobilenet_v3_small",
-    "regnet_x_16gf",
-    "regnet_x_1_6gf",
-    "regnet_x_32gf",
-    "regnet_x_3_2gf",
-    "regnet_x_400mf",
-    "regnet_x_800mf",
-    "regnet_x_8gf",
-    "regnet_y_128gf",
-    "regnet_y_16gf",
-    "regnet_y_1_6gf",
-    "regnet_y_32gf",
-    "regnet_y_3_2gf",
-    "regnet_y_400mf",
-    "regnet_y_800mf",
-    "regnet_y_8gf",
-    "resnet101",
-    "resnet152",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnext101_32x8d",
-    "resnext101_64x4d",
-    "resnext50_32x4d",
-    "shufflenet_v2_x0_5",
-    "shufflenet_v2_x1_0",
-    "shufflenet_v2_x1_5",
-    "shufflenet_v2_x2_0",
-    "squeezenet1_0",
-    "squeezenet1_1",
-    "swin_b",
-    "swin_s",
-    "swin_t",
-    "swin_v2_b",
-    "swin_v2_s",
-    "swin_v2_t",
-    "vgg11",
-    "vgg11_bn",
-    "vgg13",
-    "vgg13_bn",
-    "vgg16",
-    "vgg16_bn",
-    "vgg19",
-    "vgg19_bn",
-    "vit_b_16",
-    "vit_b_32",
-    "vit_h_14",
-    "vit_l_16",
-    "vit_l_32",
-    "wide_resnet101_2",
-    "wide_resnet50_2",
+TORCHVISION = tuple(
+    """
+    alexnet convnext_base convnext_large convnext_small convnext_tiny densenet121 densenet161
+    densenet169 densenet201 efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3
+    efficientnet_b4 efficientnet_b5 efficientnet_b6 efficientnet_b7 efficientnet_v2_l
+    efficientnet_v2_m efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5 mnasnet0_75
+    mnasnet1_0 mnasnet1_3 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small regnet_x_16gf
+    regnet_x_1_6gf regnet_x_32gf regnet_x_3_2gf regnet_x_400mf regnet_x_800mf regnet_x_8gf
+    regnet_y_128gf regnet_y_16gf regnet_y_1_6gf regnet_y_32gf regnet_y_3_2gf regnet_y_400mf
+    regnet_y_800mf regnet_y_8gf resnet101 resnet152 resnet18 resnet34 resnet50 resnext101_32x8d
+    resnext101_64x4d resnext50_32x4d shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5
+    shufflenet_v2_x2_0 squeezenet1_0 squeezenet1_1 swin_b swin_s swin_t swin_v2_b swin_v2_s
+    swin_v2_t vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn vit_b_16 vit_b_32
+    vit_h_14 vit_l_16 vit_l_32 wide_resnet101_2 wide_resnet50_2
+    """.split()
 )
-"""torchvision's classification models; a test compares them with its own list."""
-MEDMNIST = (
-    "bloodmnist",
-    "breastmnist",
-    "dermamnist",
-    "octmnist",
-    "organamnist",
-    "organcmnist",
-    "organsmnist",
-    "pathmnist",
-    "pneumoniamnist",
-    "retinamnist",
-    "tissuemnist",
+"""torchvision's classification models; a test compares them with torchvision."""
+MEDMNIST = tuple(
+    """
+    bloodmnist breastmnist dermamnist octmnist organamnist organcmnist organsmnist pathmnist
+    pneumoniamnist retinamnist tissuemnist
+    """.split()
 )
 PHANTOMS = ("phantom-ultrasound", "phantom-fundus", "phantom-xray", "phantom-dermatoscopy")
 MEASUREMENTS = ["entropy", "margin", "least_confidence", "energy", "mutual_information"]
-"""What a setting may name; ``diffusion.guidance.register_measurement`` adds to it."""
+"""Known measurements; ``diffusion.guidance.register_measurement`` adds to them."""
 MEMBER_MEASUREMENTS = ["mutual_information"]
-"""Those that compare the guide's answers under dropout masks: they need ``guide.dropout``."""
+"""Measurements over dropout masks of the guide; they need ``guide.dropout``."""
 Task = Literal["binary", "multiclass", "ordinal"]
 ReferenceFault = Literal[
     "guide_timesteps", "alignment", "label_dropout", "clip", "uint8", "measurement", "rank_seeds"
 ]
 REFERENCE_FAULTS: tuple[ReferenceFault, ...] = get_args(ReferenceFault)
-"""Faults of the paper's published code that can be switched on; docs/reference.md explains each."""
+"""Faults of the paper's published code, off by default: docs/reference.md."""
 
 T = TypeVar("T")
 Positive = Annotated[int, Field(gt=0)]
 TIMM = "timm/"
-"""How the name of a network begins that is timm's."""
+"""Prefix of timm's networks."""
 TIMM_NAME = r"[A-Za-z0-9_.]+"
-"""What follows; whether timm has it is found out before a study starts."""
 
-# For the JSON Schema the validators say what they accept: editors complete it.
 Network = Annotated[
     str,
     AfterValidator(lambda v: known_network(v)),
@@ -167,24 +78,29 @@ Network = Annotated[
 MeasurementName = Annotated[
     str,
     AfterValidator(lambda v: require_known(v, "measurement", MEASUREMENTS)),
-    # Any other string may be one that the user has registered.
+    # Users may register more.
     WithJsonSchema({"anyOf": [{"enum": list(MEASUREMENTS)}, {"type": "string"}]}),
 ]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
 class InputError(Exception):
-    """The user's input is wrong: what came, what is allowed, what to do (exit code 2)."""
+    """Wrong input: what came, what is allowed, what to do (exit code 2)."""
 
 
 def require_known(value: str, what: str, known: Iterable[str]) -> str:
-    """``value`` if it is among ``known``; else ValueError with a suggestion."""
+    """Return ``value`` if it is in ``known``; else raise ValueError with a suggestion."""
     options = list(known)
     if value in options:
         return value
-    close = difflib.get_close_matches(value, options, n=1, cutoff=0.5)
+    raise ValueError(unknown(what, value, options, ", ".join(options)))
+
+
+def unknown(what: str, value: str, options: Iterable[str], known: str) -> str:
+    """An error message with the closest of ``options``; ``known`` lists what is allowed."""
+    close = difflib.get_close_matches(value, list(options), n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else "."
-    raise ValueError(f"unknown {what} {value!r}{hint} Known: {', '.join(options)}")
+    return f"unknown {what} {value!r}{hint} Known: {known}"
 
 
 class Frozen(BaseModel):
@@ -205,9 +121,9 @@ def unique(values: tuple[T, ...], what: str) -> tuple[T, ...]:
 
 
 def known_network(name: str) -> str:
-    """``name`` if it is torchvision's or looks like timm's; else ValueError with a suggestion.
+    """Return ``name`` if torchvision has it or it begins with ``timm/``; else ValueError.
 
-    Whether timm has it is found out before a study starts: that takes an import of seconds.
+    ``classifiers.weights.require_timm`` looks it up in timm, whose import takes seconds.
     """
     if name in TORCHVISION:
         return name
@@ -217,9 +133,5 @@ def known_network(name: str) -> str:
         raise ValueError(
             f"unknown network {name!r}: after {TIMM!r} comes a name of timm.list_models()"
         )
-    close = difflib.get_close_matches(name, TORCHVISION, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else "."
-    raise ValueError(
-        f"unknown network {name!r}{hint} Known: {', '.join(NETWORKS)}; any other classification "
-        f"model of torchvision; or {TIMM}NAME"
-    )
+    also = f"any other classification model of torchvision; or {TIMM}NAME"
+    raise ValueError(unknown("network", name, TORCHVISION, f"{', '.join(NETWORKS)}; {also}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -32,3 +33,15 @@ def test_every_key_has_a_meaning(place: str, name: str) -> None:
     model = dict(study_keys.sections(StudyConfig, ""))[place]
     field = model.model_fields[name]
     assert field.description or study_keys.models_in(field.annotation)
+
+
+def test_what_no_study_sets_is_advanced() -> None:
+    """Would catch a beginner's key among the rare ones, or the other way round."""
+    page = study_keys.PAGE.read_text(encoding="utf-8")
+    section = page.partition("## `denoiser`\n")[2].partition("\n## ")[0]
+    basic, advanced = section.split("**Advanced**")
+    assert "| `steps` |" in basic
+    assert "| `loss_weight` |" in advanced
+    parts = [part for part in page.split("\n## ") if "**Advanced**" in part]
+    rows = [row for part in parts for row in re.findall(r"^\| `", part.split("**Adv")[1], re.M)]
+    assert 30 < len(rows) < 100
