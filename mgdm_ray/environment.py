@@ -1,4 +1,4 @@
-"""The environment Ray reads when it is imported: set before, or not at all."""
+"""Environment variables for Ray, which reads them when it is imported; cores and GPUs here."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # Training that waits for its turn on a busy cluster has not failed. By default it would have
-    # after a minute; that it fits at all is checked before the start.
+    # By default training fails if it waits for workers for a minute. That it fits is checked.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1000000",
-    # By default a finished training is noticed seconds late.
+    # By default the end of training is noticed seconds late.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # By default a task that is killed for memory is retried without end, and just as large.
+    # By default a task killed for memory is retried without end at the same size.
     "RAY_task_oom_retries": "0",
-    # A warning about the number of processes, which is as many as Train and Tune need.
+    # A warning about the number of processes: Train and Tune need them.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "worker processes have been started",
 }
 
@@ -33,7 +32,7 @@ def cores() -> int:
 
 
 class Busy:
-    """How busy this machine's cores are from now on, whoever uses them."""
+    """How busy all processes keep this machine's cores from now on."""
 
     def __init__(self) -> None:
         import psutil
@@ -53,7 +52,7 @@ class Busy:
 
 
 def gpus() -> int:
-    """NVIDIA GPUs this process may use, told from their device files: without torch or a driver."""
+    """NVIDIA GPUs this process may use, by their device files: without torch or a driver."""
     there = [
         p for p in Path("/dev").glob("nvidia[0-9]*") if p.name.removeprefix("nvidia").isdigit()
     ]
@@ -61,40 +60,38 @@ def gpus() -> int:
     if visible is None:
         return len(there)
     named = [name.strip() for name in visible.split(",")]
-    # As CUDA does: what follows the first invalid entry is not seen.
+    # As in CUDA, entries after the first invalid one are ignored.
     shown = itertools.takewhile(lambda name: name and name != "-1", named)
     return min(len(there), len(list(shown)))
 
 
 def plugins() -> dict[str, str]:
-    """What workers elsewhere must be told, so that they know the same measurements."""
+    """Variables that workers on other machines need for the same measurements."""
     return {k: v for k, v in os.environ.items() if k == "MGDM_PLUGINS"}
 
 
 class StartError(Exception):
-    """Ray could not be started here; nothing is lost, and nothing was computed."""
+    """Ray did not start; nothing is lost."""
 
 
 class StudyStopped(Exception):
-    """The run cannot go on, whatever job comes next; what is finished is kept."""
+    """The run cannot continue with any job; finished ones are kept."""
 
 
 def prepare(*, local: bool) -> None:
-    """No usage statistics, no double printing; a ``local`` cluster is closed to the outside.
+    """Set QUIET, and close a ``local`` cluster to other machines and users.
 
-    It listens on 127.0.0.1 only and asks for a token made for it alone.
-
-    Ray's default would write its token to the home folder and change what a later cluster does.
-    One that lives in this process's environment dies with it. For an existing cluster the
-    user's own settings hold. Must run before ``import ray``: its library reads them there.
+    It listens on 127.0.0.1 only and requires a token made for it. The token is in this process's
+    environment, not in the home folder, where later clusters would read it. For an existing
+    cluster the user's settings hold. Must run before ``import ray``.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     if not local:
         return
-    # This machine will not be taken back by a provider; the watcher costs a process per training.
+    # This machine cannot be preempted; the watcher costs a process per training.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    # Named for the systems where Ray never listens on other addresses; obeyed on Linux as well.
+    # Listens on 127.0.0.1 only, on Linux too.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"

@@ -1,4 +1,4 @@
-"""Which code computed a result: package versions and the commit."""
+"""The code that computed a result: package versions and the commit."""
 
 from __future__ import annotations
 
@@ -28,10 +28,9 @@ def versions() -> dict[str, str]:
 
 @cache
 def git_commit() -> str | None:
-    """The commit of the code that runs, with ``-dirty`` where files differ from it.
+    """The commit of this code, with ``-dirty`` if files differ from it.
 
-    None where the package does not lie at the top of a checkout: installed into an environment
-    within somebody's repository, it is not what that repository's commit names.
+    None if the package is not at the top of a checkout, e.g. installed in another repository.
     """
     package = Path(__file__).resolve().parent
     try:

@@ -105,7 +105,7 @@ class OpenedStudy:
         known = self.status.finished()
         if not retry_failed:
             known = {**self.status.lasting_failures(), **known}
-        return self.status.gated(known, self.config.limits)
+        return self.status.with_limits(known, self.config.limits)
 
     def leads(self) -> bool:
         """Whether this driver writes the study's records, MLflow and report.

@@ -87,7 +87,7 @@ def report_only(study: OpenedStudy, call: Invocation) -> bool:
     known = {**study.status.failures(), **study.status.finished()}
     if not known:
         raise InputError(f"--report-only: {study.store.location} holds nothing of this study")
-    known = study.status.gated(known, study.config.limits)
+    known = study.status.with_limits(known, study.config.limits)
     if not study.leads():
         raise StartError(f"{study.folder} is in use by {study.leader()}; wait until it has ended")
     study.prepare_data()

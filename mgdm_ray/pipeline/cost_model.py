@@ -1,14 +1,10 @@
-"""What a job costs and asks for: from what earlier jobs took, and whether it fits at all.
-
-Reads manifests of the store, and computes; starts nothing.
-"""
+"""What a job costs, estimated from finished jobs and probes in the store."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mgdm_ray.config import InputError
 from mgdm_ray.pipeline.plan import CELLS, FITS, KINDS, SCORINGS, Job, fits_per_setting
 from mgdm_ray.pipeline.trials import TRIALS_FILE, read_trials
+from mgdm_ray.storage.files import replacing
 from mgdm_ray.storage.records import Record
 
 if TYPE_CHECKING:
@@ -28,11 +25,11 @@ if TYPE_CHECKING:
 PROBES_FILE = "probes.json"
 PROBE_FIELDS = {"kind", "family", "seconds_per_work", "bytes_per_item"}
 ASSUMED_FIXED = {"fit_denoiser": 30.0, "fit_guide": 30.0, "search": 10.0}
-"""Seconds around the work itself where no finished job tells: workers start and import."""
+"""Seconds to start workers and import, if no finished job shows them."""
 ASSUMED_FIXED_ELSE = 1.0
 
 
-# --- what its time is proportional to ---------------------------------------------------------
+# --- work of a job --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Node:
     inputs: Mapping[str, Any]
     needs: Mapping[str, str]
     images: float | None = None
-    """How many it made, where that is known."""
+    """How many it made, if known."""
 
     @staticmethod
     def of(job: Job) -> Node:
@@ -52,7 +49,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Effort:
-    """``seconds = fixed + work * something`` holds within a ``family``, and not between two."""
+    """Jobs of one ``family`` take ``seconds = fixed + rate * work`` with one ``rate``."""
 
     kind: str
     family: str
@@ -60,13 +57,13 @@ class Effort:
     work: float
     """Optimiser steps x batch; images x steps (x forwards); trials; settings."""
     items: float
-    """What the bytes are proportional to: images, trials, settings, 1."""
+    """Bytes are proportional to it: images, trials, settings, 1."""
 
 
 def effort(node: Node, nodes: Mapping[str, Node], train_images: Mapping[str, int]) -> Effort | None:
-    """None where something it depends on is not among ``nodes``, or its images are not known.
+    """The work of a job; None if ``nodes`` lack one of its needs or its images are not known.
 
-    ``train_images`` by dataset: how many training images there are.
+    ``train_images``: number of training images by dataset.
     """
     try:
         dataset = {k: v for k, v in node.inputs["dataset"].items() if k != "content"}
@@ -75,7 +72,7 @@ def effort(node: Node, nodes: Mapping[str, Node], train_images: Mapping[str, int
         return Effort(
             node.kind, text, json.dumps(dataset, sort_keys=True), float(work), float(items)
         )
-    except STRANGE:
+    except UNREADABLE:
         return None
 
 
@@ -128,8 +125,7 @@ def _two_forwards(node: Node, nodes: Mapping[str, Node]) -> bool:
 
 
 def images_of(node: Node, nodes: Mapping[str, Node], train_images: Mapping[str, int]) -> float:
-    """How many images a sampling job makes, or the score of a setting takes; KeyError where that
-    cannot be known."""
+    """How many images a sampling job makes, or a setting's score needs; KeyError if unknown."""
     if node.images is not None:
         return node.images
     if node.kind in ("generate", "assess"):
@@ -147,42 +143,42 @@ def images_of(node: Node, nodes: Mapping[str, Node], train_images: Mapping[str, 
     return images if wanted is None else min(images, wanted)
 
 
-# --- what earlier jobs took -------------------------------------------------------------------
+# --- finished jobs -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Figure:
-    """What a finished job or a probe took for ``effort``."""
+    """Measured cost of a finished job or a probe."""
 
     effort: Effort
     seconds: float
-    """That grow with the work: of a search those of all trials together, of a fit those of all
-    workers where ``fixed`` is known."""
+    """Proportional to the work: of all trials of a search, of all workers of a fit if ``fixed`` is
+    known."""
     fixed: float | None = None
-    """Seconds around them, where they are known apart."""
+    """Other seconds, if known."""
     bytes: float | None = None
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one job to come."""
+    """Expected cost of a job."""
 
     seconds: float
-    """How long each of its lanes runs."""
+    """Of each of its lanes."""
     bytes: float | None
     basis: Literal["equal jobs", "scaled", "probe"]
     jobs: int
-    """On how many finished jobs it rests."""
+    """How many finished jobs it is from."""
 
 
 class Figures:
-    """All that is known about seconds and bytes, to be asked job by job."""
+    """Estimates of jobs from all measured costs."""
 
     def __init__(self, finished: Iterable[Figure], probes: Iterable[Figure] = ()) -> None:
         self.finished, self.probes = _by_family(finished), _by_family(probes)
         self.fixed: dict[str, float] = {}
         for (kind, _), rows in self.finished.items():
-            # The wait for workers is in it, and no part of what a job costs: hence the least.
+            # The minimum, because it includes the wait for workers.
             known = [row.fixed for row in rows if row.fixed is not None]
             if known:
                 self.fixed[kind] = min([*known, self.fixed.get(kind, math.inf)])
@@ -191,7 +187,7 @@ class Figures:
     def _estimate(self, asked: Effort, share: int) -> Estimate | None:
         """The median of equal jobs; else of the nearest in size, scaled; else a probe's; else None.
 
-        ``share`` is how many lanes or workers of a training do the work together.
+        ``share``: number of lanes, or of workers of a training.
         """
         family = (asked.kind, asked.family)
         rows, probe = self.finished.get(family, []), False
@@ -203,9 +199,9 @@ class Figures:
         apart = [row for row in rows if row.fixed is not None]
         rows = apart or rows
         seconds = median(row.seconds * asked.work / row.effort.work for row in rows)
-        if asked.kind == "search":  # whole trials: 3 on 2 lanes take as long as 4
+        if asked.kind == "search":  # 3 trials on 2 lanes take as long as 4
             seconds *= math.ceil(asked.work / share) * share / asked.work
-        if probe or apart:  # else all its workers are in the seconds already
+        if probe or apart:  # else the seconds are those of the workers together
             seconds = seconds / share + self._around(asked.kind)
         sizes = [
             row.bytes * asked.items / row.effort.items for row in rows if row.bytes is not None
@@ -229,7 +225,7 @@ def _by_family(figures: Iterable[Figure]) -> dict[tuple[str, str], list[Figure]]
 
 
 def _nearest(rows: Sequence[Figure], asked: Effort) -> list[Figure]:
-    """Those whose work is nearest to what is asked, of the same dataset if there are any."""
+    """Those with the nearest work, of the same dataset if there are any."""
 
     def distance(row: Figure) -> tuple[float, bool]:
         ratio = abs(math.log(row.effort.work / asked.work))
@@ -239,25 +235,24 @@ def _nearest(rows: Sequence[Figure], asked: Effort) -> list[Figure]:
     return [row for row in rows if distance(row) == least]
 
 
-STRANGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
-"""Of a need that was removed from the store, of a dataset that is not here, and of a manifest that
-others wrote: it prices nothing."""
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+"""Errors from a removed need, a missing dataset or another program's manifest: no estimate."""
 
 
 def figures_in(
     store: Store, manifests: Mapping[str, Mapping[str, Any]], train_images: Mapping[str, int]
 ) -> list[Figure]:
-    """Of all finished artefacts; ``manifests`` by key (see ``manifests_in``)."""
+    """Costs of all finished artefacts; ``manifests`` by key (see ``manifests_in``)."""
     nodes = {}
     for key, m in manifests.items():
-        with contextlib.suppress(*STRANGE):
+        with contextlib.suppress(*UNREADABLE):
             nodes[key] = Node(
                 m["kind"], m["inputs"], m["needs"], m["record"]["metrics"].get("images")
             )
     found = []
     for key, node in nodes.items():
         its = effort(node, nodes, train_images)
-        with contextlib.suppress(*STRANGE):
+        with contextlib.suppress(*UNREADABLE):
             if its is not None and (figure := _figure(store, manifests[key], its)):
                 found.append(figure)
     return found
@@ -274,18 +269,17 @@ def _figure(store: Store, manifest: Mapping[str, Any], its: Effort) -> Figure | 
 
 
 def manifests_in(store: Store) -> dict[str, dict[str, Any]]:
-    """Of every finished artefact of a kind there is, by key; not of damaged ones, nor of those
-    that somebody else wrote in another form."""
+    """Manifests of finished artefacts by key, without damaged and unreadable ones."""
     found = {}
     for kind, key in store.done():
         if kind in KINDS and not store.verify(kind, key, "sizes"):
             manifest = store.manifest(kind, key)
-            if _is_ours(manifest):
+            if _is_readable(manifest):
                 found[key] = manifest
     return found
 
 
-def _is_ours(manifest: Mapping[str, Any]) -> bool:
+def _is_readable(manifest: Mapping[str, Any]) -> bool:
     inputs, needs = manifest.get("inputs"), manifest.get("needs")
     if not isinstance(inputs, dict) or not isinstance(inputs.get("dataset"), dict):
         return False
@@ -303,9 +297,8 @@ def _work_seconds(
 ) -> tuple[float, float] | None:
     """(seconds of all the work, seconds of it within the record's) of a fit or a search.
 
-    Their records' seconds hold the wait for workers, but the artefact says more: a fit how fast
-    its steps were (of those after the last resumption, if it was killed), a search how long each
-    trial took. None where the artefact does not tell.
+    Their records include the wait for workers. Their artefacts hold the speed of the steps since
+    the last resumption, or the seconds of each trial; None if they do not.
     """
     kind, seconds = manifest["kind"], float(manifest["record"]["seconds"])
     if kind in FITS:
@@ -320,7 +313,7 @@ def _work_seconds(
         total = sum(trial.seconds for trial in trials)
         if not total:
             return None
-        at_once = math.ceil(total / seconds)  # they cannot have taken longer than the search
+        at_once = math.ceil(total / seconds)  # because they ran within the search
         return total, total / at_once
     return None
 
@@ -333,9 +326,9 @@ def _read(store: Store, manifest: Mapping[str, Any], name: str) -> Any:
 
 
 def read_probes(root: Path) -> list[dict[str, Any]]:
-    """Rows of PROBE_FIELDS, ``bytes_per_item`` perhaps null; none where there is no such file.
+    """Rows of PROBE_FIELDS (``bytes_per_item`` may be null); empty without a file.
 
-    Raises InputError where it holds something else.
+    Raises InputError for other content.
     """
     path = root / PROBES_FILE
     if not path.is_file():
@@ -346,21 +339,20 @@ def read_probes(root: Path) -> list[dict[str, Any]]:
     except (ValueError, TypeError, RecursionError):
         sound = False
     if not sound:
-        raise InputError(f"{path} holds no probes; remove it, and --plan --probe writes it anew")
+        raise InputError(f"{path}: not a list of probes; remove it, then run --plan --probe again")
     return rows
 
 
 def add_probe(root: Path, row: Mapping[str, Any]) -> None:
-    """Write one row more, in place of an earlier one of its family, in one atomic step."""
+    """Add a row, or replace that of the same family, in one atomic step."""
     same = (row["kind"], row["family"])
     rows = [old for old in read_probes(root) if (old["kind"], old["family"]) != same]
-    temporary = root / f"{PROBES_FILE}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps([*rows, row], indent=1), encoding="utf-8")
-    temporary.replace(root / PROBES_FILE)
+    with replacing(root / PROBES_FILE) as temporary:
+        temporary.write_text(json.dumps([*rows, row], indent=1), encoding="utf-8")
 
 
 def probe_figures(rows: Iterable[Mapping[str, Any]]) -> list[Figure]:
-    """Of the rows that ``read_probes`` gives."""
+    """Costs from the rows of ``read_probes``."""
     return [
         Figure(
             Effort(row["kind"], row["family"], "", 1.0, 1.0),

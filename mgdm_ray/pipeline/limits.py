@@ -1,4 +1,4 @@
-"""The study's ``limits``: which sets of synthetic images are refused, and in which words."""
+"""The study's ``limits``: which sets of synthetic images are refused, and why."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ from mgdm_ray.config import LimitsConfig
 from mgdm_ray.storage.records import Record
 
 MEASURES = {"copies": ("copy_rate", "near-copies"), "flips": ("flip_rate", "label flips")}
-"""Field of ``limits`` -> the metric it limits, and what that counts."""
+"""Field of ``limits`` -> its metric, and what that counts."""
 
 
 def refusal(assessed: Record, limits: LimitsConfig) -> str:
-    """Why the images that ``assessed`` (a done ``assess`` record) is about are refused; empty
-    where they are within ``limits``.
+    """Why ``limits`` refuse the images of ``assessed`` (a done ``assess`` record); else empty.
 
-    What counts is the rate beyond that of held-out real images; where there are none to tell, the
-    whole rate.
+    Compares the rate above the baseline, that of held-out real images (0 if it was not measured).
     """
     found = []
     for name, (metric, what) in MEASURES.items():
@@ -23,9 +21,9 @@ def refusal(assessed: Record, limits: LimitsConfig) -> str:
         real = assessed.metrics.get(f"{metric}_real", 0.0)
         if limit is not None and rate - real > limit:
             found.append(
-                f"limits.{name} is {limit:g}, and {_percent(rate)} of its "
-                f"{assessed.metrics['images']:.0f} images are {what} ({_percent(real)} of held-out "
-                "real ones)"
+                f"limits.{name} is {limit:g}, but {_percent(rate)} of its "
+                f"{assessed.metrics['images']:.0f} images are {what} (baseline on held-out real "
+                f"images: {_percent(real)})"
             )
     return "; ".join(found)
 

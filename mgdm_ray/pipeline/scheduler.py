@@ -1,4 +1,4 @@
-"""Which jobs of a plan can run now: all their needs are done, and their gates passed.
+"""Which jobs of a plan can run now: those whose needs are done and whose gate is within limits.
 
 No Ray, no clock.
 """
@@ -16,11 +16,10 @@ from mgdm_ray.storage.records import Record
 
 
 class Scheduler:
-    """The jobs of ``todo`` (in plan order), handed out once their needs are there.
+    """Releases the jobs of ``todo`` (in plan order) once their needs are done.
 
     ``known`` holds the records of finished jobs. A job whose gate is not within ``limits`` is
-    refused. Work is linear in the plan's edges, so that ten
-    thousand cells cost no more than each of them.
+    refused. Time is linear in the edges of the plan.
     """
 
     def __init__(
@@ -43,23 +42,23 @@ class Scheduler:
                 self._dependents.setdefault(need, []).append(job)
 
     def start(self) -> list[tuple[Job, Record]]:
-        """Release what needs nothing; returns as ``end``."""
-        fell: list[tuple[Job, Record]] = []
+        """Release jobs without needs; returns as ``end``."""
+        ended: list[tuple[Job, Record]] = []
         for job in self._jobs:
             if not self._open[job.key] and job.key not in self.records:
-                fell += self._release(job)
-        return fell
+                ended += self._release(job)
+        return ended
 
     def waiting(self, group: str) -> int:
-        """How many jobs of a group (see ``group_of``) could start now."""
+        """How many jobs of a group (see ``group_of``) can start now."""
         return len(self._ready.get(group, ()))
 
     def pop(self, group: str) -> Job:
-        """The first one of them, in plan order; IndexError where there is none."""
+        """The first of them in plan order; IndexError if there is none."""
         return self._jobs[heapq.heappop(self._ready[group])]
 
     def end(self, job: Job, record: Record) -> list[tuple[Job, Record]]:
-        """``job`` came to ``record``: it, and all that therefore will never run."""
+        """``job`` ended with ``record``: it, and all jobs that can therefore never run."""
         ended = [(job, record)]
         self.records[job.key] = record
         for dependent in self._dependents.pop(job.key, ()):
@@ -81,5 +80,5 @@ class Scheduler:
 
 
 def group_of(job: Job) -> str:
-    """``fit`` and ``search`` wait for workers of their own, a ``task`` is one itself."""
+    """``fit`` and ``search`` wait for their own workers; a ``task`` is a worker."""
     return "fit" if job.kind in FITS else "search" if job.kind == "search" else "task"

@@ -1,4 +1,4 @@
-"""Where a study's files are for every machine that works on it, and for the next one that will."""
+"""Open the storage, and stage a study's files for other machines."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from mgdm_ray.storage.store import Store
 
 
 def open_storage(location: str, *, write: bool) -> Store:
-    """The store at ``location``; InputError where it cannot be used."""
+    """The store at ``location``; InputError if it cannot be used."""
     if "@" in location.partition("://")[2].partition("/")[0]:
         raise InputError(
-            "--storage: the address holds credentials, which would be printed; give them as the "
-            "protocol's library takes them (AWS_ACCESS_KEY_ID, a profile, a role)"
+            "--storage: the address holds credentials, which would be printed; set them in the "
+            "environment instead (AWS_ACCESS_KEY_ID, a profile, a role)"
         )
     try:
         store = open_store(location)
@@ -35,16 +35,16 @@ def open_storage(location: str, *, write: bool) -> Store:
 
 
 def bring_notes(store: Store, config: StudyConfig) -> None:
-    """Have here what other machines wrote of the studies that count for this one."""
+    """Fetch the records and probes of this study and its warm start from other machines."""
     names = {config.name}
     if config.search and config.search.warm_start:
         names.add(config.search.warm_start)
     for place in (PROBES_FILE, *(f"studies/{name}" for name in sorted(names))):
-        store.bring(store.root / place, anew=True, deep=False)  # figures are drawn anew
+        store.bring(store.root / place, anew=True, deep=False)  # figures can be drawn again
 
 
 def share_notes(store: Store, folder: Path) -> None:
-    """Have the records and the report of a study where the store is."""
+    """Copy the records and the report of a study to where the store is."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             store.share(path)
@@ -52,7 +52,7 @@ def share_notes(store: Store, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a study reads."""
+    """Where jobs read the study's images and pretrained weights."""
 
     datasets: dict[str, DatasetConfig]
     data_dir: str
@@ -60,11 +60,10 @@ class Inputs:
 
 
 def inputs_for_all(config: StudyConfig, location: str, contents: Mapping[str, str]) -> Inputs:
-    """Where the machines read what this one has.
+    """Where all machines read the study's inputs.
 
-    With the storage in a folder they share folders, and find all at its own place. With a URL they
-    may share nothing: all files go to ``URL/data/HASH/``, unless they are there. ``contents`` are
-    the fingerprints of all of them, and make the HASH.
+    With the storage in a folder, machines share folders and nothing is copied. With a URL, missing
+    files are uploaded to ``URL/data/HASH/``, where HASH is that of all fingerprints (``contents``).
     """
     data_dir, folder = resolve_data_dir(config.data_dir), weights.weights_folder(config)
     datasets = {d.name: d for d in config.datasets}
@@ -75,7 +74,7 @@ def inputs_for_all(config: StudyConfig, location: str, contents: Mapping[str, st
     for name, dataset in datasets.items():
         if dataset.phantom is None:
             path = npz_path(dataset, data_dir)
-            # Files of two datasets of one's own may have one name.
+            # Own datasets may have files of the same name.
             place = path.name if dataset.path is None else f"{name}/{path.name}"
             _upload(objects, path, place, there)
             if dataset.path is not None:

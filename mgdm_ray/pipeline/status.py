@@ -1,4 +1,4 @@
-"""How a study stands: which of its jobs the storage holds, which failed, and which are refused."""
+"""The status of a study: which of its jobs are finished, failed or refused."""
 
 from __future__ import annotations
 
@@ -8,30 +8,31 @@ from pathlib import Path
 from mgdm_ray.config import InputError, LimitsConfig
 from mgdm_ray.pipeline.limits import refusal
 from mgdm_ray.pipeline.plan import CELLS, Job, Plan
+from mgdm_ray.pipeline.tasks.base import held_up, refused, stored_record
 from mgdm_ray.storage.records import Record, read_records
 from mgdm_ray.storage.store import Store
 
 
 @dataclass(frozen=True)
 class StudyStatus:
-    """What ``store`` and the file ``rows`` of earlier records say of the jobs of ``plan``."""
+    """The jobs of ``plan``, by ``store`` and the file ``rows`` of earlier records."""
 
     plan: Plan
     store: Store
     rows: Path
 
     def finished(self) -> dict[str, Record]:
-        """Records of the plan's jobs that the store holds undamaged.
+        """Records of the plan's jobs whose artefacts are in the store and undamaged.
 
-        What is damaged is moved aside, with a warning. What will be used is compared by its
-        checksums: the cells, and what a job that is left to do needs.
+        Damaged ones are moved aside with a warning. Checksums are compared of what will be used:
+        cells, and what unfinished jobs need.
         """
         found, needed, done = {}, set[str](), set(self.store.done())
         for key, job in reversed(self.plan.jobs.items()):
             used = job.kind in CELLS or key in needed
             wrong = self.store.check(job.kind, key, "all" if used else "changed")
             if wrong:
-                print(f"warning: damaged, to be computed again: {job.label}: {wrong}", flush=True)
+                print(f"warning: {job.label}: damaged, will run again: {wrong}", flush=True)
             if not wrong and (job.kind, key) in done:
                 found[key] = self._stored(job)
             else:
@@ -39,17 +40,16 @@ class StudyStatus:
         return {key: found[key] for key in self.plan.jobs if key in found}
 
     def _stored(self, job: Job) -> Record:
-        """InputError where a manifest is whole by its checksum, and yet not what we write."""
         try:
-            return Record.from_dict(self.store.manifest(job.kind, job.key)["record"])
+            return stored_record(self.store, job.kind, job.key)
         except (ValueError, TypeError, LookupError) as error:
             raise InputError(
-                f"{self.store.folder(job.kind, job.key)}: its manifest is none of ours ({error}); "
-                "remove this folder, and the job is computed again"
+                f"{self.store.folder(job.kind, job.key)}: this manifest was not written by "
+                f"mgdm-ray ({error}); remove this folder and run the study again"
             ) from None
 
     def failures(self) -> dict[str, Record]:
-        """Records of the plan's jobs that failed before and are not done since."""
+        """Records of the plan's jobs that failed and are not done since."""
         return {
             r.key: r
             for r in read_records(self.rows)
@@ -59,17 +59,15 @@ class StudyStatus:
         }
 
     def lasting_failures(self) -> dict[str, Record]:
-        """Those that will not go away by themselves: only --retry-failed tries them again."""
+        """Those that run again only with --retry-failed: they would fail the same way."""
         return {key: r for key, r in self.failures().items() if not r.is_transient}
 
-    def gated(self, known: dict[str, Record], limits: LimitsConfig) -> dict[str, Record]:
-        """``known``, and in it what the study's limits say of each job that has a gate.
+    def with_limits(self, known: dict[str, Record], limits: LimitsConfig) -> dict[str, Record]:
+        """``known``, with the jobs that the study's limits refuse.
 
-        Limits are no part of a key: what the store holds is refused, or shown again, as they
-        say now. A job whose gate has not been judged yet is not known, whatever the store holds.
+        Limits are not part of keys: a stored cell is refused or shown by the present ones. A job
+        is not known before its gate is.
         """
-        from mgdm_ray.pipeline.tasks.base import held_up, refused
-
         found = dict(known)
         for key, job in self.plan.jobs.items():
             if job.gate is None:

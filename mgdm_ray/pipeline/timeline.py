@@ -1,4 +1,4 @@
-"""How long a plan takes: its tasks put on the CPUs and GPUs there are, as a scheduler would."""
+"""How long a plan takes on given CPUs and GPUs: an event simulation of its tasks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ _ROUNDING = 1e-9  # ten times 0.1 CPU are one CPU
 
 @dataclass(frozen=True)
 class Task:
-    """A job as the clock sees it: ``lanes`` equal parts that need not run at the same time.
+    """A job of ``lanes`` equal parts that may run one after another.
 
-    Each part holds ``cpus`` and ``gpus`` for ``seconds``. ``needs`` are keys of other tasks; those
-    that are not among the tasks count as done. ``patient`` tasks wait until all ``urgent`` ones
-    have begun.
+    Each part holds ``cpus`` and ``gpus`` for ``seconds``. ``needs`` are keys of tasks; unknown ones
+    count as done. ``patient`` tasks wait until all ``urgent`` ones have begun.
     """
 
     key: str
@@ -30,14 +29,17 @@ class Task:
 
 
 def makespan(tasks: Sequence[Task], cpus: float, gpus: float = 0.0) -> float:
-    """Seconds until all are done, if what can start does: what could start first goes first.
+    """Seconds until all tasks are done, if each part starts as soon as it can.
 
-    Of two that could start at the same time it is the first in the list. A part that does not fit
-    lets later ones pass. Raises ValueError for one that never fits.
+    First ready, first started, ties by the order of the list; a part that does not fit lets later
+    ones pass. Raises ValueError for a task that never fits.
     """
     for task in tasks:
         if task.cpus > cpus + _ROUNDING or task.gpus > gpus + _ROUNDING:
-            raise ValueError(f"{task.key} asks for {task.cpus:g} CPU and {task.gpus:g} GPU")
+            raise ValueError(
+                f"{task.key} needs {task.cpus:g} CPU and {task.gpus:g} GPU; "
+                f"there are {cpus:g} and {gpus:g}"
+            )
     return _Clock(tasks, cpus, gpus).run()
 
 
@@ -46,7 +48,7 @@ class _Clock:
         self.tasks, self.cpus, self.gpus = tasks, cpus, gpus
         self.now = 0.0
         self.ends: list[tuple[float, int]] = []
-        # Parts that ask for the same stand in one queue: if its first does not fit, none does.
+        # Parts with the same request share a queue: if its first does not fit, none does.
         self.queues: Mapping[tuple[float, float], deque[tuple[int, int]]] = defaultdict(deque)
         self.turn = 0
         index = {task.key: number for number, task in enumerate(tasks)}
@@ -97,16 +99,18 @@ class _Clock:
     def start_what_fits(self) -> None:
         while True:
             heads = [
-                (queue[0], ask)
-                for ask, queue in self.queues.items()
-                if queue and ask[0] <= self.cpus + _ROUNDING and ask[1] <= self.gpus + _ROUNDING
+                (queue[0], request)
+                for request, queue in self.queues.items()
+                if queue
+                and request[0] <= self.cpus + _ROUNDING
+                and request[1] <= self.gpus + _ROUNDING
             ]
             if not heads:
                 return
-            (_, number), ask = min(heads)
-            self.queues[ask].popleft()
-            self.cpus -= ask[0]
-            self.gpus -= ask[1]
+            (_, number), request = min(heads)
+            self.queues[request].popleft()
+            self.cpus -= request[0]
+            self.gpus -= request[1]
             heapq.heappush(self.ends, (self.now + self.tasks[number].seconds, number))
             self.unstarted.discard(number)
             if not self.unstarted and self.patient:

@@ -1,4 +1,4 @@
-"""``search.warm_start``: the best settings of an earlier study become start points of a search."""
+"""``search.warm_start``: the best settings of an earlier study as start points of a search."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ WARM_POINTS = 3
 
 
 def warm_points(config: StudyConfig, root: Path) -> dict[str, list[StartPoint]]:
-    """What ``search.warm_start`` stands for: per dataset, the best settings in the space.
+    """Per dataset the best settings of ``search.warm_start`` that lie in the search space.
 
-    Raises InputError where there is no such study, or nothing in it that could be tried.
+    Raises InputError if there is no such study or none of its settings lies in the space.
     """
     if config.search is None or config.search.warm_start is None:
         return {}
@@ -25,8 +25,8 @@ def warm_points(config: StudyConfig, root: Path) -> dict[str, list[StartPoint]]:
     if not path.is_file():
         found = sorted(p.parent.name for p in root.glob("studies/*/records.jsonl"))
         raise InputError(
-            f"search.warm_start: there is no study {name!r} in {root}; "
-            + (f"there are: {', '.join(found)}" if found else "there is none at all yet")
+            f"search.warm_start: no study {name!r} in {root}; "
+            + (f"it has: {', '.join(found)}" if found else "it has no studies yet")
         )
     trials = [r for r in read_records(path) if r.kind == "trial" and "score" in r.metrics]
     trials = [r for r in trials if r.status == "done"]
@@ -39,15 +39,14 @@ def warm_points(config: StudyConfig, root: Path) -> dict[str, list[StartPoint]]:
     names = [d.name for d in config.datasets]
     if not any(points.get(dataset) for dataset in names):
         raise InputError(
-            f"search.warm_start: none of the {len(trials)} finished trials of {name!r} is of "
-            f"{', '.join(names)} and in this study's search.space; widen the space, or leave "
-            "warm_start out"
+            f"search.warm_start: none of the {len(trials)} finished trials of {name!r} is on "
+            f"{', '.join(names)} and inside search.space; widen the space or remove warm_start"
         )
     return {dataset: points.get(dataset, []) for dataset in names}
 
 
 def start_point(config: StudyConfig, setting: Mapping[str, Any]) -> StartPoint | None:
-    """The setting as a start point of this study's search; None where it is not in its space."""
+    """The setting as a start point of this study's search; None outside its space."""
     assert config.search is not None
     space = config.search.space
     controls = space.model_dump(mode="json", include=set(GuidanceControls.model_fields))
@@ -56,7 +55,7 @@ def start_point(config: StudyConfig, setting: Mapping[str, Any]) -> StartPoint |
     names = StartPoint.model_fields
     try:
         point = config.placed(StartPoint.model_validate({n: setting.get(n) for n in names}))
-    except ValueError:  # pydantic's too: a measurement that is not known here
+    except ValueError:  # pydantic's too: an unknown measurement
         return None
     inside = space.strength_of(point.measurement).holds(point.uncertainty_scale)
     return point if inside and point.measurement in space.measurement else None

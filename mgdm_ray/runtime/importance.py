@@ -1,4 +1,4 @@
-"""Which parameters of a search its scores depended on, by Optuna's fANOVA."""
+"""Importance of a search's parameters, by Optuna's fANOVA."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 IMPORTANCE_FILE = "importance.json"
 FEWEST = 4
-"""Finished trials below which there is nothing to explain."""
+"""Finished trials that fANOVA needs."""
 STRENGTH = "uncertainty_scale"
 
 
@@ -29,10 +29,9 @@ def importance(
 ) -> dict[str, Any]:
     """``{"trials": number, "importance": {name: share of the explained variance}, "reason": ""}``.
 
-    Of the finished trials' first objective; empty, with the reason, where it is not defined. The
-    strength is its place in the range of the trial's measurement, so that ranges of their own
-    make no parameters of their own. Trees are drawn from a fixed seed: the same trials give the
-    same shares.
+    Of the finished trials' first objective; empty, with the reason, if it is not defined. The
+    strength is its place in the range of the trial's measurement: one parameter for all ranges.
+    The trees have a fixed seed.
     """
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     found: dict[str, Any] = {"trials": len(done), "importance": {}, "reason": ""}
@@ -42,7 +41,7 @@ def importance(
         return {**found, "reason": "all trials have the same score"}
     flat = [_flat(job, within, trial) for trial in done]
     varied = [name for name in flat[0].params if len({trial.params[name] for trial in flat}) > 1]
-    if len(varied) < 2:  # which would always have all of the importance
+    if len(varied) < 2:  # a single one has all of the importance by definition
         only = f"only {varied[0]} differs" if varied else "nothing differs"
         return {**found, "reason": f"{only} between the trials"}
     study = optuna.create_study(direction="maximize")
@@ -56,7 +55,7 @@ def importance(
 
 
 def _flat(job: Job, within: Mapping[str, BaseDistribution], trial: FrozenTrial) -> FrozenTrial:
-    """The trial with one strength, in [0, 1], whatever the name of its parameter."""
+    """The trial with its strength as one parameter in [0, 1]."""
     name = strength_name(job, trial.params["measurement"])
     shared = ("stage_one", "measurement")
     return create_trial(
@@ -73,7 +72,7 @@ def _flat(job: Job, within: Mapping[str, BaseDistribution], trial: FrozenTrial) 
 
 
 def _place(distribution: BaseDistribution, value: float) -> float:
-    """Where ``value`` lies between the ends of its range, 0 to 1."""
+    """The place of ``value`` in its range, 0 to 1."""
     assert isinstance(distribution, FloatDistribution)
     low, high = distribution.low, distribution.high
     if distribution.log:

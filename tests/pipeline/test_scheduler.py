@@ -127,10 +127,8 @@ def test_over_the_limit_a_job_is_refused_and_takes_what_needs_it() -> None:
     [(_, done), (cell, refused), (_, after)] = scheduler.end(todo["g"], assessed(0.12, real=0.02))
     assert done.status == "done"
     assert (cell.key, refused.status, refused.is_transient) == ("c", "refused", False)
-    assert refused.reason == (
-        "limits.copies is 0.05, and 12 % of its 150 images are near-copies (2 % of held-out real "
-        "ones)"
-    )
+    for part in ("limits.copies", "0.05", "12 %", "150 images", "2 %"):
+        assert part in refused.reason
     assert after.reason.startswith("needs fit_downstream c, which refused: limits.copies")
 
 
@@ -149,8 +147,8 @@ def test_a_failed_gate_holds_up() -> None:
     ("limits", "record", "words"),
     [
         ({"copies": 0.1}, assessed(0.3, real=0.25), ""),
-        ({"copies": 0.1}, assessed(0.3, real=0.19), "limits.copies is 0.1, and 30 % of"),
-        ({"flips": 0.0}, assessed(0.9, flips=0.5), "50 % of its 150 images are label flips (0 %"),
+        ({"copies": 0.1}, assessed(0.3, real=0.19), "limits.copies is 0.1, but 30 % of"),
+        ({"flips": 0.0}, assessed(0.9, flips=0.5), "50 % of its 150 images are label flips"),
         ({"flips": 0.6}, assessed(0.9, flips=0.5), ""),
         ({}, assessed(1.0, flips=1.0), ""),
     ],
