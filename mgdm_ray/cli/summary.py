@@ -109,7 +109,7 @@ def steps_after(finalizer: Finalizer, records: list[Record]) -> list[Step]:
             lambda difference: _seeds_to_see(finalizer, difference, records),
         ),
         Step("report", str(finalizer.folder / REPORT_FILE)),
-        Step("compare", finalizer.mlflow_command()),
+        Step("compare", finalizer.mlflow.command()),
     ]
     if address := finalizer.compare_address():
         steps.append(Step("then", address))

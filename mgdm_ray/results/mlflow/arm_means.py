@@ -1,7 +1,7 @@
-"""Means over cells: a run per arm, which MLflow can compare where thousands of cells are too many.
+"""One run per arm, with means over its cells: MLflow cannot compare thousands of cells.
 
-Plain means, over the cells that are done: where an arm lost cells, its mean is over others than
-that of the next arm, and ``cells`` says so. What may be concluded stands in the contrasts.
+Plain means over done cells: an arm that lost cells is averaged over fewer cells than the others
+(``cells`` counts them). Conclusions are drawn from the contrasts, not from these means.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ ARM = "arm"
 """The kind of these runs."""
 HEADLINE = ("balanced_accuracy", "auroc")
 COUNTS = ("train_images", "micro_batches")
-"""Metrics of cells that are no scores: MLflow's comparison would begin with them."""
+"""Metrics of cells that are not scores, and would come first in MLflow's comparison."""
 
 
 def arm_rows(study_key: str, records: Sequence[Record]) -> list[Row]:
-    """One row per arm with a done cell, in the order in which the arms first occur."""
-    cells: dict[str, list[Record]] = {}
-    for record in _done_cells(records):
-        cells.setdefault(str(record.arm), []).append(record)
-    return [_row(study_key, arm, of_arm) for arm, of_arm in cells.items()]
+    """One row per arm with a done cell, in the order of the records."""
+    arms = dict.fromkeys(str(record.arm) for record in _done_cells(records))
+    return [
+        _row(study_key, arm, [r for r in _done_cells(records) if str(r.arm) == arm]) for arm in arms
+    ]
 
 
 def headline(records: Sequence[Record]) -> dict[str, float]:
-    """Means per arm, and per arm and dataset, and how many records came to which status."""
+    """Means per arm, and per arm and dataset; numbers of done cells and failed records."""
     cells: dict[str, list[Record]] = {}
     done = _done_cells(records)
     for record in done:
@@ -73,7 +73,7 @@ def _done_cells(records: Iterable[Record]) -> list[Record]:
 
 
 def _means(cells: Iterable[Record]) -> dict[str, float]:
-    """Of every score, over the cells that have it."""
+    """The mean of each score over the cells that have it."""
     values: dict[str, list[float]] = {}
     for record in cells:
         for name, value in record.metrics.items():

@@ -1,4 +1,4 @@
-"""Curves in an artefact's files, thinned, and a picture of one."""
+"""Curves of an artefact, thinned, and figures of them."""
 
 from __future__ import annotations
 

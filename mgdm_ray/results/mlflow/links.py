@@ -1,4 +1,4 @@
-"""Where people find the runs: what to type, and addresses inside MLflow's pages."""
+"""Commands and addresses of MLflow's pages."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from collections.abc import Sequence
 from urllib.parse import quote
 
 UI_DEFAULT = "http://127.0.0.1:5000"
-"""Where ``mlflow ui`` listens."""
+"""Default address of ``mlflow ui``."""
 TRAINING = "workflowType=machine_learning"
-"""Else MLflow 3 shows what it has for language models around the page."""
+"""Without it MLflow 3 shows its pages for language models."""
 
 
 def ui_command(uri: str) -> str:
-    """What to type, or the address to open, to see the runs."""
+    """The command, or the address of a server, that shows the runs."""
     if _is_server(uri):
         return uri
     return f"mlflow ui --backend-store-uri {uri} --host 127.0.0.1"
 
 
 def ui_address(uri: str, page: str) -> str:
-    """The whole address of a page, given as ``compare_page`` does."""
+    """The full address of a page from ``compare_page``."""
     return f"{uri.rstrip('/') if _is_server(uri) else UI_DEFAULT}/{page}"
 
 
 def compare_page(experiment_id: str, run_ids: Sequence[str]) -> str:
-    """The page that compares runs, in this order; relative, so that it holds on any host."""
+    """The page that compares runs in this order, relative to the address of any server."""
     runs, experiments = (
         quote(json.dumps(ids, separators=(",", ":"))) for ids in (list(run_ids), [experiment_id])
     )

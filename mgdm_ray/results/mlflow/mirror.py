@@ -1,10 +1,9 @@
-"""Logging in a thread of its own."""
+"""Logging to MLflow in a thread of its own."""
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
@@ -13,51 +12,44 @@ from mgdm_ray.storage.records import Record
 
 
 class Mirror:
-    """Logs records in a thread of its own, so that a slow MLflow never holds up the study.
+    """Logs records in the background, so that a slow MLflow never holds up the study.
 
-    A context manager: leaving it waits until all is logged; leaving it with an exception drops
-    what is waiting and says in MLflow that nobody works on the study any more, a later run takes
-    it up again. ``connect`` makes the tracker; None logs nothing.
+    A context manager: leaving it waits until all is logged and raises what went wrong. Leaving it
+    with an exception drops what is waiting and marks the study's run as interrupted.
     """
 
     def __init__(self, connect: Callable[[], Tracker] | None) -> None:
-        self._queue: queue.SimpleQueue[tuple[Record, Path | None] | None] = queue.SimpleQueue()
+        """``connect`` is called at the first record; None logs nothing."""
         self._connect = connect
-        self._dropped = threading.Event()
+        self._pool = ThreadPoolExecutor(1, "mlflow")
+        self._tracker: Tracker | None = None
+        self._dropped = False
         self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
 
     def __enter__(self) -> Self:
-        if self._connect:
-            self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if not self._connect:
-            return
         if kind is not None:
-            self._dropped.set()
-        self._queue.put(None)
-        self._thread.join()
+            self._dropped = True
+            self._pool.submit(self._interrupt)
+        self._pool.shutdown()
         if self._error is not None and kind is None:
             raise self._error
 
     def log(self, record: Record, artefact_folder: Path | None = None) -> None:
         """As ``Tracker.log``, later."""
-        self._queue.put((record, artefact_folder))
+        self._pool.submit(self._log, record, artefact_folder)
 
-    def _work(self) -> None:
-        assert self._connect is not None
+    def _log(self, record: Record, folder: Path | None) -> None:
+        if self._connect is None or self._dropped or self._error is not None:
+            return
         try:
-            first = self._queue.get()  # jobs run while the database is created
-            if first is None:
-                return
-            tracker = self._connect()
-            item: tuple[Record, Path | None] | None = first
-            while item is not None and not self._dropped.is_set():
-                tracker.log(*item)
-                item = self._queue.get()
-            if self._dropped.is_set():
-                tracker.interrupt()
-        except Exception as error:  # noqa: BLE001 - raised again where the study can see it
+            self._tracker = self._tracker or self._connect()
+            self._tracker.log(record, folder)
+        except Exception as error:  # noqa: BLE001 - raised by __exit__
             self._error = error
+
+    def _interrupt(self) -> None:
+        if self._tracker is not None and self._error is None:
+            self._tracker.interrupt()

@@ -1,4 +1,4 @@
-"""What a run of MLflow holds, made from records; nothing here talks to MLflow."""
+"""The content of MLflow runs, made from records without MLflow itself."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ class Input:
 
 @dataclass(frozen=True)
 class Row:
-    """One run. Of two rows with one ``key``, another ``digest`` says that they differ."""
+    """One run. Rows with the same ``key`` but different ``digest`` differ in content."""
 
     key: str
     digest: str
     kind: str
     name: str
     status: str = "FINISHED"
-    """As MLflow calls it."""
+    """In MLflow's terms."""
     seconds: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Final scores, under the same names in every run."""
     curves: Mapping[str, Curve] = field(default_factory=dict)
     params: Mapping[str, str] = field(default_factory=dict)
-    """What varies between runs, so that the UI's comparison starts with just these."""
+    """What varies between runs: the UI compares these first."""
     tags: Mapping[str, str] = field(default_factory=dict)
     input: Input | None = None
     images: Sequence[Path] = ()
     pictured: bool = False
-    """Whether each curve is drawn as well."""
+    """Whether to draw each curve as a figure, too; too slow for hundreds of cells."""
     setting: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -60,7 +60,7 @@ def digest(content: str) -> str:
 
 
 def metric_name(name: str) -> str:
-    """With every character that MLflow refuses replaced."""
+    """``name`` with the characters that MLflow rejects replaced."""
     return re.sub(r"[^A-Za-z0-9_. :/-]", "_", name)
 
 
@@ -79,10 +79,7 @@ def run_name(record: Record) -> str:
 def record_row(
     record: Record, folder: Path | None, datasets: Mapping[str, Mapping[str, object]]
 ) -> Row:
-    """The run of one record. ``folder`` holds its artefact's curves and images, if it has one.
-
-    ``datasets``: as in ``Tracker``.
-    """
+    """The run of one record. ``folder``: its artefact, if any; ``datasets``: as in ``Tracker``."""
     images = [folder / name for name in IMAGES] if folder and _shown(record, datasets) else []
     return Row(
         key=record.key,
@@ -103,7 +100,7 @@ def record_row(
 
 
 def record_digest(record: Record, datasets: Mapping[str, Mapping[str, object]]) -> str:
-    """Another one as well where pictures may no longer be shown: their run is then replaced."""
+    """Differs where pictures must no longer be shown, so that the run is replaced."""
     return digest(record.to_json() + ("" if _shown(record, datasets) else " without pictures"))
 
 

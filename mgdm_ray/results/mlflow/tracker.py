@@ -1,8 +1,8 @@
-"""Writes rows to MLflow's runs and finds them again.
+"""Write rows to MLflow runs, and find them again.
 
-A run is identified by the tag ``mgdm.key`` (the record's content key) and the tag ``mgdm.digest``
-(a hash of all it holds): same digest, nothing to do; another digest, the run is replaced. MLflow's
-failures are reported once and never stop a study.
+The tag ``mgdm.key`` (a record's content key) identifies a run. If its tag ``mgdm.digest`` (a hash
+of its content) has changed, the run is replaced. MLflow's failures are reported once and never
+stop a study.
 """
 
 from __future__ import annotations
@@ -35,31 +35,30 @@ PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 COMPARE = "mgdm.compare"
 """Tag of the parent run: the page that compares the arms."""
 NOTE_BEGINS = "[Compare the arms]("
-"""A description that begins otherwise is a user's."""
+"""Any other description is the user's."""
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",  # else the UI opens its GenAI view
     NOTE: (
         "A study is a run whose description links to the comparison of its arms. Filters of the "
         "nested runs: means per arm `tags.kind = 'arm'`; cells `tags.kind = 'fit_downstream' and "
         "tags.status = 'done'`, group by `arm` (and `dataset`); cells at other ratios "
-        "`tags.kind = 'fit_at_ratio'`; search trials `tags.kind = 'trial'`; what is said of the "
+        "`tags.kind = 'fit_at_ratio'`; search trials `tags.kind = 'trial'`; assessments of "
         "synthetic images `tags.kind = 'assess'`."
     ),
 }
 MAX_FAILURES = 3
 BATCH = 800
-"""Metrics in one call; with params and tags MLflow takes 1000."""
+"""Metrics in one call; MLflow allows 1000 metrics, params and tags together."""
 
 
 class Tracker:
     """Writes records to one MLflow experiment.
 
-    ``uri`` is absolute (``sqlite:////abs/mlflow.db`` or a server); ``artifact_location`` is where
-    a *new* experiment keeps its files (a folder or URL; None leaves it to a server).
-    ``datasets`` gives facts per dataset name, logged as the inputs of its runs: ``digest``
-    identifies the content, ``source`` says where it is, everything else becomes its profile.
+    ``uri``: absolute (``sqlite:////abs/mlflow.db``) or a server. ``artifact_location``: folder or
+    URL for the files of a *new* experiment; None leaves it to a server. ``datasets``: facts per
+    dataset name, logged as inputs of its runs (``digest``, ``source``; the rest is the profile).
 
-    Not thread-safe, and only for the driver: many processes opening a fresh database fail.
+    Not thread-safe, and for the driver only: processes that open a new database together fail.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class Tracker:
         datasets: Mapping[str, Mapping[str, object]] | None = None,
     ) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        # An unreachable server must cost seconds, not the default seven retries with back-off.
+        # An unreachable server should cost seconds, not seven retries with back-off.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
         for noisy in ("mlflow.store.db.utils", "alembic"):
@@ -91,11 +90,11 @@ class Tracker:
         with self._guard():
             self._start(artifact_location, study_name, study_key)
         if not self._parent_id:
-            self.active = False  # without a parent run there is nothing to attach records to
+            self.active = False  # records need a parent run
 
     @property
     def complete(self) -> bool:
-        """Whether MLflow took all that it was given."""
+        """Whether MLflow accepted everything."""
         return self.active and not self._warned
 
     @property
@@ -108,22 +107,22 @@ class Tracker:
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:
-        """MLflow's own failures are reported once and end here; all others are bugs.
+        """Report MLflow's own failures once and suppress them; all others are bugs.
 
-        After MAX_FAILURES in a row MLflow is left alone: each may have cost a time-out.
+        MAX_FAILURES in a row, each perhaps a time-out, switch logging off.
         """
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
             yield
-        # OSError: requests' failures too; ImportError: a database's driver that is not installed
+        # OSError includes failures of requests; ImportError: a database driver is missing
         except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
             self.failures += 1
             if not self._warned:
                 self._warned = True
                 logger.warning(
-                    "MLflow at %s failed: %s. The study goes on; --report-only writes MLflow anew.",
+                    "MLflow at %s failed: %s. The study continues; --report-only updates MLflow.",
                     self.uri,
                     (str(error).strip() or type(error).__name__).splitlines()[0],
                 )
@@ -133,12 +132,13 @@ class Tracker:
             self.failures = 0
 
     def _start(self, artifact_location: str | None, study_name: str, study_key: str) -> None:
-        path = Path(self.uri.removeprefix("sqlite:///")) if _is_sqlite(self.uri) else None
-        ours = path is not None and not path.exists()
+        sqlite = self.uri.startswith("sqlite:///")
+        path = Path(self.uri.removeprefix("sqlite:///")) if sqlite else None
+        new = path is not None and not path.exists()
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
         found = self.client.get_experiment_by_name(self.experiment)
-        if path is not None and ours:
+        if path is not None and new:
             _write_ahead(path)
         self._experiment_id = (
             found.experiment_id
@@ -175,10 +175,10 @@ class Tracker:
                 return runs
 
     def log(self, record: Record, artefact_folder: Path | None = None) -> None:
-        """Mirror one record; costs nothing if it is there already.
+        """Log one record, unless its run is up to date.
 
-        ``artefact_folder`` may hold ``history.json``, ``accuracy_over_t.json`` (curves) and the
-        images that ``rows.IMAGES`` names.
+        ``artefact_folder`` may contain ``history.json``, ``accuracy_over_t.json`` (curves) and the
+        images named in ``rows.IMAGES``.
         """
         if self.active:
             with self._guard():
@@ -192,7 +192,7 @@ class Tracker:
     def _write(self, row: Row) -> None:
         existing = self._children.get(row.key)
         if existing is not None:
-            # Params cannot change and curves would get each point twice: replace the run.
+            # Params cannot change, and curves would get each point twice.
             self.client.delete_run(existing.info.run_id)
         end = int(time.time() * 1000)
         run = self.client.create_run(
@@ -211,7 +211,7 @@ class Tracker:
         self._log_files(run_id, row)
         self._log_input(run_id, row)
         self._log_values(run_id, row, end)
-        # A run that still runs was not finished and is written again.
+        # Until then the run counts as unfinished and would be written again.
         self.client.set_terminated(run_id, row.status, end_time=end)
         run.data.tags[DIGEST] = row.digest
 
@@ -241,7 +241,7 @@ class Tracker:
         self.client.log_inputs(run_id, datasets=[DatasetInput(dataset, tags)])
 
     def _log_values(self, run_id: str, row: Row, now: int) -> None:
-        """Everything in one call, where it goes into one: each waits for the disk."""
+        """Log everything in as few calls as possible: each waits for the disk."""
         from mlflow.entities import Metric, Param, RunTag
 
         points = _metrics(row.metrics, now)
@@ -264,7 +264,7 @@ class Tracker:
         self.client.log_batch(run_id, points, params, tags)
 
     def interrupt(self) -> None:
-        """Say that nobody works on the study any more; a later run takes it up again."""
+        """Mark the study's run as stopped; a later invocation resumes it."""
         if self.active:
             with self._guard():
                 self.client.set_terminated(self._parent_id, "KILLED")
@@ -272,16 +272,16 @@ class Tracker:
     def finish(
         self, records: Sequence[Record], folder: Path, results: Mapping[str, float]
     ) -> str | None:
-        """Close the parent run, and return the page that compares the arms, None without one.
+        """Close the parent run; return the page that compares the arms, or None.
 
-        ``folder`` is the study's: its records, resolved configuration, report, figures and tables
-        become artifacts. ``results`` are metrics of the parent, beside the means of its cells.
+        ``folder``: the study's; its records, resolved configuration, report, figures and tables
+        become artifacts. ``results``: metrics of the parent, beside the means of its cells.
         """
         if not self.active:
             return None
         with self._guard():
             return self._finish(records, folder, results)
-        return None  # reached where the guard has ended a failure
+        return None  # after a suppressed failure
 
     def _finish(
         self, records: Sequence[Record], folder: Path, results: Mapping[str, float]
@@ -323,15 +323,11 @@ class Tracker:
         return page
 
 
-def _is_sqlite(uri: str) -> bool:
-    return uri.startswith("sqlite:///")
-
-
 def _write_ahead(path: Path) -> None:
-    """Let the database append to a log: each write waits for the disk once, not three times, and
-    an open ``mlflow ui`` does not hold up the study. It stays so: the file itself says it."""
+    """Switch the database to write-ahead logging, for good: writes wait for the disk once instead
+    of three times, and an open ``mlflow ui`` does not block the study."""
     with (
-        contextlib.suppress(sqlite3.Error),  # where it cannot be had, writing is slower
+        contextlib.suppress(sqlite3.Error),  # without it, writing is only slower
         contextlib.closing(sqlite3.connect(path)) as connection,
     ):
         connection.execute("PRAGMA journal_mode=WAL")

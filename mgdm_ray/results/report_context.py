@@ -1,0 +1,71 @@
+"""What the report needs besides the records: configuration, datasets and findings about them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import yaml
+
+from mgdm_ray.data.checks import Finding, check_splits, leaked
+from mgdm_ray.data.info import dataset_info
+from mgdm_ray.data.load import SPLITS, data_source
+from mgdm_ray.data.sources.prepare import patients_tested, tiny_classes
+from mgdm_ray.data.sources.source import own_listing
+from mgdm_ray.provenance import git_commit, versions
+from mgdm_ray.results.report import ReportContext
+
+if TYPE_CHECKING:
+    from mgdm_ray.config import DatasetConfig
+    from mgdm_ray.results.finalize import Finalizer
+
+QUESTION = (
+    "Do synthetic images make these classifiers better, and does adding them beat adding copies "
+    "of real images?"
+)
+
+
+def report_context(study: Finalizer, seconds: float) -> ReportContext:
+    """``seconds``: duration of this invocation so far. Opens test data."""
+    config, data_dir = study.config, study.config.data_dir
+    findings = {dataset.name: _findings(dataset, data_dir) for dataset in study.read}
+    return ReportContext(
+        study_name=config.name,
+        question=QUESTION,
+        config_yaml=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
+        command=study.command,
+        started=study.started,
+        seconds=seconds,
+        versions=versions(),
+        git_commit=git_commit(),
+        storage=study.store.location,
+        mlflow_command=study.mlflow.command(),
+        artefact=study.artefact,
+        without_pictures=frozenset(d.name for d in config.datasets if not d.pictures),
+        datasets=[dataset_info(d, data_dir) for d in study.read],
+        findings={
+            d.name: [f.message for f in findings[d.name] if f.serious] + _own_data(d, data_dir)
+            for d in config.datasets
+        },
+        origins={d.name: d.origin for d in config.datasets},
+        leaked={name: leaked(found) for name, found in findings.items()},
+        expected_cells=[
+            (job.dataset, str(job.network), str(job.arm), int(job.seed or 0))
+            for job in study.plan.cells()
+        ],
+        plan_counts=study.plan.counts(),
+        ratio=None if config.synthetic.per_class else config.synthetic.ratio,
+    )
+
+
+def _findings(dataset: DatasetConfig, data_dir: str | None) -> list[Finding]:
+    """Problems of the splits, such as near-duplicates across them."""
+    source = data_source(dataset, data_dir)
+    splits = {str(split): source.load(split) for split in SPLITS}
+    small = {split: source.thumbnails(split) for split in SPLITS}
+    return check_splits(splits, {name: s for name, s in small.items() if s is not None})
+
+
+def _own_data(dataset: DatasetConfig, data_dir: str | None) -> list[str]:
+    """Problems of own images: tiny classes, several test images of one patient."""
+    listing = own_listing(dataset, data_dir)
+    return [*tiny_classes(listing), *patients_tested(listing)] if listing else []
