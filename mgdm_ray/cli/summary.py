@@ -32,7 +32,7 @@ def summary(finalizer: Finalizer, known: dict[str, Record]) -> bool:
     planned = len(finalizer.plan.jobs)
     missing = planned - len(records)
     if missing:
-        print(f"\n{missing} of {planned} jobs have not run")
+        print(f"\n{missing} of {planned} jobs not run yet")
     failed = [record for record in records if record.status == "failed"]
     _print_block(failure_lines(finalizer, failed))
     print(f"\n{show(steps_after(finalizer, records))}")
