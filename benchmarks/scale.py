@@ -30,7 +30,8 @@ from ray.cluster_utils import Cluster  # noqa: E402
 
 from mgdm_ray.config import StudyConfig  # noqa: E402
 from mgdm_ray.data.load import fingerprint  # noqa: E402
-from mgdm_ray.pipeline.plan import KINDS, Job, Plan, make_plan  # noqa: E402
+from mgdm_ray.pipeline.job import KINDS, Job  # noqa: E402
+from mgdm_ray.pipeline.plan import Plan, make_plan  # noqa: E402
 from mgdm_ray.pipeline.tasks import base  # noqa: E402
 from mgdm_ray.pipeline.tasks.base import Context, Outcome  # noqa: E402
 from mgdm_ray.runtime import engine  # noqa: E402

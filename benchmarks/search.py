@@ -19,7 +19,8 @@ import optuna
 
 from mgdm_ray import environment
 from mgdm_ray.config import ResourcesConfig, StudyConfig
-from mgdm_ray.pipeline.plan import Job, make_plan
+from mgdm_ray.pipeline.job import Job
+from mgdm_ray.pipeline.plan import make_plan
 from mgdm_ray.pipeline.tasks.base import Context
 from mgdm_ray.runtime.proposals import draw, sampler_of, setting_of, space
 

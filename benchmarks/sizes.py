@@ -29,7 +29,8 @@ from mgdm_ray.data.info import dataset_info
 from mgdm_ray.data.load import data_source
 from mgdm_ray.diffusion.unet import build_denoiser, build_guide
 from mgdm_ray.pipeline.cost_model import Node, effort, images_of
-from mgdm_ray.pipeline.plan import CELLS, FITS, Job, Plan, fits_per_setting, make_plan
+from mgdm_ray.pipeline.job import CELLS, FITS, Job, fits_per_setting
+from mgdm_ray.pipeline.plan import Plan, make_plan
 from mgdm_ray.pipeline.requests import request_of
 from mgdm_ray.pipeline.timeline import Task, makespan
 

@@ -23,7 +23,8 @@ from mgdm_ray.config import ResourcesConfig, StudyConfig
 from mgdm_ray.data.load import fingerprint
 from mgdm_ray.evaluation.selection_bias import Confirmed
 from mgdm_ray.evaluation.stats import Contrast, paired_contrast, summarise
-from mgdm_ray.pipeline.plan import Job, make_plan
+from mgdm_ray.pipeline.job import Job
+from mgdm_ray.pipeline.plan import make_plan
 from mgdm_ray.pipeline.tasks import base
 from mgdm_ray.pipeline.tasks.base import Context, Outcome
 from mgdm_ray.pipeline.tasks.confirm import CONFIRM_FILE

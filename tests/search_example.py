@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mgdm_ray.config import ResourcesConfig, StudyConfig
-from mgdm_ray.pipeline.plan import Job, make_plan
+from mgdm_ray.pipeline.job import Job
+from mgdm_ray.pipeline.plan import make_plan
 from mgdm_ray.pipeline.tasks.base import Context, Outcome
 from mgdm_ray.runtime import search
 from tests.conftest import TINY

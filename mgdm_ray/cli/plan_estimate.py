@@ -23,8 +23,9 @@ from mgdm_ray.pipeline.cost_model import (
     probe_figures,
     read_probes,
 )
+from mgdm_ray.pipeline.job import FITS, SAMPLINGS, SCORINGS, Job
 from mgdm_ray.pipeline.limits import refusal
-from mgdm_ray.pipeline.plan import FITS, SAMPLINGS, SCORINGS, Job, Plan
+from mgdm_ray.pipeline.plan import Plan
 from mgdm_ray.pipeline.requests import Request, request_of, shortages, trials_at_once
 from mgdm_ray.pipeline.timeline import Task, makespan
 from mgdm_ray.storage.records import Record

@@ -14,7 +14,8 @@ from mgdm_ray.cli.opened_study import OpenedStudy
 from mgdm_ray.cli.plan_estimate import PlanEstimate
 from mgdm_ray.evaluation.power_analysis import resolution
 from mgdm_ray.pipeline.cost_model import Estimate, add_probe
-from mgdm_ray.pipeline.plan import CELLS, Job, Plan
+from mgdm_ray.pipeline.job import CELLS, Job
+from mgdm_ray.pipeline.plan import Plan
 from mgdm_ray.storage.remote.objects import is_url
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from mgdm_ray.cli.signals import catch_signals, stop_if_interrupted
 from mgdm_ray.config import InputError
 from mgdm_ray.config.resolved import changes, resolved_text
 from mgdm_ray.environment import StartError
-from mgdm_ray.pipeline.plan import Job
+from mgdm_ray.pipeline.job import Job
 from mgdm_ray.pipeline.staging import share_notes
 from mgdm_ray.results.finalize import RECORDS_FILE, REPORT_FILE, Finalizer
 from mgdm_ray.storage.records import Record, append_record

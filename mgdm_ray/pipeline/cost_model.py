@@ -14,7 +14,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from mgdm_ray.config import InputError
-from mgdm_ray.pipeline.plan import CELLS, FITS, KINDS, SCORINGS, Job, fits_per_setting
+from mgdm_ray.pipeline.job import CELLS, FITS, KINDS, SCORINGS, Job, fits_per_setting
 from mgdm_ray.pipeline.trials import TRIALS_FILE, read_trials
 from mgdm_ray.storage.files import replacing
 from mgdm_ray.storage.records import Record

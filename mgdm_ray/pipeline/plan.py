@@ -11,32 +11,8 @@ from dataclasses import dataclass
 
 from mgdm_ray.config import StartPoint, StudyConfig
 from mgdm_ray.pipeline.dataset_jobs import DatasetJobs
-from mgdm_ray.pipeline.job import (
-    CELLS,
-    FEATURES,
-    FITS,
-    KINDS,
-    SAMPLINGS,
-    SCORINGS,
-    Job,
-    fits_per_setting,
-    search_seed,
-)
+from mgdm_ray.pipeline.job import KINDS, Job
 from mgdm_ray.seeding import content_key
-
-__all__ = [
-    "CELLS",
-    "FEATURES",
-    "FITS",
-    "KINDS",
-    "SAMPLINGS",
-    "SCORINGS",
-    "Job",
-    "Plan",
-    "fits_per_setting",
-    "make_plan",
-    "search_seed",
-]
 
 
 @dataclass(frozen=True)

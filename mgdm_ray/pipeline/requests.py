@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mgdm_ray.config import ResourcesConfig, StudyConfig
-from mgdm_ray.pipeline.plan import FITS, SAMPLINGS, Job
+from mgdm_ray.pipeline.job import FITS, SAMPLINGS, Job
 
 
 @dataclass(frozen=True)

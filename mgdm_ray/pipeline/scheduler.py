@@ -9,8 +9,8 @@ import heapq
 from collections.abc import Mapping
 
 from mgdm_ray.config import LimitsConfig
+from mgdm_ray.pipeline.job import FITS, Job
 from mgdm_ray.pipeline.limits import refusal
-from mgdm_ray.pipeline.plan import FITS, Job
 from mgdm_ray.pipeline.tasks import base
 from mgdm_ray.storage.records import Record
 

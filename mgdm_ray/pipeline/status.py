@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mgdm_ray.config import InputError, LimitsConfig
+from mgdm_ray.pipeline.job import CELLS, Job
 from mgdm_ray.pipeline.limits import refusal
-from mgdm_ray.pipeline.plan import CELLS, Job, Plan
+from mgdm_ray.pipeline.plan import Plan
 from mgdm_ray.pipeline.tasks.base import held_up, refused, stored_record
 from mgdm_ray.storage.records import Record, read_records
 from mgdm_ray.storage.store import Store

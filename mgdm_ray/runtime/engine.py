@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from mgdm_ray.config import InputError, ResourcesConfig, StudyConfig
 from mgdm_ray.environment import QUIET, StartError, StudyStopped, cores, plugins
 from mgdm_ray.pipeline import requests
-from mgdm_ray.pipeline.plan import CELLS, FITS, SAMPLINGS, Job
+from mgdm_ray.pipeline.job import CELLS, FITS, SAMPLINGS, Job
 from mgdm_ray.pipeline.requests import how_many_fit
 from mgdm_ray.pipeline.scheduler import Scheduler, group_of
 from mgdm_ray.pipeline.tasks import base

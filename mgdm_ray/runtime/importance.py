@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from mgdm_ray.runtime.proposals import strength_name
 
 if TYPE_CHECKING:
-    from mgdm_ray.pipeline.plan import Job
+    from mgdm_ray.pipeline.job import Job
 
 IMPORTANCE_FILE = "importance.json"
 FEWEST = 4

@@ -14,7 +14,7 @@ from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from mgdm_ray.config import LimitsConfig, ResourcesConfig
 from mgdm_ray.environment import cores
-from mgdm_ray.pipeline.plan import FITS, SAMPLINGS, Job
+from mgdm_ray.pipeline.job import FITS, SAMPLINGS, Job
 from mgdm_ray.pipeline.tasks import base
 from mgdm_ray.pipeline.tasks.base import Context, JobFunction, Outcome, Progress, TrainingTask
 from mgdm_ray.storage.records import WORKER_DIED, Record

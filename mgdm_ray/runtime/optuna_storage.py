@@ -14,7 +14,7 @@ from mgdm_ray.pipeline.tasks.base import Context
 from mgdm_ray.storage.remote.objects import Objects, is_url
 
 if TYPE_CHECKING:
-    from mgdm_ray.pipeline.plan import Job
+    from mgdm_ray.pipeline.job import Job
 
 
 def open_optuna_storage(job: Job, context: Context) -> BaseStorage:

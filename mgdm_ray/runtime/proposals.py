@@ -21,12 +21,12 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial
 
 from mgdm_ray.config import GuidanceControls, InputError
-from mgdm_ray.pipeline.plan import search_seed
+from mgdm_ray.pipeline.job import search_seed
 from mgdm_ray.pipeline.tasks.base import candidate_index
 from mgdm_ray.seeding import content_key, derive_seed
 
 if TYPE_CHECKING:
-    from mgdm_ray.pipeline.plan import Job
+    from mgdm_ray.pipeline.job import Job
 
 STARTUP = 5
 """Trials drawn at random before TPE and GP model anything."""

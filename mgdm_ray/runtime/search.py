@@ -45,7 +45,7 @@ from mgdm_ray.storage.records import WORKER_DIED, Status
 from mgdm_ray.storage.store import Store
 
 if TYPE_CHECKING:
-    from mgdm_ray.pipeline.plan import Job
+    from mgdm_ray.pipeline.job import Job
 
 METRIC, COST = "score", "cost"
 OUTCOME = "outcome"

@@ -15,7 +15,8 @@ from PIL import Image
 
 from mgdm_ray.config import StudyConfig
 from mgdm_ray.data.load import fingerprint
-from mgdm_ray.pipeline.plan import Job, make_plan
+from mgdm_ray.pipeline.job import Job
+from mgdm_ray.pipeline.plan import make_plan
 from mgdm_ray.pipeline.tasks.base import base_record
 from mgdm_ray.storage.records import Record
 from mgdm_ray.storage.store import Store

@@ -16,7 +16,8 @@ from mgdm_ray.cli import plan_view
 from mgdm_ray.cli.plan_estimate import BETWEEN_S, START_UP_S, PlanEstimate
 from mgdm_ray.config import ARMS, NETWORKS, StudyConfig
 from mgdm_ray.pipeline.cost_model import manifests_in
-from mgdm_ray.pipeline.plan import Job, Plan, make_plan
+from mgdm_ray.pipeline.job import Job
+from mgdm_ray.pipeline.plan import Plan, make_plan
 from mgdm_ray.storage.records import Record
 from mgdm_ray.storage.store import Store
 from tests.conftest import TINY

@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from mgdm_ray.cli.summary import MOST_SHOWN, failure_lines, refused_lines, warning_of
-from mgdm_ray.pipeline.plan import Job
+from mgdm_ray.pipeline.job import Job
 from mgdm_ray.pipeline.tasks.base import failed, held_up
 from mgdm_ray.results.finalize import Finalizer
 from mgdm_ray.storage.records import Record

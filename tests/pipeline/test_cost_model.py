@@ -21,7 +21,8 @@ from mgdm_ray.pipeline.cost_model import (
     probe_figures,
     read_probes,
 )
-from mgdm_ray.pipeline.plan import Job, Plan, make_plan
+from mgdm_ray.pipeline.job import Job
+from mgdm_ray.pipeline.plan import Plan, make_plan
 from mgdm_ray.storage.store import Store
 from tests.conftest import TINY
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mgdm_ray.config import LimitsConfig
+from mgdm_ray.pipeline.job import Job
 from mgdm_ray.pipeline.limits import refusal
-from mgdm_ray.pipeline.plan import Job
 from mgdm_ray.pipeline.scheduler import Scheduler
 from mgdm_ray.pipeline.tasks import base
 from mgdm_ray.storage.records import Record

@@ -9,7 +9,7 @@ import pytest
 
 from mgdm_ray.cli.opened_study import OpenedStudy
 from mgdm_ray.config import GuidanceSetting, InputError
-from mgdm_ray.pipeline.plan import Job
+from mgdm_ray.pipeline.job import Job
 from mgdm_ray.storage.records import Record, write_records
 
 SPACE = {

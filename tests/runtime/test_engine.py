@@ -20,7 +20,7 @@ from ray import cloudpickle
 
 from mgdm_ray.config import ResourcesConfig
 from mgdm_ray.environment import StudyStopped
-from mgdm_ray.pipeline.plan import Job
+from mgdm_ray.pipeline.job import Job
 from mgdm_ray.pipeline.tasks.base import Context, JobFunction, Outcome
 from mgdm_ray.runtime import engine
 from mgdm_ray.runtime.job_task import RunOptions

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from mgdm_ray.config import InputError
 from mgdm_ray.config.optuna_classes import PRUNERS, SAMPLERS, Classes
-from mgdm_ray.pipeline.plan import Job
+from mgdm_ray.pipeline.job import Job
 from mgdm_ray.runtime.optuna_storage import sqlite_storage
 from mgdm_ray.runtime.proposals import Asha, fixed_points, require_optuna_takes, space
 from mgdm_ray.runtime.search import COST, METRIC, OUTCOME, Ledger

@@ -21,7 +21,8 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
 from mgdm_ray.config import ARMS, GuidanceSetting, ResourcesConfig, StudyConfig
-from mgdm_ray.pipeline.plan import Job, Plan, make_plan
+from mgdm_ray.pipeline.job import Job
+from mgdm_ray.pipeline.plan import Plan, make_plan
 from mgdm_ray.pipeline.tasks import base
 from mgdm_ray.pipeline.tasks.base import Context
 from mgdm_ray.runtime import engine, proposals, search

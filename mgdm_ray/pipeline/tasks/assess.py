@@ -17,7 +17,7 @@ from mgdm_ray.data.load import Split, to_tensor
 from mgdm_ray.evaluation.fidelity.distances import frechet_distance, kernel_distance
 from mgdm_ray.evaluation.fidelity.manifold import NEIGHBOURS, manifold_scores
 from mgdm_ray.evaluation.fidelity.memorisation import Nearest, is_independent, nearest, threshold_of
-from mgdm_ray.pipeline.plan import FEATURES
+from mgdm_ray.pipeline.job import FEATURES
 from mgdm_ray.pipeline.tasks.base import Context, Outcome, info_of, open_split, save_json
 from mgdm_ray.pipeline.tasks.downstream import added_images
 from mgdm_ray.pipeline.tasks.images import draw_closest, draw_entropy
@@ -25,7 +25,7 @@ from mgdm_ray.pipeline.tasks.judge import JudgeView, load_judge
 from mgdm_ray.seeding import derive_seed
 
 if TYPE_CHECKING:
-    from mgdm_ray.pipeline.plan import Job
+    from mgdm_ray.pipeline.job import Job
 
 BINS = 20
 CLOSEST = 20

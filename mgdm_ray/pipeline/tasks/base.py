@@ -28,7 +28,7 @@ from mgdm_ray.storage.remote.store import open_store
 from mgdm_ray.storage.store import Store, no_space
 
 if TYPE_CHECKING:
-    from mgdm_ray.pipeline.plan import Job
+    from mgdm_ray.pipeline.job import Job
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mgdm_ray.evaluation.selection_bias import Confirmed
-from mgdm_ray.pipeline.plan import fits_per_setting
+from mgdm_ray.pipeline.job import fits_per_setting
 from mgdm_ray.pipeline.tasks.base import (
     Context,
     JobError,
@@ -27,7 +27,7 @@ from mgdm_ray.seeding import content_key
 from mgdm_ray.storage.files import replacing
 
 if TYPE_CHECKING:
-    from mgdm_ray.pipeline.plan import Job
+    from mgdm_ray.pipeline.job import Job
 
 CONFIRM_FILE = "confirm.json"
 

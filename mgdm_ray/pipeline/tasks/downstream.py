@@ -33,7 +33,7 @@ from mgdm_ray.pipeline.tasks.base import (
 from mgdm_ray.pipeline.tasks.images import count_images, load_images
 
 if TYPE_CHECKING:
-    from mgdm_ray.pipeline.plan import Job
+    from mgdm_ray.pipeline.job import Job
 
 
 def added_images(

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from mgdm_ray.diffusion.parallel import Workers
     from mgdm_ray.diffusion.train import Hooks
     from mgdm_ray.diffusion.train_state import TrainState
-    from mgdm_ray.pipeline.plan import Job
+    from mgdm_ray.pipeline.job import Job
 
 
 Kind = type[DenoiserConfig | GuideConfig]

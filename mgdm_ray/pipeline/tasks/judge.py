@@ -26,7 +26,7 @@ from mgdm_ray.config import DownstreamConfig, JudgeConfig
 from mgdm_ray.data.load import SplitName, to_tensor
 from mgdm_ray.evaluation.chance import chance_limit
 from mgdm_ray.evaluation.fidelity.memorisation import nearest
-from mgdm_ray.pipeline.plan import FEATURES
+from mgdm_ray.pipeline.job import FEATURES
 from mgdm_ray.pipeline.tasks.base import (
     WEIGHTS,
     Context,
@@ -40,7 +40,7 @@ from mgdm_ray.pipeline.tasks.base import (
 from mgdm_ray.pipeline.tasks.downstream import class_weights
 
 if TYPE_CHECKING:
-    from mgdm_ray.pipeline.plan import Job
+    from mgdm_ray.pipeline.job import Job
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,11 @@ from mgdm_ray.diffusion.schedule import make_schedule
 from mgdm_ray.diffusion.train import Hooks, train
 from mgdm_ray.diffusion.unet import build_denoiser, build_guide
 from mgdm_ray.evaluation.fidelity.memorisation import nearest
-from mgdm_ray.pipeline.plan import CELLS, SCORINGS, fits_per_setting
+from mgdm_ray.pipeline.job import CELLS, SCORINGS, fits_per_setting
 from mgdm_ray.pipeline.tasks.base import Context, info_of, sampling_config
 
 if TYPE_CHECKING:
-    from mgdm_ray.pipeline.plan import Job
+    from mgdm_ray.pipeline.job import Job
 
 STEPS = 5
 """Optimiser or sampling steps of a probe, and how often the latter are repeated; the first time

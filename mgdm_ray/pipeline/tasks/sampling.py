@@ -47,7 +47,7 @@ from mgdm_ray.pipeline.tasks.models import load_denoiser, load_guide
 from mgdm_ray.storage.files import replacing
 
 if TYPE_CHECKING:
-    from mgdm_ray.pipeline.plan import Job
+    from mgdm_ray.pipeline.job import Job
 
 STRENGTHS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 """Times the gamma of the arm: what ``strengths.png`` shows."""

@@ -13,7 +13,7 @@ from mgdm_ray.config import DownstreamConfig, GuidanceSetting
 from mgdm_ray.data.load import to_tensor
 from mgdm_ray.data.mix import training_set
 from mgdm_ray.diffusion.pipeline import forwards_per_image
-from mgdm_ray.pipeline.plan import search_seed
+from mgdm_ray.pipeline.job import search_seed
 from mgdm_ray.pipeline.tasks.base import (
     Context,
     candidate_index,
@@ -26,7 +26,7 @@ from mgdm_ray.pipeline.tasks.images import count_images
 from mgdm_ray.pipeline.tasks.sampling import decoder
 
 if TYPE_CHECKING:
-    from mgdm_ray.pipeline.plan import Job
+    from mgdm_ray.pipeline.job import Job
 
 
 class TrialScorer:

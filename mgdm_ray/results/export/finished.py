@@ -22,7 +22,8 @@ from mgdm_ray.config import (
     load_study,
     require_known,
 )
-from mgdm_ray.pipeline.plan import Job, Plan, make_plan
+from mgdm_ray.pipeline.job import Job
+from mgdm_ray.pipeline.plan import Plan, make_plan
 from mgdm_ray.pipeline.staging import bring_notes, open_storage
 from mgdm_ray.pipeline.warm_start import warm_points
 from mgdm_ray.storage.records import Record

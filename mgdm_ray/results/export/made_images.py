@@ -15,8 +15,8 @@ from mgdm_ray.config import GUIDED_ARMS, DatasetConfig, InputError, SampledArm
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.data.load import load_split
 from mgdm_ray.data.mix import synthetic_labels
+from mgdm_ray.pipeline.job import Job
 from mgdm_ray.pipeline.limits import refusal
-from mgdm_ray.pipeline.plan import Job
 from mgdm_ray.provenance import git_commit, versions
 from mgdm_ray.results.export.finished import FinishedStudy
 from mgdm_ray.results.export.labelled_folder import SYNTHETIC, LabelledFolder, new_folder

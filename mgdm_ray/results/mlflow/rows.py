@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mgdm_ray.pipeline.plan import CELLS
+from mgdm_ray.pipeline.job import CELLS
 from mgdm_ray.results.mlflow.curves import Curve, read_curves
 from mgdm_ray.storage.records import Record
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from mgdm_ray.evaluation.chance import chance_limit
-from mgdm_ray.pipeline.plan import FEATURES
+from mgdm_ray.pipeline.job import FEATURES
 from mgdm_ray.results.report.cells import in_order
 from mgdm_ray.storage.records import Record
 

@@ -16,7 +16,8 @@ from safetensors.numpy import load_file
 
 from mgdm_ray.config import DatasetConfig, StudyConfig
 from mgdm_ray.data.load import Split, load_split, to_tensor
-from mgdm_ray.pipeline.plan import Job, Plan, make_plan
+from mgdm_ray.pipeline.job import Job
+from mgdm_ray.pipeline.plan import Plan, make_plan
 from mgdm_ray.pipeline.tasks.assess import _class_weights
 from mgdm_ray.pipeline.tasks.base import Context, base_record, run
 from mgdm_ray.pipeline.tasks.images import save_shard

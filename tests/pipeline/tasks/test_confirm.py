@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from mgdm_ray.config import StudyConfig
-from mgdm_ray.pipeline.plan import Job, Plan, make_plan
+from mgdm_ray.pipeline.job import Job
+from mgdm_ray.pipeline.plan import Plan, make_plan
 from mgdm_ray.pipeline.tasks import base
 from mgdm_ray.pipeline.tasks.base import Context, JobError, base_record
 from mgdm_ray.pipeline.tasks.confirm import CONFIRM_FILE, confirm, ranked, spread

@@ -17,7 +17,8 @@ from mgdm_ray.classifiers.metrics import score
 from mgdm_ray.config import DownstreamConfig, StudyConfig
 from mgdm_ray.data.load import Split, load_split, to_tensor
 from mgdm_ray.data.mix import synthetic_labels
-from mgdm_ray.pipeline.plan import Job, Plan, make_plan
+from mgdm_ray.pipeline.job import Job
+from mgdm_ray.pipeline.plan import Plan, make_plan
 from mgdm_ray.pipeline.tasks import downstream
 from mgdm_ray.pipeline.tasks.base import Context, base_record, run
 from mgdm_ray.pipeline.tasks.downstream import added_images

@@ -11,7 +11,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from mgdm_ray.config import REFERENCE_FAULTS, StudyConfig
-from mgdm_ray.pipeline.plan import Job, make_plan
+from mgdm_ray.pipeline.job import Job
+from mgdm_ray.pipeline.plan import make_plan
 from mgdm_ray.pipeline.tasks.base import Context, run
 from mgdm_ray.pipeline.tasks.images import read_rows
 from mgdm_ray.storage.records import Record

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mgdm_ray.config import StudyConfig
-from mgdm_ray.pipeline.plan import Job, Plan, make_plan
+from mgdm_ray.pipeline.job import Job
+from mgdm_ray.pipeline.plan import Plan, make_plan
 from mgdm_ray.pipeline.tasks import images, sampling
 from mgdm_ray.pipeline.tasks.base import Context, JobError, run
 from mgdm_ray.pipeline.tasks.images import read_rows, save_shard, shard_path, shard_ranges

@@ -13,7 +13,8 @@ import yaml
 from mgdm_ray import sample
 from mgdm_ray.config import StudyConfig
 from mgdm_ray.data.load import fingerprint
-from mgdm_ray.pipeline.plan import Job, Plan, make_plan
+from mgdm_ray.pipeline.job import Job
+from mgdm_ray.pipeline.plan import Plan, make_plan
 from mgdm_ray.pipeline.tasks.base import Context, Outcome, run
 from mgdm_ray.storage.records import Record
 from mgdm_ray.storage.store import Store
