@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -33,23 +34,6 @@ class Machine:
         return f"{self.cores} cores, {self.memory_gb:.0f} GB of memory, {self.gpus} GPUs"
 
 
-@dataclass(frozen=True)
-class Scale:
-    """The numbers of a study that depend on the data and the machine."""
-
-    size: int
-    channels: tuple[int, ...]
-    denoiser_steps: int
-    guide_steps: int
-    batch: int
-    networks: tuple[str, ...]
-    arms: tuple[str, ...]
-    seeds: int
-    trials: int
-    downstream_steps: int
-    train_size: int | None
-
-
 def machine() -> Machine:
     """This machine, without importing torch."""
     import psutil
@@ -73,7 +57,7 @@ def study_text(found: Survey, name: str, here: Machine) -> str:
     train = [number for number in counts["train"] if number]
     schema = shipped_studies() / "study.schema.json"
     return environment.get_template("study.yaml.j2").render(
-        asdict(chosen),
+        chosen,
         schema=schema if schema.is_file() else None,
         images={split: sum(numbers) for split, numbers in counts.items()},
         machine=here,
@@ -89,48 +73,49 @@ def study_text(found: Survey, name: str, here: Machine) -> str:
         patients_known=all(item.group for item in items),
         guess=guess_group([item.path for item in items]),
         median=median_sides(found),
-        why_size=_why_size(found, chosen, here),
+        why_size=_why_size(found, chosen["size"], here),
         learning_rate=0.0003 if here.gpus else 0.002,
         sampling_steps=50 if here.gpus else 15,
         uneven=bool(train) and max(train) >= UNEVEN * min(train),
     )
 
 
-def scale_of(found: Survey, here: Machine) -> Scale:
+def scale_of(found: Survey, here: Machine) -> dict[str, Any]:
+    """The numbers of a study that depend on the data and the machine."""
     train = sum(found.counts()["train"])
     size = _size(found, here)
     levels = 3 if size % 4 == 0 else 2 if size % 2 == 0 else 1
     small, more = train < FEW_IMAGES, here.cores >= MANY_CORES
     if here.gpus:
-        return Scale(
-            size=size,
-            channels=(64, 128, 256)[:levels],
-            denoiser_steps=8000 if small else 20000,
-            guide_steps=2000 if small else 5000,
-            batch=32 if here.memory_gb < 16 else 64,
-            networks=("resnet18", "densenet121", "efficientnet_b0"),
-            arms=("real", "augment", "duplicate", "generate", "roundtrip", "perturb", "disturb"),
-            seeds=3,
-            trials=30,
-            downstream_steps=300 if small else 1000,
-            train_size=None,
-        )
+        return {
+            "size": size,
+            "channels": (64, 128, 256)[:levels],
+            "denoiser_steps": 8000 if small else 20000,
+            "guide_steps": 2000 if small else 5000,
+            "batch": 32 if here.memory_gb < 16 else 64,
+            "networks": ("resnet18", "densenet121", "efficientnet_b0"),
+            "arms": ("real", "augment", "duplicate", "generate", "roundtrip", "perturb", "disturb"),
+            "seeds": 3,
+            "trials": 30,
+            "downstream_steps": 300 if small else 1000,
+            "train_size": None,
+        }
     most = max(2000 if more else 600, 10 * len(found.listing.classes))
-    return Scale(
-        size=size,
-        channels=(16, 48, 96)[:levels],
-        denoiser_steps=(1000 if small else 2000) * (2 if more else 1),
-        guide_steps=300 if small else 500,
-        batch=16,
+    return {
+        "size": size,
+        "channels": (16, 48, 96)[:levels],
+        "denoiser_steps": (1000 if small else 2000) * (2 if more else 1),
+        "guide_steps": 300 if small else 500,
+        "batch": 16,
         # With fewer steps networks stay at chance; with fewer networks or seeds there are too few
         # pairs to resolve a difference.
-        networks=("resnet18", "googlenet", "mobilenet_v2"),
-        arms=("real", "duplicate", "generate", "roundtrip", "disturb"),
-        seeds=5,
-        trials=16 if more else 8,
-        downstream_steps=150 if small else 200,
-        train_size=most if train > most else None,
-    )
+        "networks": ("resnet18", "googlenet", "mobilenet_v2"),
+        "arms": ("real", "duplicate", "generate", "roundtrip", "disturb"),
+        "seeds": 5,
+        "trials": 16 if more else 8,
+        "downstream_steps": 150 if small else 200,
+        "train_size": most if train > most else None,
+    }
 
 
 def _size(found: Survey, here: Machine) -> int:
@@ -146,10 +131,10 @@ def _largest_size(found: Survey) -> int:
     return min(median_sides(found)) // 8 * 8
 
 
-def _why_size(found: Survey, chosen: Scale, here: Machine) -> str:
+def _why_size(found: Survey, size: int, here: Machine) -> str:
     if found.source.is_npz:
         return "that of the file"
-    if chosen.size >= _largest_size(found):
+    if size >= _largest_size(found):
         return "as large as the images"
     if here.gpus:
         return "enough for most signs of disease"

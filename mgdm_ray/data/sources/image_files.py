@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mgdm_ray.config import ReadingConfig
 from mgdm_ray.data.npz import THUMBNAIL
+from mgdm_ray.storage.store import no_space
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 MAX_PIXELS = 80_000_000
@@ -48,21 +51,11 @@ class Raw:
         return bool((self.pixels != first).any())
 
 
-def read_picture(data: bytes, slice_index: int | Literal["middle"] = "middle") -> Raw:
-    """Decode a PNG, JPEG, TIFF or BMP; of many frames ``slice_index``. Raises Unreadable.
-
-    EXIF orientation is applied; transparency becomes black; palettes and CMYK become RGB.
-    """
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Any error of a decoder, which depends on the bytes, becomes Unreadable; also a decorator."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.simplefilter("ignore", UserWarning)  # damaged metadata; pixels count
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                check_size(*image.size)
-                frames = getattr(image, "n_frames", 1)
-                image.seek(frame_of(slice_index, frames))
-                check_size(*image.size)
-                return _raw(ImageOps.exif_transpose(image))
+        yield
     except Unreadable:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -71,17 +64,33 @@ def read_picture(data: bytes, slice_index: int | Literal["middle"] = "middle") -
         raise Unreadable(f"not an image ({', '.join(FORMATS)})") from None
     except MemoryError:
         raise Unreadable("does not fit into memory") from None
-    except Exception as error:  # noqa: BLE001 - what Pillow's decoders raise is not documented
+    except Exception as error:
+        if no_space(error):
+            raise  # of a temporary file: the image is not to blame
         raise Unreadable(f"not a readable image: {type(error).__name__}: {error}"[:300]) from None
 
 
+@decoding()
+def read_picture(data: bytes, slice_index: int | Literal["middle"] = "middle") -> Raw:
+    """Decode a PNG, JPEG, TIFF or BMP; of many frames ``slice_index``. Raises Unreadable.
+
+    EXIF orientation is applied; transparency becomes black; palettes and CMYK become RGB.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore", UserWarning)  # damaged metadata; pixels count
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            check_size(*image.size)
+            image.seek(frame_of(slice_index, getattr(image, "n_frames", 1)))
+            check_size(*image.size)
+            return _raw(ImageOps.exif_transpose(image))
+
+
+@decoding()
 def count_frames(data: bytes) -> int:
     """Frames of a picture file; raises Unreadable."""
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return int(getattr(image, "n_frames", 1))
-    except Exception as error:  # noqa: BLE001 - as above
-        raise Unreadable(f"not a readable image: {type(error).__name__}: {error}"[:300]) from None
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return int(getattr(image, "n_frames", 1))
 
 
 def check_size(width: int, height: int) -> None:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
-from mgdm_ray.data.sources.image_files import ENDS, Raw, Unreadable, check_size, finite, frame_of
+from mgdm_ray.data.sources.image_files import (
+    ENDS,
+    Raw,
+    Unreadable,
+    check_size,
+    decoding,
+    finite,
+    frame_of,
+)
 
-T = TypeVar("T")
 MAX_VOXELS = 300_000_000
 IDENTITY = (
     "PatientName",
@@ -28,19 +34,20 @@ IDENTITY = (
 """Tags that identify a person. Reported as filled or not, never with their values."""
 
 
+@decoding()
 def read_dicom(path: Path, slice_index: int | Literal["middle"] = "middle") -> Raw:
     """One frame with its rescaling, window and photometric interpretation. Raises Unreadable."""
     from monai.data.image_reader import PydicomReader
     from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
     from pydicom.pixels.utils import pixel_array
 
-    data = _guarded(lambda: PydicomReader().read(str(path)))
+    data = PydicomReader().read(str(path))
     frames = _check_dicom(data)
     index = frame_of(slice_index, frames)
     kind = str(data.get("PhotometricInterpretation", ""))
-    pixels = _guarded(lambda: pixel_array(data, index=index))
+    pixels = pixel_array(data, index=index)
     if kind == "PALETTE COLOR":
-        pixels = _guarded(lambda: apply_color_lut(pixels, data))
+        pixels = apply_color_lut(pixels, data)
         return Raw((pixels >> 8).astype(np.uint8) if pixels.itemsize > 1 else pixels, kind)
     if pixels.ndim == 3:
         if pixels.dtype != np.uint8:
@@ -48,7 +55,7 @@ def read_dicom(path: Path, slice_index: int | Literal["middle"] = "middle") -> R
         return Raw(pixels, kind)
     rescaled = "RescaleSlope" in data or "ModalityLUTSequence" in data
     inverted = kind == "MONOCHROME1"
-    values = finite(_guarded(lambda: apply_modality_lut(pixels, data)).astype(np.float32))
+    values = finite(apply_modality_lut(pixels, data).astype(np.float32))
     window = _window(data)
     if window is None and pixels.dtype == np.uint8 and not rescaled:
         return Raw(pixels, kind, inverted=inverted)
@@ -59,8 +66,8 @@ def _check_dicom(data: Any) -> int:
     """Number of frames; Unreadable, before pixels are unpacked, without or with too many pixels."""
     if "DirectoryRecordSequence" in data:
         raise Unreadable("a DICOMDIR, which only lists other files")
-    rows, columns = _guarded(lambda: [int(data.get(k, 0) or 0) for k in ("Rows", "Columns")])
-    frames = _frames(data)
+    rows, columns = [int(data.get(k, 0) or 0) for k in ("Rows", "Columns")]
+    frames = int(data.get("NumberOfFrames", 1) or 1)
     if not rows or not columns or "PixelData" not in data:
         raise Unreadable("a DICOM file without pixels")
     check_size(columns, rows)
@@ -74,26 +81,25 @@ def _window(data: Any) -> tuple[float, float] | None:
     centre, width = data.get("WindowCenter"), data.get("WindowWidth")
     if centre is None or width is None:
         return None
-    middle, wide = _guarded(lambda: [float(np.atleast_1d(v)[0]) for v in (centre, width)])
+    middle, wide = [float(np.atleast_1d(v)[0]) for v in (centre, width)]
     if not np.isfinite([middle, wide]).all() or wide < 1:
         return None
     return middle - 0.5 - (wide - 1) / 2, middle - 0.5 + (wide - 1) / 2
 
 
+@decoding()
 def frames_of_dicom(path: Path) -> int:
     """Raises Unreadable."""
-    return _frames(_header(path))
+    return int(_header(path).get("NumberOfFrames", 1) or 1)
 
 
-def _frames(data: Any) -> int:
-    return _guarded(lambda: int(data.get("NumberOfFrames", 1) or 1))
-
-
+@decoding()
 def patient_of(path: Path) -> str:
     """PatientID, to keep a patient in one split, or "". Raises Unreadable."""
     return str(_header(path).get("PatientID", "") or "")
 
 
+@decoding()
 def identity_in(path: Path) -> list[str]:
     """Names of the filled tags that identify the patient."""
     header = _header(path)
@@ -103,9 +109,10 @@ def identity_in(path: Path) -> list[str]:
 def _header(path: Path) -> Any:
     from pydicom import dcmread
 
-    return _guarded(lambda: dcmread(path, stop_before_pixels=True))
+    return dcmread(path, stop_before_pixels=True)
 
 
+@decoding()
 def read_nifti(data: bytes, slice_index: int | Literal["middle"] = "middle") -> Raw:
     """One axial slice, anterior on top, in the units of the file. Raises Unreadable.
 
@@ -119,6 +126,7 @@ def read_nifti(data: bytes, slice_index: int | Literal["middle"] = "middle") -> 
     return Raw(np.ascontiguousarray(slice_), "NIfTI", (float(low), float(high)))
 
 
+@decoding()
 def slices_of_nifti(data: bytes) -> int:
     return int(_volume(data).shape[2])
 
@@ -134,27 +142,15 @@ def _volume(data: bytes) -> Any:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
         reader = NibabelReader(as_closest_canonical=True)
-        image = _guarded(lambda: reader.read(name))
+        image = reader.read(name)
         shape = tuple(int(n) for n in image.shape)
         if len(shape) not in (2, 3) and not (len(shape) == 4 and shape[3] == 1):
             raise Unreadable(f"NIfTI of shape {shape}; only 2 or 3 dimensions are supported")
         if int(np.prod(shape, dtype=object)) > MAX_VOXELS:
             raise Unreadable(f"NIfTI of shape {shape} is too large")
-        values = np.asarray(_guarded(lambda: reader.get_data(image))[0])
+        values = np.asarray(reader.get_data(image)[0])
     finally:
         os.unlink(name)
     if values.dtype.kind not in "iuf":
         raise Unreadable(f"NIfTI of {values.dtype}; numbers are needed")
     return values.reshape((*values.shape, 1, 1)[:3])
-
-
-def _guarded(call: Callable[[], T]) -> T:
-    """Call a reader; any of its errors (they depend on the bytes) becomes Unreadable."""
-    try:
-        return call()
-    except Unreadable:
-        raise
-    except MemoryError:
-        raise Unreadable("does not fit into memory") from None
-    except Exception as error:  # noqa: BLE001
-        raise Unreadable(f"{type(error).__name__}: {error}"[:300]) from None

@@ -16,8 +16,8 @@ from mgdm_ray.data.sources.medical import read_dicom, read_nifti
 from tests.data.sources.files import dicom, nifti, ramp
 
 PLAIN = ReadingConfig()
-READERS_WORDS = r"^\w+(Error|Exception): .|^a DICOM file without pixels$"
-"""How the libraries' own errors are passed on: a kind and a text, or our sentence."""
+READERS_WORDS = r": \w+(Error|Exception): .|^a DICOM file without pixels$"
+"""How the libraries' own errors are passed on: a kind and a text."""
 
 
 def shown(raw: Raw) -> np.ndarray:
