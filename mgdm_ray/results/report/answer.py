@@ -8,9 +8,10 @@ import math
 from markupsafe import Markup
 
 from mgdm_ray.evaluation.stats import Contrast, detectable_after, summarise
-from mgdm_ray.results.report import cells, figures, page
+from mgdm_ray.results.report import cells, page
 from mgdm_ray.results.report.builder import Builder
 from mgdm_ray.results.report.cells import Tested
+from mgdm_ray.results.report.figures import outcomes
 from mgdm_ray.results.report.table import Cell, Row, number
 from mgdm_ray.results.report.words import (
     DASH,
@@ -239,7 +240,7 @@ def _mean_cell(report: Builder, arm: str, dataset: str, gain: float | None) -> C
     return Cell(found.text() + star, found.mean, parts, small, style=tint(gain))
 
 
-def _forest(report: Builder) -> Markup | str:
+def _forest(report: Builder) -> str:
     family = [*report.primary, *report.secondary]
     if not any(t.contrast.n for t in family):
         return ""
@@ -250,14 +251,8 @@ def _forest(report: Builder) -> Markup | str:
         }
         for t in family
     ]
-    over = "over cells" if len(report.datasets) == 1 else "clustered by dataset"
-    return report.plot(
-        "contrasts",
-        figures.forest([t.contrast for t in family], differences, len(report.primary)),
-        "Mean paired differences between arms with intervals",
-        f"Mean paired difference (diamond) and 95 % bootstrap interval {over} (bar). Dots: single "
-        "cells, paired by dataset, network and seed.",
-    )
+    figure = outcomes.forest([t.contrast for t in family], differences, len(report.primary))
+    return report.plot("contrasts", figure)
 
 
 def badge(verdict: str) -> Markup:

@@ -8,9 +8,10 @@ from markupsafe import Markup
 
 from mgdm_ray.evaluation import METRIC
 from mgdm_ray.evaluation.stats import Contrast, Summary, paired_contrast, summarise
-from mgdm_ray.results.report import cells, figures
+from mgdm_ray.results.report import cells
 from mgdm_ray.results.report.builder import Builder
 from mgdm_ray.results.report.cells import CellId
+from mgdm_ray.results.report.figures import outcomes
 from mgdm_ray.results.report.page import render
 from mgdm_ray.results.report.table import Cell, Row, interval, number
 from mgdm_ray.results.report.words import DASH, signed
@@ -36,14 +37,6 @@ def networks(report: Builder) -> Markup | str:
                 points.setdefault(name, {})[network] = kept
     if not found:
         return ""
-    plot = report.plot(
-        "networks",
-        figures.network_gains(found, points),
-        "Mean paired difference per network with intervals",
-        "Mean paired difference over datasets and seeds (diamond), 95 % bootstrap interval "
-        "clustered by dataset (bar; dark where it excludes 0), and single cells (dots). Not "
-        "adjusted for the number of networks: about one bar in twenty excludes 0 by chance alone.",
-    )
     rows: list[Row] = []
     for network in report.networks:
         row: Row = [network]
@@ -53,6 +46,7 @@ def networks(report: Builder) -> Markup | str:
         rows.append(row)
     header = ["network", *(part for name in found for part in (name, f"{name}, 95 % interval"))]
     table = report.table("networks", header, rows, caption="Differences network by network")
+    plot = report.plot("networks", outcomes.network_gains(found, points))
     return render("networks", plot=plot, table=table)
 
 
@@ -77,15 +71,6 @@ def ratios(report: Builder) -> Markup | str:
     found = {dataset: every[dataset] for dataset in report.datasets if dataset in every}
     if not found:
         return ""
-    plot = report.plot(
-        "ratios",
-        figures.ratio_curves(found),
-        "Gain over real by the ratio of added images to real ones",
-        "Gain in balanced accuracy over real, paired by network and seed, by the number of added "
-        "images per real one: mean and standard deviation over networks and seeds. All points "
-        "have the same number of optimiser steps: more added images mean fewer passes over the "
-        "real ones.",
-    )
     shown = sorted({r for arms in found.values() for curve in arms.values() for r in curve})
     rows: list[Row] = [
         [dataset, arm, *(_gain_cell(curve.get(ratio)) for ratio in shown)]
@@ -94,9 +79,9 @@ def ratios(report: Builder) -> Markup | str:
     ]
     header = ["dataset", "arm", *(f"{ratio:g}" for ratio in shown)]
     caption = "Gain over real by the ratio of added images to real ones"
-    return render(
-        "ratios", plot=plot, table=report.table("ratios", header, rows, caption, words=(1,))
-    )
+    plot = report.plot("ratios", outcomes.ratio_curves(found))
+    table = report.table("ratios", header, rows, caption, words=(1,))
+    return render("ratios", plot=plot, table=table)
 
 
 def ratio_curves(

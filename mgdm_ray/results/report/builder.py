@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 from markupsafe import Markup
@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 from mgdm_ray.evaluation.chance import networks_at_chance
 from mgdm_ray.evaluation.stats import PRIMARY, ImageContrast, image_contrast
 from mgdm_ray.pipeline.trials import Trial
-from mgdm_ray.results.report import cells, figures, jobs, page, paired_predictions
+from mgdm_ray.results.report import cells, jobs, page, paired_predictions
 from mgdm_ray.results.report.assessed import assessments, judges
 from mgdm_ray.results.report.cells import CellId, Tested
+from mgdm_ray.results.report.figures import base
 from mgdm_ray.results.report.table import Cell, Table, csv_text
 from mgdm_ray.results.report.thumbnails import light
 from mgdm_ray.storage.records import Record
@@ -63,6 +64,15 @@ class ReportContext:
     """Planned jobs per kind."""
     ratio: float | None = None
     """Added images per real one in the cells; None where another setting fixes their number."""
+
+
+class Picture(NamedTuple):
+    """An image on the page; the caption begins with ``name`` in bold."""
+
+    source: str
+    alt: str
+    name: str
+    caption: str
 
 
 class Builder:
@@ -131,15 +141,16 @@ class Builder:
         self.written.add(path)
         return path
 
-    def plot(self, name: str, figure: Figure, alt: str, caption: str) -> Markup:
-        data = figures.png(figure)
+    def plot(self, name: str, figure: Figure) -> str:
+        """Keep a figure as ``figures/NAME.png``; its data URI."""
+        data = base.png(figure)
         self.save(f"figures/{name}.png", data)
-        return page.image(data, alt, caption, class_="plot")
+        return page.data_uri(data)
 
-    def picture(self, file: str, data: bytes, alt: str, name: str, caption: str) -> Markup:
-        """Keep an image as ``figures/FILE.png`` and show a lighter one on the page."""
+    def picture(self, file: str, data: bytes, alt: str, name: str, caption: str) -> Picture:
+        """Keep an image as ``figures/FILE.png``, with a lighter one for the page."""
         self.save(f"figures/{file}.png", data)
-        return page.image(light(data), alt, caption, name=name)
+        return Picture(page.data_uri(light(data)), alt, name, caption)
 
     def table(
         self,

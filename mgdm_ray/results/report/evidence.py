@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from mgdm_ray.evaluation.stats import summarise
-from mgdm_ray.results.report import cells, figures, jobs
-from mgdm_ray.results.report.builder import Builder
+from mgdm_ray.results.report import cells, jobs
+from mgdm_ray.results.report.builder import Builder, Picture
+from mgdm_ray.results.report.figures import training
+from mgdm_ray.results.report.figures.base import Curve
 from mgdm_ray.results.report.page import render
 from mgdm_ray.results.report.synthetic import pictures_of
 from mgdm_ray.results.report.table import Cell, Row
@@ -24,13 +27,8 @@ MODELS = {"fit_denoiser": "denoiser", "fit_guide": "guide (noisy classifier)"}
 
 def models(report: Builder) -> Markup | None:
     """Noisy classifier over t, and the training curves."""
-    plots = [plot for plot in (_guide_plot(report), *_curve_plots(report)) if plot]
-    return render("models", plots=plots) if plots else None
-
-
-def _guide_plot(report: Builder) -> Markup | None:
-    curves: dict[str, figures.Curve] = {}
-    errors: dict[str, figures.Curve] = {}
+    curves: dict[str, Curve] = {}
+    errors: dict[str, Curve] = {}
     at_chance = []
     for record in report.records:
         guide = record.kind == "fit_guide"
@@ -44,21 +42,15 @@ def _guide_plot(report: Builder) -> Markup | None:
         lost = [f"{t:g}" for t, v in curves[name] if v <= table.get("chance_below", 0.0)]
         if lost:
             at_chance.append(f"{name} at t = {', '.join(lost)}")
-    if not curves:
-        return None
-    return report.plot(
-        "guide",
-        figures.guide_over_t(curves, report.chance, errors),
-        "Balanced accuracy of the noisy classifier over the noise level",
-        "Balanced accuracy of the noisy classifier on validation images, noised to t. Where it is "
-        "at chance, its gradient carries no class information, and guidance cannot work. "
-        + (f"At chance: {'; '.join(at_chance)}." if at_chance else ""),
-    )
+    guide_over_t = training.guide_over_t(curves, report.chance, errors) if curves else None
+    found = {"guide": guide_over_t, **_loss_plots(report)}
+    plots = {name: report.plot(name, figure) for name, figure in found.items() if figure}
+    return render("models", plots=plots, at_chance="; ".join(at_chance)) if plots else None
 
 
-def _curve_plots(report: Builder) -> list[Markup]:
-    diffusion: dict[str, dict[str, figures.Curve]] = {}
-    networks: dict[str, dict[str, list[figures.Curve]]] = {}
+def _loss_plots(report: Builder) -> dict[str, Figure | None]:
+    diffusion: dict[str, dict[str, Curve]] = {}
+    networks: dict[str, dict[str, list[Curve]]] = {}
     for record in report.records:
         known = record.kind in MODELS or record.is_cell
         history = report.json_of(record, "history.json") if known else None
@@ -74,22 +66,13 @@ def _curve_plots(report: Builder) -> list[Markup]:
         dataset: {arm: _mean_curve(arms[arm]) for arm in cells.in_order(arms)}
         for dataset, arms in networks.items()
     }
-    plots = []
-    if diffusion:
-        alt = "Training loss of the diffusion models"
-        caption = "Training loss of denoiser and guide; faint: every step, strong: running mean."
-        plots.append(report.plot("training", figures.loss_curves(diffusion), alt, caption))
-    if means:
-        alt = "Training loss of the evaluated networks"
-        caption = (
-            f"{alt}: mean over networks and seeds per arm. A low loss shows how well the training "
-            "set was learnt, not how well the network generalises."
-        )
-        plots.append(report.plot("downstream", figures.loss_curves(means), alt, caption))
-    return plots
+    return {
+        "training": training.loss_curves(diffusion) if diffusion else None,
+        "downstream": training.loss_curves(means) if means else None,
+    }
 
 
-def _mean_curve(curves: Sequence[figures.Curve]) -> list[tuple[float, float]]:
+def _mean_curve(curves: Sequence[Curve]) -> list[tuple[float, float]]:
     losses: dict[float, list[float]] = {}
     for curve in curves:
         for step, loss in curve:
@@ -99,7 +82,7 @@ def _mean_curve(curves: Sequence[figures.Curve]) -> list[tuple[float, float]]:
 
 def images(report: Builder) -> Markup | None:
     """Real images beside those of each arm, dataset by dataset."""
-    shown: dict[str, dict[str, list[Markup]] | None] = {}
+    shown: dict[str, dict[str, list[Picture]] | None] = {}
     for dataset in report.datasets:
         if dataset in report.context.without_pictures:
             shown[dataset] = None

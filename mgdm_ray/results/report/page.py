@@ -24,8 +24,7 @@ def render(template: str, **values: object) -> Markup:
     return Markup(TEMPLATES.get_template(f"{template}.html").render(values))
 
 
-def image(data: bytes, alt: str, caption: str, *, class_: str = "", name: str = "") -> Markup:
-    """A PNG or JPEG inside the page; the caption begins with ``name`` in bold."""
+def data_uri(data: bytes) -> str:
+    """Of a PNG or JPEG."""
     kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
-    source = f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
-    return render("image", source=source, alt=alt, caption=caption, class_=class_, name=name)
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

@@ -10,11 +10,12 @@ from markupsafe import Markup
 
 from mgdm_ray.evaluation import METRIC
 from mgdm_ray.evaluation.stats import Contrast, sentence
-from mgdm_ray.results.report import cells, figures
+from mgdm_ray.results.report import cells
 from mgdm_ray.results.report.answer import badge, tint
 from mgdm_ray.results.report.breakdowns import networks, ratios
 from mgdm_ray.results.report.builder import Builder
 from mgdm_ray.results.report.cells import CellId, Tested
+from mgdm_ray.results.report.figures import outcomes
 from mgdm_ray.results.report.page import render
 from mgdm_ray.results.report.table import Cell, Row, interval, number, p_value
 from mgdm_ray.results.report.words import DASH, counted, signed, span
@@ -92,20 +93,14 @@ def _score_row(
     return row
 
 
-def _gain_plot(report: Builder) -> Markup | str:
+def _gain_plot(report: Builder) -> str:
     arms = [arm for arm in report.arms if arm != "real"]
     per_dataset = {
         d: {arm: cells.paired_gains(report.cells, arm, d) for arm in arms} for d in report.datasets
     }
     if not any(gains for row in per_dataset.values() for gains in row.values()):
         return ""
-    return report.plot(
-        "gains",
-        figures.gains(per_dataset),
-        "Gain over real per arm and dataset",
-        "Gain in balanced accuracy over the arm real, paired by network and seed. Dots: cells, "
-        "networks side by side in alphabetical order. Bars: means.",
-    )
+    return report.plot("gains", outcomes.gains(per_dataset))
 
 
 def _save_cells(report: Builder) -> None:

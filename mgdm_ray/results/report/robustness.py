@@ -18,9 +18,9 @@ from mgdm_ray.evaluation.stats import (
     summarise,
 )
 from mgdm_ray.evaluation.stats.ranks import critical_difference
-from mgdm_ray.results.report import figures
 from mgdm_ray.results.report.builder import Builder
 from mgdm_ray.results.report.cells import Tested
+from mgdm_ray.results.report.figures import outcomes
 from mgdm_ray.results.report.page import render
 from mgdm_ray.results.report.paired_predictions import common_cells, pair_predictions, without
 from mgdm_ray.results.report.table import Cell, Row, interval, number, p_value
@@ -130,7 +130,7 @@ def _without_leaks(report: Builder, leaked: Mapping[str, list[int]]) -> Markup |
     return report.table("without_leaked", header, rows) if rows else ""
 
 
-def _ranks(report: Builder) -> list[tuple[str, str, Markup | str]]:
+def _ranks(report: Builder) -> list[tuple[str, str, str]]:
     """(what is ranked, words, diagram)."""
     blocks = list(dict.fromkeys(report.origins[d] for d in report.datasets))
     found = {
@@ -156,7 +156,7 @@ def _block_means(report: Builder, place: int, name: str) -> dict[str, float]:
     return means
 
 
-def _ranked(report: Builder, what: str, found: Ranking) -> tuple[str, Markup | str]:
+def _ranked(report: Builder, what: str, found: Ranking) -> tuple[str, str]:
     if found.refused:
         return f"Not tested: {found.refused}.", ""
     averaged = "networks" if what == "arms" else "arms"
@@ -171,5 +171,4 @@ def _ranked(report: Builder, what: str, found: Ranking) -> tuple[str, Markup | s
         f"Mean ranks, 1 is best; {what} joined by a bar do not differ by Nemenyi's test (critical "
         f"difference {cd:.2f})."
     )
-    diagram = figures.rank_diagram(found)
-    return "", report.plot(f"ranks-{what}", diagram, f"Mean ranks of {what}", words)
+    return words, report.plot(f"ranks-{what}", outcomes.rank_diagram(found))

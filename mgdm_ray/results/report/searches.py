@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from mgdm_ray.evaluation.selection_bias import FEWEST, Agreement, Confirmed
 from mgdm_ray.pipeline.trials import Trial
-from mgdm_ray.results.report import figures
 from mgdm_ray.results.report.builder import Builder
+from mgdm_ray.results.report.figures import searches as plots
 from mgdm_ray.results.report.jobs import best_trials, where_of
 from mgdm_ray.results.report.page import render
 from mgdm_ray.results.report.table import Cell, Row, interval, number
@@ -46,6 +46,7 @@ def search(report: Builder) -> Markup | None:
         _save_confirmed(report, confirmed)
     header = ["search", "trial", "setting", "score", "status", "time"]
     rows = [_trial_row(t, best.get(t.where) is t) for t in report.trials]
+    means = {where: found.means for where, found in confirmed.items()}
     importance, unknown = _importance(report, [r for r in searches if r.status == "done"])
     return render(
         "search",
@@ -55,7 +56,7 @@ def search(report: Builder) -> Markup | None:
         plots=_trial_plots(report, best),
         importance=importance,
         unknown=unknown,
-        confirm=_confirm_plot(report, confirmed) if confirmed else "",
+        confirm=report.plot("confirm", plots.confirmed(means)) if means else "",
         trials=counted(len(report.trials), "trial") if report.trials else "",
         listing=report.table("trials-listing", header, rows, words=(2,)),
     )
@@ -147,19 +148,7 @@ def _rho(agreement: Agreement) -> str:
     return f"{words} ({interval_text(agreement.low, agreement.high, 2)}, p = {agreement.p:.3f})"
 
 
-def _confirm_plot(report: Builder, confirmed: Mapping[str, Confirmed]) -> Markup:
-    return report.plot(
-        "confirm",
-        figures.confirmed({where: found.means for where, found in confirmed.items()}),
-        "Settings scored again: fresh scores over the scores of the search",
-        "Settings of all ranks of the search, scored again with fresh seeds and as many training "
-        "steps as in the search: by the proxy networks (rings; dashed: no change) and by the "
-        "study's other networks (dots: do they rise with the search's score?). Circled: the "
-        "chosen setting.",
-    )
-
-
-def _importance(report: Builder, done: Sequence[Record]) -> tuple[Markup | str, str]:
+def _importance(report: Builder, done: Sequence[Record]) -> tuple[str, str]:
     """The plot, and for each search without importance the reason."""
     shares: dict[str, dict[str, float]] = {}
     reasons: list[str] = []
@@ -176,14 +165,7 @@ def _importance(report: Builder, done: Sequence[Record]) -> tuple[Markup | str, 
     if not shares:
         return "", unknown
     report.table_file("importance", ["search", "parameter", "importance", "trials"], rows)
-    plot = report.plot(
-        "importance",
-        figures.importance(shares),
-        "Importance of the searched parameters",
-        "Share of each parameter in the variance of scores that single parameters explain (fANOVA "
-        "over the finished trials). Unreliable with few trials or noisy scores.",
-    )
-    return plot, unknown
+    return report.plot("importance", plots.importance(shares)), unknown
 
 
 def _save_trials(report: Builder) -> None:
@@ -232,32 +214,16 @@ def _trial_row(trial: Trial, best: bool) -> Row:
     ]
 
 
-def _trial_plots(report: Builder, best: Mapping[str, Trial]) -> list[Markup]:
+def _trial_plots(report: Builder, best: Mapping[str, Trial]) -> dict[str, str]:
     rows: dict[str, list[Trial]] = {}
     for t in report.trials:
         if t.score is not None and t.setting.get("uncertainty_scale") is not None:
             rows.setdefault(t.where, []).append(t)
     if not rows:
-        return []
-    scatter = report.plot(
-        "search",
-        figures.search_scatter(rows, best),
-        "Search trials: score over guidance strength",
-        f"Validation score of each trial over the strength {GAMMA} of measurement guidance.",
-    )
-    guided = {
-        where: [trial for trial in found if trial.setting["uncertainty_scale"] > 0]
-        for where, found in rows.items()
-    }
-    if not any(guided.values()):
-        return [scatter]
-    heat = report.plot(
-        "heat-map",
-        figures.heat_map({where: found for where, found in guided.items() if found}, best),
-        f"Mean validation score by strength {GAMMA} and search",
-        f"The same trials by strength {GAMMA}: mean validation score of the n trials in each bin, "
-        "minus the mean of all trials of that search (blue: better). Framed: the chosen setting; "
-        "hatched: not tried. The sampler tries good settings more often; bins of few trials are "
-        "mostly noise.",
-    )
-    return [scatter, heat]
+        return {}
+    found = {"scatter": report.plot("search", plots.search_scatter(rows, best))}
+    guided = {w: [t for t in row if t.setting["uncertainty_scale"] > 0] for w, row in rows.items()}
+    guided = {where: row for where, row in guided.items() if row}
+    if guided:
+        found["heat"] = report.plot("heat-map", plots.heat_map(guided, best))
+    return found

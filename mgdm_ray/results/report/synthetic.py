@@ -9,9 +9,10 @@ from markupsafe import Markup
 from scipy.stats import spearmanr
 
 from mgdm_ray.evaluation.stats import summarise
-from mgdm_ray.results.report import cells, figures
+from mgdm_ray.results.report import cells
 from mgdm_ray.results.report.assessed import Assessed
-from mgdm_ray.results.report.builder import Builder
+from mgdm_ray.results.report.builder import Builder, Picture
+from mgdm_ray.results.report.figures import judged
 from mgdm_ray.results.report.page import render
 from mgdm_ray.results.report.table import Cell, Row, number
 from mgdm_ray.results.report.words import DASH, decimal, percent
@@ -40,7 +41,7 @@ Panels = Mapping[str, Mapping[str, tuple[float, float, float]]]
 def synthetic(report: Builder) -> Markup | None:
     if not report.judges and not report.assessed:
         return None
-    panels = _distances(report)
+    panels, entropies = _distances(report), _entropies(report)
     return render(
         "synthetic",
         assessed=bool(report.assessed),
@@ -49,8 +50,9 @@ def synthetic(report: Builder) -> Markup | None:
         overall=[_overall(report, dataset, rows) for dataset, rows in report.assessed.items()],
         by_class=_by_class(report),
         distance_text=distance_text(panels),
-        distance=_distance(report, panels) if panels else "",
-        entropies=_entropies(report),
+        distance=report.plot("fd-against-gain", judged.fd_against_gain(panels)) if panels else "",
+        ranks=_ranks(report, panels) if panels else "",
+        entropies=report.plot("entropy", judged.entropies(entropies)) if entropies else "",
     )
 
 
@@ -70,7 +72,7 @@ def copies(report: Builder) -> Markup | None:
     return render("copies", table=table, pictures=pictures)
 
 
-def pictures_of(report: Builder, dataset: str, what: str) -> list[Markup]:
+def pictures_of(report: Builder, dataset: str, what: str) -> list[Picture]:
     """``closest`` pairs, or images with their ``entropy``, of all arms; none if withheld."""
     shown = []
     for one in report.assessed.get(dataset, ()):
@@ -165,22 +167,14 @@ def _distances(report: Builder) -> Panels:
     return panels
 
 
-def _distance(report: Builder, panels: Panels) -> list[Markup]:
+def _ranks(report: Builder, panels: Panels) -> Markup:
     rows: list[Row] = []
     for dataset, points in panels.items():
         fewer = {name: point for name, point in points.items() if name != "duplicate"}
         ranks = [number(rank_correlation(some), 2, sign=True) for some in (points, fewer)]
         rows.append([dataset, str(len(points)), *ranks])
-    plot = report.plot(
-        "fd-against-gain",
-        figures.fd_against_gain(panels),
-        "Mean gain over real against Frechet distance, a point per arm",
-        "One point per arm: Frechet distance of its images to real training images, and mean gain "
-        "of the networks trained with them. If FD predicted the gain, points would fall from left "
-        "to right. Dashed: held-out real images.",
-    )
     header = ["dataset", "arms", "Spearman", "without duplicate"]
-    return [plot, report.table("fd-ranks", header, rows, "Rank correlation of FD and gain")]
+    return report.table("fd-ranks", header, rows, "Rank correlation of FD and gain")
 
 
 def rank_correlation(points: Mapping[str, tuple[float, float, float]]) -> float:
@@ -214,7 +208,8 @@ def distance_text(panels: Panels) -> str:
     return words
 
 
-def _entropies(report: Builder) -> Markup | str:
+def _entropies(report: Builder) -> dict[str, dict[str, dict[str, Sequence[float]]]]:
+    """Bins by dataset and arm, or ``real`` for held-out real images."""
     panels: dict[str, dict[str, dict[str, Sequence[float]]]] = {}
     for dataset, found in report.assessed.items():
         for one in found:
@@ -224,13 +219,4 @@ def _entropies(report: Builder) -> Markup | str:
             real = {"edges": bins["edges"], "counts": bins["real"]}
             rows = panels.setdefault(dataset, {"real": real})
             rows[one.name] = {"edges": bins["edges"], "counts": bins["synthetic"]}
-    if not panels:
-        return ""
-    return report.plot(
-        "entropy",
-        figures.entropies(panels),
-        "Distribution of the judge's entropy, per arm and for held-out real images",
-        "Entropy of the judge's prediction, share of images per bin: added images by arm (lines) "
-        "and held-out real images (area). Guidance towards uncertain images should shift the "
-        "distribution to the right; far beyond the area, images are unlike those of any patient.",
-    )
+    return panels

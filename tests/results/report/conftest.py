@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mgdm_ray.results.report import figures
+from mgdm_ray.results.report.figures import base
 
 
 @pytest.fixture(autouse=True)
@@ -21,4 +21,4 @@ def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
         assert figure.axes
         return buffer.getvalue()
 
-    monkeypatch.setattr(figures, "png", png)
+    monkeypatch.setattr(base, "png", png)

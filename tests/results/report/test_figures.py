@@ -15,7 +15,7 @@ from PIL import Image
 
 from mgdm_ray.evaluation.stats import Contrast, Summary
 from mgdm_ray.pipeline.trials import Trial
-from mgdm_ray.results.report import figures
+from mgdm_ray.results.report.figures import base, judged, outcomes, searches
 from mgdm_ray.results.report.figures.base import png
 from mgdm_ray.results.report.figures.searches import gamma_edges
 from mgdm_ray.results.report.words import MINUS
@@ -41,7 +41,7 @@ def test_heat_map_by_hand() -> None:
     bin that reads as zero, and a chosen setting that is not framed.
     """
     rows = [trial(0.01, 0.4), trial(0.011, 0.6), trial(0.64, 0.8)]
-    figure = figures.heat_map({"d": rows}, {"d": rows[2]})
+    figure = searches.heat_map({"d": rows}, {"d": rows[2]})
     assert texts(figure) == [f"{MINUS}0.100\nn = 2", "+0.200\nn = 1"]
     boxes = [p for p in figure.axes[0].patches if isinstance(p, Rectangle)]
     hatched = [int(p.get_x()) for p in boxes if p.get_hatch()]
@@ -56,7 +56,7 @@ def test_heat_map_has_a_panel_per_measurement_and_searches_from_top_to_bottom() 
     """Catches trials of one measurement in the other's panel, and rows against their labels: two
     panels share an axis, which is easily turned over twice."""
     rows = {"a": [trial(0.1, 0.5), trial(0.9, 0.7, "margin")], "b": [trial(0.1, 0.2)]}
-    figure = figures.heat_map(rows, {})
+    figure = searches.heat_map(rows, {})
     found = panels(figure)
     assert {"entropy", "margin"} <= set(found)
     entropy, margin = found["entropy"], found["margin"]
@@ -72,7 +72,7 @@ def test_network_gains_are_drawn_at_their_numbers() -> None:
     faint = Contrast(-0.01, -0.03, 0.01, 0.5, 1, 0, 2, -0.1, 3)
     pair = {"resnet18": clear, "alexnet": faint}
     points = {name: {"d": [0.0, 0.1]} for name in pair}
-    axes = figures.network_gains({"a - b": pair}, {"a - b": points}).axes[0]
+    axes = outcomes.network_gains({"a - b": pair}, {"a - b": points}).axes[0]
     lines = {line.get_gid(): line for line in axes.lines if line.get_gid()}
     labels = [label.get_text() for label in axes.get_yticklabels()]
     rows = dict(zip(labels, axes.get_yticks(), strict=True))
@@ -88,7 +88,7 @@ def test_network_gains_are_drawn_at_their_numbers() -> None:
 def test_ratio_curves_start_at_nothing_and_have_a_tick_per_ratio() -> None:
     """Catches ratios out of order, and a bar of one value that is made up."""
     curve = {2.0: Summary(0.04, 0.01, 4), 0.5: Summary(0.02, math.nan, 1)}
-    axes = figures.ratio_curves({"d": {"disturb": curve}}).axes[0]
+    axes = outcomes.ratio_curves({"d": {"disturb": curve}}).axes[0]
     (line,) = [c for c in axes.containers if c.get_label() == "disturb"]
     assert list(line[0].get_ydata()) == [0.0, 0.02, 0.04]
     assert list(line[0].get_xdata()) == pytest.approx([0.0, 0.5, 2.0])
@@ -101,7 +101,7 @@ def test_entropies_are_shares() -> None:
     """Catches counts of 1000 synthetic images beside those of 100 real ones."""
     bins = {"real": {"edges": [0, 0.5, 1], "counts": [90, 10]},
             "disturb": {"edges": [0, 0.5, 1], "counts": [250, 750]}}  # fmt: skip
-    axes = figures.entropies({"d": bins}).axes[0]
+    axes = judged.entropies({"d": bins}).axes[0]
     drawn = {p.get_label(): p for p in axes.patches}
     assert list(drawn["held-out real"].get_data().values) == pytest.approx([0.9, 0.1])
     assert list(drawn["disturb"].get_data().values) == pytest.approx([0.25, 0.75])
@@ -112,10 +112,10 @@ def test_entropies_are_shares() -> None:
 def test_distance_against_gain() -> None:
     """Catches swapped axes, a lost yardstick, an arm in another colour than elsewhere."""
     points = {"duplicate": (0.1, 2.0, 0.0), "disturb for resnet18": (9.0, 2.0, 0.02)}
-    axes = figures.fd_against_gain({"d": points}).axes[0]
+    axes = judged.fd_against_gain({"d": points}).axes[0]
     drawn = {line.get_label(): line for line in axes.lines}
     assert drawn["disturb for resnet18"].get_xydata().tolist() == [[9.0, 0.02]]
-    assert to_hex(drawn["disturb for resnet18"].get_color()) == figures.ARM_COLOURS["disturb"]
+    assert to_hex(drawn["disturb for resnet18"].get_color()) == base.ARM_COLOURS["disturb"]
     assert list(drawn["held-out real images"].get_xdata()) == [2.0, 2.0]
 
 
