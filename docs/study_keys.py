@@ -1,7 +1,4 @@
-"""Every key of the study file as a page, from the models that read it.
-
-``python -m docs.study_keys --write`` writes docs/keys.md; a test fails where it is out of date.
-"""
+"""Generate docs/keys.md from the models: ``python -m docs.study_keys --write``."""
 
 from __future__ import annotations
 
@@ -69,7 +66,7 @@ def page() -> str:
 
 
 def sections(model: type[BaseModel], place: str) -> Iterator[tuple[str, type[BaseModel]]]:
-    """The model and all that stand below it, each with its place: ``search.space``."""
+    """The model and all below it, each with its place: ``search.space``."""
     yield place, model
     for name, field in model.model_fields.items():
         for below in models_in(field.annotation):
@@ -138,7 +135,7 @@ def _first_sentence(model: type[BaseModel]) -> str:
 
 
 def _code(text: str) -> str:
-    """Two backticks, as docstrings have them, to one."""
+    """Replace the double backticks of docstrings."""
     return text.replace("``", "`")
 
 
@@ -170,7 +167,7 @@ def _type(model: type[BaseModel], name: str, field: FieldInfo) -> str:
 
 
 def _written(model: type[BaseModel], name: str) -> str:
-    """The annotation as it stands in the source, which still has the names of aliases."""
+    """The annotation as in the source, with the names of aliases."""
     for base in model.__mro__:
         if name in getattr(base, "__annotations__", {}):
             return str(base.__annotations__[name])
@@ -178,7 +175,7 @@ def _written(model: type[BaseModel], name: str) -> str:
 
 
 def _words(annotation: Any, metadata: list[Any], written: str) -> str:
-    """An annotation in words: what a person may write there."""
+    """An annotation in words: the values allowed."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _words(arguments[0], [*metadata, *annotation.__metadata__], written)

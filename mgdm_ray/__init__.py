@@ -1,7 +1,6 @@
 """mgdm-ray: do synthetic images from a guided diffusion model make a classifier better?
 
-The names in ``__all__`` are its Python interface (docs/take-away.md). They are imported when they
-are first asked for: planning a study imports this package, and must not pay for torch.
+``__all__`` is the Python interface (docs/take-away.md), imported lazily: planning needs no torch.
 """
 
 from typing import TYPE_CHECKING, Any

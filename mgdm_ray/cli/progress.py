@@ -1,4 +1,4 @@
-"""What the user sees while a study runs: bars on a terminal, plain lines elsewhere."""
+"""Live progress: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.progress import TimeElapsedColumn as Elapsed
 
 NAMED = 3
-"""Waiting jobs that a line names."""
+"""Waiting jobs named on one line."""
 
 
 class LiveRow(Protocol):
-    """How far one running job is."""
+    """Progress of one running job; ``total`` is 0 while it waits."""
 
     @property
     def label(self) -> str: ...
@@ -30,9 +30,9 @@ class LiveRow(Protocol):
 
 
 class Pace:
-    """How long the rest takes, by what the jobs of each kind took in this run.
+    """Time left, from the mean time of each kind of job in this run, at its concurrency so far.
 
-    ``kinds`` of all jobs that are to do. So many jobs run at once as did so far.
+    ``kinds``: one per job to do.
     """
 
     def __init__(self, kinds: Iterable[str]) -> None:
@@ -45,24 +45,20 @@ class Pace:
             self.took.setdefault(kind, []).append(seconds)
 
     def rest(self, elapsed: float) -> str:
-        """``about 4 min left``, or ``at least`` so much where a kind has not ended once.
-
-        Empty where nothing is known of what is left.
-        """
+        """``about 4 min left``; ``at least`` if a kind has no finished job; empty if unknown."""
         busy = sum(map(sum, self.took.values()))
         known = {kind: n for kind, n in self.left.items() if n > 0 and kind in self.took}
         ahead = sum(n * sum(self.took[k]) / len(self.took[k]) for k, n in known.items())
         if not ahead or elapsed <= 0:
             return ""
-        strange = any(n > 0 and kind not in self.took for kind, n in self.left.items())
-        return f"{'at least' if strange else 'about'} {_span(ahead * elapsed / busy)} left"
+        unseen = any(n > 0 and kind not in self.took for kind, n in self.left.items())
+        return f"{'at least' if unseen else 'about'} {_span(ahead * elapsed / busy)} left"
 
 
 class Display:
-    """Shows how many jobs are through, what runs now, and how long the rest may take.
+    """Shows finished and running jobs and the time left; a context manager.
 
-    ``finished`` jobs of the study are known already; ``kinds`` are those of the others. Use as a
-    context manager.
+    ``finished`` jobs are known at the start; ``kinds``: one per job to do.
     """
 
     def __init__(
@@ -111,7 +107,7 @@ class Display:
         if self.bars:
             self.bars.console.print(text, markup=False, highlight=False)
         else:
-            # Not wrapped, and out at once: a log file has no width and is read while it grows.
+            # Neither wrapped nor buffered: for log files.
             minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
             print(f"{minutes:3d}:{seconds:02d} {text}", file=self.console.file, flush=True)
 
@@ -133,14 +129,14 @@ class Display:
 
 
 def _lines(rows: Iterable[LiveRow]) -> list[str]:
-    """What moves and what waits."""
-    moving, waiting = list[str](), list[str]()
+    """Running and waiting jobs."""
+    running, waiting = list[str](), list[str]()
     for row in rows:
         if row.total:
-            moving.append(f"{row.label} {row.done}/{row.total} {row.note}".rstrip())
+            running.append(f"{row.label} {row.done}/{row.total} {row.note}".rstrip())
         else:
             waiting.append(row.label)
-    said = [f"running: {'; '.join(moving)}"] if moving else []
+    said = [f"running: {'; '.join(running)}"] if running else []
     if waiting:
         more = f" and {len(waiting) - NAMED} more" if len(waiting) > NAMED else ""
         names = ", ".join(waiting[:NAMED])
@@ -149,6 +145,6 @@ def _lines(rows: Iterable[LiveRow]) -> list[str]:
 
 
 def _span(seconds: float) -> str:
-    """In whole minutes, for it is a guess."""
+    """Whole minutes, or hours from 90 minutes."""
     minutes = math.ceil(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{seconds / 3600:.1f} h"

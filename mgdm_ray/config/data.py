@@ -1,4 +1,4 @@
-"""Datasets, and how many images the arms add to them."""
+"""Datasets, and the images that arms add to them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from mgdm_ray.config.base import (
 )
 
 OWN_KEYS = ("task", "classes", "reading", "columns", "split", "licence", "citation")
-"""Keys of a dataset that only make sense for one's own data."""
+"""Keys that only a dataset with ``path`` may have."""
 
 
 class PhantomConfig(Frozen):
     """How a ``phantom-*`` dataset is drawn."""
 
     difficulty: float = Field(0.5, ge=0, le=1)
-    """0: lesions stand out; 1: they drown in noise and confounders."""
+    """0: lesions stand out; 1: they are hidden in noise and confounders."""
     train: int = Field(400, ge=20, le=100_000)
     """Number of training images."""
     val: int = Field(120, ge=10, le=100_000)
@@ -35,41 +35,40 @@ class PhantomConfig(Frozen):
     test: int = Field(200, ge=10, le=100_000)
     """Number of test images."""
     imbalance: float = Field(1.0, ge=1, le=100)
-    """Most frequent class over rarest class; 1 is balanced. Geometric in between."""
+    """Size of the largest class over the smallest; 1 is balanced, geometric in between."""
     seed: int = Field(0, ge=0)
-    """Another seed draws another dataset."""
+    """Seed of the images."""
 
 
 class ColumnsConfig(Frozen):
-    """What the columns of a manifest or table are called; only path and label must be there."""
+    """Column names of a manifest or table; only path and label are required."""
 
     path: str = "path"
-    """The image file, relative to the manifest's folder; in a table of images: the image."""
+    """Image file, relative to the manifest's folder; in a table of images: the image itself."""
     label: str = "label"
-    """The class, by its name."""
+    """Class name."""
     split: str = "split"
-    """train, val or test; images without one are divided."""
+    """train, val or test; images without a split are divided."""
     group: str = "group"
-    """The patient: all images of one stay in one split."""
+    """Patient: all images of one patient stay in one split."""
     stratum: str = "stratum"
-    """Anything that the splits should have alike, beside the class: a site, a device."""
+    """Stratify by this as well as by class: a site, a device."""
 
 
 class SplitConfig(Frozen):
-    """How images that come without a split are divided: by patient, stratified, seeded."""
+    """How images without a split are divided: by patient, stratified, seeded."""
 
     val: float = Field(0.15, gt=0, le=0.4)
-    """Share of the images for validation."""
+    """Share of images for validation."""
     test: float = Field(0.2, gt=0, le=0.4)
-    """Share of the images for the test split."""
+    """Share of images for testing."""
     seed: int = Field(0, ge=0)
-    """Another seed divides in another way."""
+    """Seed of the split."""
     group: str | None = Field(None, min_length=1, max_length=200)
-    """A regular expression; what its first bracket (or all of it) matches in the path of an image
-    names the patient, e.g. ``(P\\d+)_``."""
+    """Regular expression for the patient in an image's path: its first bracket, or the whole match,
+    e.g. ``(P\\d+)_``."""
     file: str | None = None
-    """A ``splits-NAME.csv`` that an earlier study wrote, to divide as it did; relative to
-    ``data_dir`` or absolute."""
+    """Reuse the ``splits-NAME.csv`` of an earlier study; relative to ``data_dir`` or absolute."""
 
     @field_validator("group")
     @classmethod
@@ -82,62 +81,60 @@ class SplitConfig(Frozen):
 
 
 class ReadingConfig(Frozen):
-    """How files become square images of 8 bits."""
+    """How files become square 8-bit images."""
 
     channels: Literal[1, 3] | None = None
-    """1 makes colour grey, 3 grey colour; null: grey where every image is."""
+    """1 converts to grey, 3 to colour; null: grey if every image is grey."""
     fit: Literal["pad", "crop", "stretch"] = "pad"
-    """Of an image that is not square: black bars, its middle, or a changed aspect."""
+    """Non-square images: black bars, the centre, or a changed aspect ratio."""
     window: tuple[float, Annotated[float, Field(gt=0)]] | None = None
-    """[centre, width] of the values shown, for all images of more than 8 bits: [40, 400] shows soft
-    tissue in CT. null: the window in a DICOM file, else the bits in use (integers) or all but the
-    half percent at either end (others)."""
+    """[centre, width] of the values shown, for images of more than 8 bits: [40, 400] is soft tissue
+    in CT. null: the window in a DICOM file, else the bits in use (integers) or the central 99 %
+    (floats)."""
     slices: Literal["middle", "all"] | Annotated[int, Field(ge=0)] = "middle"
-    """Of files with many slices or frames: one, or all, which then are images of one patient."""
+    """Files with many slices or frames: one of them, or all, as images of one patient."""
     damaged: Literal["refuse", "leave_out"] = "refuse"
-    """Files that cannot be read stop the study, or are named and left out."""
+    """Unreadable files stop the study, or are listed and left out."""
 
 
 class DatasetConfig(Frozen):
     """One dataset of the study."""
 
     name: Name
-    """A MedMNIST name, a ``phantom-*`` name, or any name of your own together with ``path`` or
-    ``source``."""
+    """A MedMNIST or ``phantom-*`` name, or your own name together with ``path`` or ``source``."""
     source: Name | None = None
-    """The dataset that this one is a variant of, e.g. with fewer training images. Variants count
-    as one dataset in the statistics: they share their test images."""
+    """This dataset is a variant of another, e.g. with fewer training images. Variants share test
+    images and count as one dataset in the statistics."""
     path: str | None = None
     """Your own images, relative to ``data_dir`` or absolute: a folder with a folder per class, a
     manifest (.csv, .parquet), a folder of Hugging Face ``datasets``, or a MedMNIST-format .npz."""
     task: Task | None = None
-    """Kind of labels of your own data; known for the named datasets."""
+    """Kind of labels; required for your own data only."""
     classes: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] | None = Field(
         None, min_length=2
     )
-    """Names of the classes of your own data in the order of their numbers; default: sorted, 2
-    before 10."""
+    """Classes of your own data in the order of their labels; default: sorted, 2 before 10."""
     reading: ReadingConfig = ReadingConfig()
     columns: ColumnsConfig = ColumnsConfig()
     split: SplitConfig = SplitConfig()
     licence: str | None = Field(None, max_length=200)
-    """Of your own data: what may be done with it, told in the report and to whoever gets images."""
+    """Licence of your own data; shown in the report and with exported images."""
     citation: str | None = Field(None, max_length=500)
-    """Of your own data: where it comes from."""
+    """Source of your own data."""
     size: int = Field(28, ge=8, le=512)
     """Height and width in pixels."""
     train_size: int | None = Field(None, ge=10)
-    """Use at most so many training images: a seeded, stratified choice. Default: all. A list makes
-    a variant of each: ``retinamnist-50``, ``retinamnist-200``."""
+    """Use at most this many training images, a seeded stratified subset; default: all. A list makes
+    one variant per size: ``retinamnist-50``, ``retinamnist-200``."""
     phantom: PhantomConfig | None = None
     """Only for ``phantom-*``."""
     pictures: bool = True
-    """Show images of it in the report and in MLflow. Off: numbers and curves only, for data that
-    may not be passed on; the pictures stay in the storage's artefacts. Changes no key."""
+    """Show its images in the report and in MLflow. Off, for data that must not be shared: numbers
+    and curves only; the storage keeps images. Changes no key."""
 
     @property
     def origin(self) -> str:
-        """Whose images these are: of variants the dataset they come from."""
+        """The dataset that the images come from, also for a variant."""
         return self.source or self.name
 
     @model_validator(mode="after")
@@ -158,14 +155,14 @@ class DatasetConfig(Frozen):
             for key in OWN_KEYS:
                 if getattr(self, key) != type(self).model_fields[key].default:
                     raise ValueError(
-                        f"{key!r} is only for a dataset with 'path': of a built-in one it is known"
+                        f"{key!r} is only for a dataset with 'path'; built-in datasets define it"
                     )
         unique(self.classes or (), "class")
         return self
 
 
 class RatioCurve(Frozen):
-    """Further cells with other numbers of added images: the first ones of the same images."""
+    """Additional cells with other numbers of added images: subsets of the same images."""
 
     ratios: tuple[Annotated[float, Field(gt=0, le=100)], ...] = Field(min_length=1)
     """Added images per real training image, beside ``synthetic.ratio``."""
@@ -184,23 +181,22 @@ class RatioCurve(Frozen):
     def _arms(cls, value: tuple[Arm, ...] | None) -> tuple[Arm, ...] | None:
         bad = [arm for arm in value or () if arm in ("real", "augment")]
         if bad:
-            raise ValueError(f"arm {bad[0]!r} adds no images: it has no ratio")
+            raise ValueError(f"arm {bad[0]!r} adds no images and has no ratio")
         return value and unique(value, "arm")
 
 
 class SyntheticConfig(Frozen):
-    """How many images the arms add, and of which classes."""
+    """Number and classes of the added images."""
 
     ratio: float = Field(1.0, gt=0, le=100)
     """Added images per real training image."""
     balance: Literal["proportional", "balanced", "top_up"] = "proportional"
-    """Classes of the added images: as in the training set; equally many of each; or, with
-    ``top_up``, as many as fill every class up to ``per_class`` (MGDM's way), whatever ``ratio``."""
+    """Classes of the added images: as in the training set, equally many of each, or (``top_up``, as
+    in MGDM) as many as fill every class up to ``per_class``, whatever ``ratio``."""
     per_class: int | None = Field(None, ge=1, le=1_000_000)
-    """With ``top_up``: real and added images of each class together. A class that has more real
-    ones keeps them all and gets none."""
+    """With ``top_up``: real plus added images per class. A larger class keeps all and gets none."""
     curve: RatioCurve | None = None
-    """How the arms depend on the number of added images; shown in the report."""
+    """Results as a function of the number of added images, for the report."""
 
     @model_validator(mode="after")
     def _together(self) -> Self:
@@ -214,18 +210,14 @@ class SyntheticConfig(Frozen):
 
     @property
     def largest(self) -> float:
-        """The largest ratio: so many images are drawn."""
+        """The largest ratio, for which images are drawn."""
         return max(self.ratio, *(self.curve.ratios if self.curve else ()), 0.0)
 
 
 class LimitsConfig(Frozen):
-    """What a synthetic set must not exceed to be used; over it, its cells are refused.
-
-    Changes no key: what was computed is only shown or not.
-    """
+    """Upper limits for a synthetic set; cells of a set above them are refused. Changes no key."""
 
     copies: float | None = Field(None, ge=0, le=1)
-    """Largest share of near-copies of training images, beyond what real images have."""
+    """Largest share of near-duplicates of training images, above the baseline of real images."""
     flips: float | None = Field(None, ge=0, le=1)
-    """Largest share of images in which the judge sees another class, beyond its own errors on
-    held-out real images."""
+    """Largest label-flip rate by the judge, above its error rate on held-out real images."""

@@ -33,13 +33,13 @@ class UNetConfig(Frozen):
 
 
 class TrainConfig(Frozen):
-    """What denoiser and guide have in common."""
+    """Training options of denoiser and guide."""
 
     unet: UNetConfig = UNetConfig()
     steps: Positive = 600
     """Optimiser steps."""
     batch_size: Positive = 64
-    """Global batch: split over the workers."""
+    """Global batch size, split over the workers."""
     learning_rate: float = Field(1e-3, gt=0, le=1)
     """Peak learning rate of AdamW."""
     warmup: int = Field(50, ge=0)
@@ -47,14 +47,14 @@ class TrainConfig(Frozen):
     decay: bool = True
     """Cosine decay of the learning rate to zero at the last step."""
     grad_clip: float | None = Field(1.0, gt=0)
-    """Largest norm of the gradient; null does not clip."""
+    """Largest gradient norm; null: no clipping."""
     class_balanced: bool = True
-    """Draw every class equally often."""
+    """Sample every class equally often."""
     checkpoint_every: Positive = 200
-    """Steps between checkpoints: what a kill can cost at most."""
+    """Steps between checkpoints, the most that a kill can cost."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """``auto``: bfloat16 autocast where that is faster: on GPUs that have it, CPUs with AMX,
-    and AMD's with AVX512_BF16. ``float16`` scales the loss, for GPUs without bfloat16."""
+    """``auto``: bfloat16 autocast where it is faster: GPUs with bfloat16, CPUs with AMX or
+    AVX512_BF16. ``float16`` scales the loss, for GPUs without bfloat16."""
 
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -82,19 +82,19 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 class DenoiserConfig(TrainConfig):
-    """The class-conditional diffusion model. ``recipe`` sets defaults of the fields it names."""
+    """The class-conditional diffusion model; ``recipe`` sets defaults of several keys."""
 
     recipe: Literal["small", "paper"] = "small"
-    """Named defaults: ``small`` learns in few steps; ``paper`` is the published recipe: linear
-    schedule, epsilon-prediction, loss ``mgdm``, learning rate 1e-4 without warm-up or decay."""
+    """Named defaults: ``small`` learns in few steps; ``paper`` is as published: linear schedule,
+    epsilon-prediction, loss ``mgdm``, learning rate 1e-4 without warm-up or decay."""
     schedule: Literal["linear", "cosine"] = "cosine"
     """Noise schedule over 1000 training timesteps."""
     prediction: Literal["epsilon", "v"] = "v"
     """What the network predicts."""
     loss_weight: Literal["uniform", "mgdm", "min_snr"] = "uniform"
-    """``mgdm``: w_t = sqrt(1 - alphas_cumprod); ``min_snr``: that of Hang et al. with gamma 5."""
+    """``mgdm``: w_t = sqrt(1 - alphas_cumprod); ``min_snr``: Hang et al., gamma 5."""
     label_dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of samples trained without label, drawn per sample: for classifier-free guidance."""
+    """Share of samples trained without label, for classifier-free guidance; drawn per sample."""
     ema_decay: float = Field(0.995, ge=0, lt=1)
     """Decay of the exponential moving average of the weights (with warm-up)."""
 
@@ -116,7 +116,7 @@ class GuideConfig(TrainConfig):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Label smoothing of the cross-entropy."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of the head's features left out while training; ``mutual_information`` needs some."""
+    """Dropout of the head; ``mutual_information`` needs it above 0."""
 
 
 class SamplingConfig(Frozen):
@@ -125,14 +125,13 @@ class SamplingConfig(Frozen):
     num_inference_steps: int = Field(25, ge=2, le=1000)
     """Steps of generate, encode and decode."""
     solver: Literal["ddim", "second_order"] = "ddim"
-    """Of stage 1. ``second_order`` needs fewer steps for the same error; encode and decode are
-    always DDIM, so that they mirror each other."""
+    """Solver of stage 1; ``second_order`` needs fewer steps for the same error. Encode and decode
+    are always DDIM, so that they mirror each other."""
     inversion_iterations: int = Field(0, ge=0, le=20)
-    """More forwards per step of encode, so that decoding without guidance gives the image back.
-    Needs ``denoiser.prediction: v``."""
+    """Additional forwards per step of encode, so that unguided decoding reproduces the image. Needs
+    ``denoiser.prediction: v``."""
     strength: float = Field(1.0, gt=0, le=1)
-    """How far into the noise encode goes, as a share of the timesteps: less keeps more of the
-    image."""
+    """How far encode goes, as a share of the timesteps: less preserves more of the image."""
     guidance_scale: float = Field(1.5, ge=0, le=50)
     """Classifier-free guidance of stage 1; 1 is off."""
     classifier_scale: float = Field(0.0, ge=0, le=1000)
@@ -140,40 +139,40 @@ class SamplingConfig(Frozen):
     clip: bool = True
     """Clip pred_x0 to [-1, 1] while generating."""
     clip_stage_two: bool = False
-    """Clip pred_x0 in encode and decode, in both; needs ``clip``. Off: what leaves [-1, 1] on the
-    way comes back."""
+    """Clip pred_x0 in encode and decode as well; needs ``clip``. Off, values outside [-1, 1]
+    survive the round trip."""
     batch_size: Positive | Literal["auto"] = "auto"
-    """Images per forward pass; ``auto``: as many as memory allows. Does not change the result."""
+    """Images per forward pass; ``auto``: as many as fit into memory. The result is the same."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """``auto``: bfloat16 autocast where that is faster: on GPUs that have it, CPUs with AMX,
-    and AMD's with AVX512_BF16."""
+    """``auto``: bfloat16 autocast where it is faster: GPUs with bfloat16, CPUs with AMX or
+    AVX512_BF16."""
 
     @model_validator(mode="after")
     def _clipping(self) -> Self:
         if self.clip_stage_two and not self.clip:
             raise ValueError(
-                "'clip_stage_two' needs 'clip': encode would blow up what an image has outside "
-                "[-1, 1], by the ratio of the noise levels"
+                "'clip_stage_two' needs 'clip': encode would amplify values outside [-1, 1] by the "
+                "ratio of the noise levels"
             )
         return self
 
 
 class GuidanceControls(Frozen):
-    """How a measurement is ascended, whatever it is and however strong."""
+    """How any measurement is ascended, at any strength."""
 
     gradient: Literal["normalised", "relative", "raw"] = "normalised"
-    """``normalised``: gamma is how far an image may be moved, as root mean square over its pixels
-    in [-1, 1] (times pi / 2): the same for every dataset; ``relative``: the term is gamma times as
-    long as eps, image by image, and near pure noise moves pred_x0 by about
-    gamma / sqrt(alpha_bar), up to 160 gamma; ``raw``: the published formula."""
+    """``normalised``: gamma bounds how far an image moves, as root mean square over pixels in
+    [-1, 1] (times pi / 2), alike for all datasets; ``relative``: the term is gamma times as long
+    as eps per image, and near pure noise moves pred_x0 by about gamma / sqrt(alpha_bar), up to
+    160 gamma; ``raw``: the published formula."""
     over_t: Literal["constant", "signal", "noise"] = "constant"
-    """Gamma over the timesteps: times 1, sqrt(alpha_bar_t) (less where there is noise) or
+    """Factor of gamma over timesteps: 1, sqrt(alpha_bar_t) (less at high noise), or
     sqrt(1 - alpha_bar_t) (less near the clean image)."""
     decode_guidance_scale: float = Field(1.0, ge=0, le=50)
-    """Classifier-free guidance of stage 2; 1 is off. Encode never has it, nor has ``roundtrip``:
-    with another value decoding changes images even where nothing is ascended."""
+    """Classifier-free guidance of decode; 1 is off. Encode and ``roundtrip`` never use it, so that
+    any other value changes images even at gamma 0."""
     label_scale: float = Field(0.0, ge=0, le=1000)
-    """Weight of log p(y | x_t) beside the measurement: keeps images in their class; 0 is off."""
+    """Weight of log p(y | x_t) added to the measurement, to preserve labels; 0 is off."""
     interval: tuple[Annotated[int, Field(ge=0, le=999)], Annotated[int, Field(ge=0, le=999)]] = (
         0,
         999,
@@ -192,7 +191,7 @@ class GuidanceSetting(GuidanceControls):
     """Measurement guidance of stage 2."""
 
     measurement: MeasurementName = "entropy"
-    """What is ascended: a registered measurement."""
+    """The measurement that is ascended."""
     uncertainty_scale: float = Field(0.1, ge=0, le=1e6)
     """Strength (gamma); 0 is off."""
 

@@ -1,4 +1,4 @@
-"""Reading a study file: safe YAML, overrides, and mistakes told with their place."""
+"""Read a study file: safe YAML, overrides, and errors with their place."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Place = tuple[str | int, ...]
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key given twice is an error instead of silently the last one."""
+    """Safe YAML that refuses duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -34,28 +34,26 @@ class _Loader(yaml.SafeLoader):
 
 
 MOST_TOLD = 20
-"""Mistakes that are told one by one."""
+"""Errors shown one by one."""
 MAX_STUDY_BYTES = 1_000_000
 MAX_VALUES, MAX_DEPTH, MAX_SCALAR = 100_000, 30, 4096
-"""Of a study file: values with all aliases written out, their nesting, characters of one."""
-# The loader passes on what its constructors raise: a date that does not exist, a key that is a
-# mapping.
+"""Limits of a study file: values after expanding aliases, nesting, characters per value."""
+# Constructors raise more than YAMLError: for impossible dates, for mappings as keys.
 _YAML_MISTAKES = (yaml.YAMLError, ValueError, RecursionError, TypeError)
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a study was read from, and where in it each value stands."""
+    """The content of a study file, and the line of each value."""
 
     path: Path
     data: Mapping[str, Any]
-    """The file's content, overridden."""
+    """Content after overrides."""
     lines: Mapping[Place, int]
     overrides: Sequence[str]
 
     def written(self, place: Place) -> Place:
-        """The place in the file of what is at ``place`` in the study: an entry of ``datasets``
-        with a list of sizes stands for several."""
+        """Place in the file of ``place`` in the study: one entry of ``datasets`` may be several."""
         entries = self.data.get("datasets")
         if place[:1] != ("datasets",) or len(place) < 2 or not isinstance(entries, list):
             return place
@@ -64,7 +62,7 @@ class Source:
         return ("datasets", indices[at], *place[2:]) if isinstance(at, int) else place
 
     def override(self, place: Place) -> str:
-        """The last ``--set`` that reaches ``place``; empty where none does."""
+        """The last ``--set`` that applies to ``place``, or an empty string."""
         flat = [str(part) for part in self.written(place)]
         found = ""
         for override in self.overrides:
@@ -74,7 +72,7 @@ class Source:
         return found
 
     def line(self, place: Place) -> int:
-        """Where ``place``, or the nearest thing around it, stands in the file."""
+        """The line of ``place``, or of the nearest key above it."""
         known = self.written(place)
         while known and known not in self.lines:
             known = known[:-1]
@@ -84,17 +82,17 @@ class Source:
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """Read, override (``a.b=c``) and validate a study file.
 
-    Raises InputError with one line per mistake: place, what came, what is allowed.
+    Raise InputError with one line per mistake: place, what came, what is allowed.
     """
     return read_study(path, overrides)[0]
 
 
 def read_study(path: str | Path, overrides: Sequence[str] = ()) -> tuple[StudyConfig, Source]:
-    """As ``load_study``, with what the study was read from."""
+    """As ``load_study``, with the file's content and lines."""
     path = find_study(path)
     try:
         if path.stat().st_size > MAX_STUDY_BYTES:
-            raise InputError(f"{path}: larger than {MAX_STUDY_BYTES} bytes; this is no study file")
+            raise InputError(f"{path}: larger than {MAX_STUDY_BYTES} bytes; not a study file")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(_missing(path)) from None
@@ -118,7 +116,7 @@ def read_study(path: str | Path, overrides: Sequence[str] = ()) -> tuple[StudyCo
 
 
 def _cut(message: str) -> str:
-    """A message that can be read, whatever came."""
+    """``message``, shortened to a readable length."""
     return message if len(message) <= 2000 else f"{message[:1500]} ... {message[-300:]}"
 
 
@@ -164,9 +162,9 @@ def _parse(path: Path, text: str) -> tuple[dict[str, Any], dict[Place, int]]:
 
 
 def _load(text: str) -> tuple[yaml.Node | None, Any]:
-    """The one document of ``text``, as nodes and as values; ValueError for one that is too large.
+    """The document of ``text`` as nodes and as values; ValueError if it is too large.
 
-    It is measured before it is built: a few lines of aliases can stand for billions of values.
+    Measured before it is built: a few lines of aliases can expand to billions of values.
     """
     loader = _Loader(text)
     try:
@@ -174,19 +172,16 @@ def _load(text: str) -> tuple[yaml.Node | None, Any]:
         if node is None:
             return None, None
         if _size(node, {}) > MAX_VALUES:
-            raise ValueError(f"it stands for more than {MAX_VALUES} values (aliases of aliases?)")
+            raise ValueError(f"it expands to more than {MAX_VALUES} values (aliases of aliases?)")
         return node, loader.construct_document(node)
     finally:
         loader.dispose()
 
 
 def _size(node: yaml.Node, known: dict[int, int], depth: int = 0) -> int:
-    """How many values ``node`` stands for, with all aliases written out.
-
-    Raises ValueError where it is too deep, or holds itself.
-    """
+    """Number of values after expanding aliases; ValueError if nested too deep or recursive."""
     if depth > MAX_DEPTH:
-        raise ValueError(f"values are nested more than {MAX_DEPTH} deep, or hold themselves")
+        raise ValueError(f"values are nested more than {MAX_DEPTH} deep, or contain themselves")
     if isinstance(node, yaml.ScalarNode):
         if len(node.value) > MAX_SCALAR:
             raise ValueError(
@@ -216,18 +211,15 @@ def _lines(node: yaml.Node, place: Place) -> Iterator[tuple[Place, int]]:
 
 
 def _lines_below(node: yaml.Node, place: Place) -> Iterator[tuple[Place, int]]:
-    # The key's own line is the place of a mapping entry, not the line where its value begins.
+    # An entry of a mapping is at the line of its key, not of its value.
     return (item for item in _lines(node, place) if item[0] != place)
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
-    """Set ``a.b.0=value`` in ``data``; the value is read as YAML.
-
-    Raises InputError where it is not of that form, or there is no such place.
-    """
+    """Set ``a.b.0=value`` in ``data``, with the value as YAML; InputError if that fails."""
     where, separator, raw = override.partition("=")
     if not separator or not where.strip():
-        raise InputError(f"--set {_short(override)}: give it as key.key=value")
+        raise InputError(f"--set {_short(override)}: write it as key.key=value")
     try:
         _, value = _load(raw)
     except _YAML_MISTAKES as error:
@@ -244,7 +236,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
                 target[part] = {}
             target = target[part]
         if not isinstance(target, dict | list):
-            what = f"{_short(part)!r} is a single value and has no keys below"
+            what = f"{_short(part)!r} is a single value without keys"
             raise InputError(f"--set {_short(override)}: {what}")
     if isinstance(target, list):
         target[_index(override, last, target)] = value
@@ -257,7 +249,7 @@ def _short(text: str) -> str:
 
 
 def _index(override: str, part: str, values: list[Any]) -> int:
-    # Digits of other scripts are none to a user, and thousands of them none to int().
+    # int() takes digits of other scripts, and refuses thousands of digits.
     if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(values):
         raise InputError(
             f"--set {_short(override)}: {_short(part)!r} is not an index below {len(values)}"
@@ -266,7 +258,7 @@ def _index(override: str, part: str, values: list[Any]) -> int:
 
 
 def _of_image_size(source: Source, place: Place) -> bool:
-    """Whether a dataset's size is wrong because ``image_size`` is, which has its own message."""
+    """Whether a dataset's size is wrong only because ``image_size`` is."""
     if len(place) != 3 or place[0] != "datasets" or place[2] != "size":
         return False
     _, index, _ = source.written(place)
@@ -323,7 +315,7 @@ def _placed(message: str, dotted: str) -> str:
 
 
 def _keys_at(location: Sequence[str | int]) -> list[str]:
-    """The keys allowed at a place of the study file."""
+    """Keys allowed at a place of the study file."""
     model: Any = StudyConfig
     for part in location:
         if isinstance(part, int):

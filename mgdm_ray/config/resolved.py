@@ -1,4 +1,4 @@
-"""A study with every default written out, and behind each value where it came from."""
+"""The resolved study: all defaults written out, each value with its origin."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mgdm_ray.config.study import StudyConfig
 
 DEFAULT = "default"
 BESIDE = ("storage", "data_dir", "resources", "tracking")
-"""Keys that say where and how a study runs; its results do not depend on them."""
+"""Keys that do not affect results."""
 
 
 def resolved_text(config: StudyConfig, source: Source) -> str:
-    """A study file that means the same as ``config``, with an origin behind each value.
+    """A study file equal to ``config``, with the origin of each value as a comment.
 
-    The origin is ``line N`` of the study file, ``--set a.b``, or ``default``.
+    An origin is ``line N`` of the study file, ``--set a.b``, or ``default``.
     """
     head = f"# {source.path}, with its defaults; behind each value: its line there, --set, or "
     lines = [_comment(f"{head}{DEFAULT}")]
@@ -28,9 +28,9 @@ def resolved_text(config: StudyConfig, source: Source) -> str:
 
 
 def changes(before: str, config: StudyConfig) -> list[str]:
-    """Which keys, as ``a.b``, say another thing than in the resolved text ``before``.
+    """Keys, as ``a.b``, whose values differ from the resolved text ``before``.
 
-    None of those that only say where and how to run; and none of a text that is no resolved one.
+    Ignores keys that do not affect results; empty if ``before`` is no resolved study.
     """
     try:
         old = yaml.safe_load(before)
@@ -68,9 +68,9 @@ def _mapping(values: Mapping[str, Any], place: Place, source: Source) -> Iterato
 
 
 def _on_one_line(value: Any) -> str:
-    """A value, or a list of some, as YAML without a line break."""
+    """A value, or a list of values, as YAML on one line."""
     parts = value if isinstance(value, list) else [value]
-    # Only a double-quoted text may hold a line break and stay on its line.
+    # Only double quotes can hold a line break on one line.
     broken = any(isinstance(part, str) and not part.isprintable() for part in parts)
     style = '"' if broken else None
     text: str = yaml.safe_dump(
@@ -86,7 +86,7 @@ def _origin(place: Place, source: Source) -> str:
 
 
 def _candidates(place: Place, source: Source) -> Iterator[Place]:
-    """Where the file may say what is at ``place``: there, or where a short form says it."""
+    """Places in the file that may set ``place``: itself, or a short form."""
     yield place
     if place[0] == "denoiser" and any(place[1:] == (key,) for key in RECIPES["small"]):
         yield ("denoiser", "recipe")
@@ -103,7 +103,7 @@ def _candidates(place: Place, source: Source) -> Iterator[Place]:
 
 
 def _written(place: Place, source: Source) -> str:
-    """``--set a.b`` or ``line N``; empty where the study says nothing of ``place``."""
+    """``--set a.b`` or ``line N``; empty if the study does not set ``place``."""
     try:
         _value(source.written(place), source.data)
     except (LookupError, TypeError):
@@ -113,12 +113,12 @@ def _written(place: Place, source: Source) -> str:
     below = "".join(f"{part}." for part in source.written(place))
     names = [override.partition("=")[0].strip() for override in source.overrides]
     entries = [f"--set {name}" for name in names if name.startswith(below)]
-    # Of a list the file may give most, and --set single entries.
+    # --set may replace single entries of a list.
     return ", ".join([f"line {source.line(place)}", *dict.fromkeys(entries)])
 
 
 def _value(place: Place, data: Mapping[str, Any]) -> Any:
-    """LookupError or TypeError where the study has no such place."""
+    """The value at ``place``; LookupError or TypeError if there is none."""
     value: Any = data
     for part in place:
         value = value[part]
@@ -126,5 +126,5 @@ def _value(place: Place, data: Mapping[str, Any]) -> Any:
 
 
 def _comment(text: str) -> str:
-    """Without what a comment may not hold."""
+    """``text`` without characters that a comment cannot hold."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -1,6 +1,6 @@
-"""The JSON Schema of a study file, which editors complete and check it with.
+"""The JSON Schema of a study file, for completion and checks in editors.
 
-``python -m mgdm_ray.config.schema > studies/study.schema.json`` writes it anew.
+To update it: ``python -m mgdm_ray.config.schema > studies/study.schema.json``.
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 class _Generator(GenerateJsonSchema):
-    """Without titles of fields, which only repeat their names."""
+    """Omits titles of fields, which repeat their names."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
         return False
 
 
 def study_schema() -> dict[str, Any]:
-    """The schema: it accepts whatever ``load_study`` accepts, and less than everything else.
+    """The schema: accepts whatever ``load_study`` accepts, except numbers written as text.
 
-    What depends on two keys is left to ``load_study``; a text that holds a number, which pydantic
-    would take for one, is refused.
+    Rules between keys are left to ``load_study``.
     """
     schema = StudyConfig.model_json_schema(schema_generator=_Generator)
     parts = schema["$defs"]
@@ -41,7 +40,7 @@ def study_schema() -> dict[str, Any]:
 
 
 def _allow_short_datasets(schema: dict[str, Any], dataset: dict[str, Any]) -> None:
-    """What ``StudyConfig._short_forms`` makes datasets of: a name alone, a list of sizes."""
+    """Allow the short forms of datasets: a name alone, a list of sizes."""
     known = {"enum": [*PHANTOMS, *MEDMNIST]}
     datasets = schema["properties"]["datasets"]
     datasets["items"] = {"anyOf": [known, datasets["items"]]}
@@ -55,7 +54,7 @@ def _allow_short_datasets(schema: dict[str, Any], dataset: dict[str, Any]) -> No
 
 
 def _with_references(node: Any, shared: dict[str, Any]) -> Any:
-    """``node`` with references in place of what would stand in it many times."""
+    """``node`` with repeated parts replaced by references."""
     for name, text in shared.items():
         if isinstance(node, dict) and text.items() <= node.items():
             rest = {key: value for key, value in node.items() if key not in text}
@@ -68,7 +67,7 @@ def _with_references(node: Any, shared: dict[str, Any]) -> Any:
 
 
 def as_text() -> str:
-    """What the file holds."""
+    """The schema as the file has it."""
     return json.dumps(study_schema(), indent=1, ensure_ascii=False) + "\n"
 
 

@@ -12,7 +12,7 @@ from mgdm_ray.config.optuna_classes import Pruner, Sampler
 
 
 class ScaleRange(Frozen):
-    """An interval that is searched."""
+    """A search interval."""
 
     low: float = Field(gt=0, le=1e6)
     """Smallest value."""
@@ -32,16 +32,16 @@ class ScaleRange(Frozen):
 
 
 class MeasurementSpace(Frozen):
-    """What is searched differently for one measurement."""
+    """Search ranges of one measurement."""
 
     uncertainty_scale: ScaleRange
     """Stage-2 strength of trials with this measurement."""
 
 
 class SearchSpace(GuidanceControls):
-    """What the search may choose. Lists are categorical: their samples and latents are reused.
+    """The search space. Lists are categorical, and their samples and latents reused.
 
-    The controls are the same for all trials.
+    The other guidance keys are the same for all trials.
     """
 
     guidance_scale: tuple[Annotated[float, Field(ge=0, le=50)], ...] | None = Field(
@@ -53,11 +53,11 @@ class SearchSpace(GuidanceControls):
     )
     """Stage-1 classifier scales; default: only ``sampling.classifier_scale``."""
     measurement: tuple[MeasurementName, ...] = Field(("entropy", "least_confidence"), min_length=1)
-    """Stage-2 measurements. Of the two that are equal for two classes, one is dropped there."""
+    """Stage-2 measurements. Those that are equivalent for two classes are tried once."""
     uncertainty_scale: ScaleRange = ScaleRange(low=0.02, high=0.5)
     """Stage-2 strength."""
     per_measurement: dict[MeasurementName, MeasurementSpace] = Field({})
-    """Other ranges for some of the measurements: an optimum of one says little of another's."""
+    """Ranges of single measurements, whose optima differ."""
 
     @field_validator("measurement")
     @classmethod
@@ -81,25 +81,25 @@ class SearchSpace(GuidanceControls):
 
 
 class StartPoint(Frozen):
-    """A setting that is tried before the sampler suggests any."""
+    """A setting to try before the sampler's suggestions."""
 
     measurement: MeasurementName
-    """One of ``space.measurement``. Over two classes, where several are one direction and only
-    one is tried, a point with another one is passed over."""
+    """One of ``space.measurement``. For two classes, points with an equivalent measurement that is
+    not tried are skipped."""
     uncertainty_scale: float = Field(gt=0, le=1e6)
     """Within the range of ``space``."""
     guidance_scale: float | None = Field(None, ge=0, le=50)
-    """One of ``space.guidance_scale``; needed where there are several."""
+    """One of ``space.guidance_scale``; required if there are several."""
     classifier_scale: float | None = Field(None, ge=0, le=1000)
-    """One of ``space.classifier_scale``; needed where there are several."""
+    """One of ``space.classifier_scale``; required if there are several."""
 
 
 class ConfirmConfig(Frozen):
-    """Settings that are scored once more after a search, on validation data with fresh seeds."""
+    """Score settings again after the search, on validation data with fresh seeds."""
 
     settings: int = Field(6, ge=1, le=1000)
-    """How many: the chosen one, and others evenly spread over the ranks of the finished trials.
-    Fewer than 5 cannot say whether the proxy networks rank for the others."""
+    """Number of settings: the chosen one, and others evenly spread over the ranks of the trials. At
+    least 5 are needed to judge how well proxy networks rank for the others."""
     seeds: int = Field(3, ge=1, le=1000)
     """Fresh seeds per setting and network."""
 
@@ -119,15 +119,15 @@ class SearchConfig(Frozen):
     after 1, 2, 4, ... networks, or an Optuna class, e.g. ``{name: PercentilePruner, percentile:
     25}``."""
     objective: Literal["accuracy", "accuracy_and_cost"] = "accuracy"
-    """The second one also wants few forwards per image; the setting chosen in the end is the most
-    accurate one. Without pruning."""
+    """``accuracy_and_cost`` also minimises forwards per image, without pruning; the most accurate
+    setting is used."""
     repeats: int = Field(1, ge=1, le=100)
     """Seeds with which a trial trains each proxy network; the score is their mean."""
     start: tuple[StartPoint, ...] = ()
     """Settings to try first."""
     warm_start: Name | None = None
-    """An earlier study in the same storage: per dataset, its best settings that lie in the space
-    are tried first, after ``start``."""
+    """An earlier study in this storage: its best settings within the space are tried after
+    ``start``, per dataset."""
     networks: tuple[Network, ...] = Field(("squeezenet1_1",), min_length=1)
     """Proxy networks: a trial's score is their mean validation balanced accuracy."""
     per: Literal["dataset", "network"] = "dataset"
@@ -139,11 +139,11 @@ class SearchConfig(Frozen):
     max_concurrent: Positive | None = None
     """Trials at once; default: as many as fit."""
     seed: int | None = Field(None, ge=0)
-    """Seed of the sampler and of the proxy networks; default: the study's. Another one is another
-    search over the same models, samples and latents."""
+    """Seed of the sampler and of the proxy networks; default: the study's. Changing it repeats the
+    search with the same models, samples and latents."""
     confirm: ConfirmConfig | None = None
-    """Afterwards, how much too high the best score was, and whether the proxy networks rank
-    settings as the study's other networks do; the report shows both."""
+    """Measure selection bias of the best score, and whether proxy networks rank settings as the
+    study's other networks do; shown in the report."""
     space: SearchSpace = SearchSpace()
 
     @field_validator("networks")
@@ -158,12 +158,12 @@ class SearchConfig(Frozen):
         pruner = self.pruner if isinstance(self.pruner, str) else self.pruner["name"]
         if self.objective != "accuracy":
             raise ValueError(
-                f"pruner {pruner!r} compares one score; with objective {self.objective!r} "
-                "there are two: set pruner to none"
+                f"pruner {pruner!r} compares one score, but objective {self.objective!r} "
+                "has two: set pruner to none"
             )
         if self.per == "network" or len(self.networks) == 1:
             raise ValueError(
-                f"pruner {pruner!r} stops a trial between its proxy networks, and there is "
+                f"pruner {pruner!r} stops a trial between its proxy networks, but there is "
                 "only one: give several in 'networks' (with 'per: dataset'), or set pruner to none"
             )
         return self
@@ -171,9 +171,7 @@ class SearchConfig(Frozen):
     @model_validator(mode="after")
     def _start(self) -> Self:
         if len(self.start) > self.trials:
-            raise ValueError(
-                f"'start' has {len(self.start)} points, but there are only {self.trials} trials"
-            )
+            raise ValueError(f"'start' has {len(self.start)} points, but 'trials' is {self.trials}")
         for index, point in enumerate(self.start):
             self._require_inside(index, point)
         return self

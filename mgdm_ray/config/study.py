@@ -1,4 +1,4 @@
-"""A whole study, and what concerns all of it: networks, resources, tracking."""
+"""A whole study: networks, judge, resources, tracking, and rules across sections."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mgdm_ray.config.search import SearchConfig, StartPoint
 
 
 class DownstreamConfig(Frozen):
-    """Training of the evaluated networks: the same for every arm."""
+    """Training of the evaluated networks, equal for all arms."""
 
     steps: Positive = 100
     """Optimiser steps, equal for all arms."""
@@ -34,24 +34,21 @@ class DownstreamConfig(Frozen):
     learning_rate: float = Field(1e-3, gt=0, le=1)
     """Peak of the one-cycle schedule."""
     weight_decay: float = Field(1e-2, ge=0, le=1)
-    """AdamW's."""
+    """Weight decay of AdamW."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """``auto``: bfloat16 autocast where that is faster for the network at hand."""
+    """``auto``: bfloat16 autocast where it is faster for the network."""
     pretrained: str | None = None
-    """Weights to start from: ``hub`` (torchvision's or timm's for ImageNet), or a folder with a
-    NETWORK.safetensors for every network; relative to ``data_dir`` or absolute."""
+    """Initial weights: ``hub`` (ImageNet weights of torchvision or timm), or a folder with
+    NETWORK.safetensors for every network, relative to ``data_dir`` or absolute."""
     class_weighted: bool = False
     """Weight the loss by inverse class frequency of the real training set."""
 
 
 class JudgeConfig(Frozen):
-    """A network trained on the real training images only, that looks at the synthetic ones.
-
-    It neither guides nor is evaluated, so nothing was tuned towards its opinion.
-    """
+    """Independent classifier, trained on real images only, that assesses the synthetic ones."""
 
     network: Network = "resnet34"
-    """Must not be among the study's or the search's networks."""
+    """Must differ from the networks of the study and of the search."""
     steps: Positive = 300
     """Optimiser steps."""
     batch_size: int = Field(32, ge=2)
@@ -61,19 +58,19 @@ class JudgeConfig(Frozen):
 
 
 class ResourcesConfig(Frozen):
-    """What a job asks of Ray; never changes a key."""
+    """Resources of a job; changes no key."""
 
     train_workers: Positive | tuple[Positive, Positive] = 1
-    """Ray Train workers per diffusion model (DDP). [least, most] takes what is there: training
-    starts with the least, grows when machines join and goes on when some are lost."""
+    """Ray Train workers per diffusion model (DDP). [least, most] is elastic: training starts with
+    the least, and grows and shrinks with the cluster."""
     micro_batch: Positive | None = None
-    """Images that a training worker takes at once; null: its whole share of the batch. Less
-    memory, the same result."""
+    """Images per forward of a training worker; null: its whole share of the batch. Saves memory,
+    the result is the same."""
     activation_checkpointing: bool = False
-    """Training keeps fewer activations and computes them again: less memory, a third slower."""
+    """Recompute activations in training: less memory, a third slower."""
     sharding: Literal["none", "fsdp"] = "none"
-    """``fsdp``: each training worker holds its part of the weights and of the optimiser's state
-    only, for networks that are too large for one GPU; the same result."""
+    """``fsdp`` shards weights and optimiser state over the training workers, for networks too large
+    for one GPU; the result is the same."""
     cpus_per_worker: float = Field(1, gt=0)
     """Cores of a training worker."""
     gpus_per_worker: float = Field(0, ge=0)
@@ -83,17 +80,17 @@ class ResourcesConfig(Frozen):
     gpus_per_task: float = Field(0, ge=0)
     """GPUs of a task; 0.25 lets four share one."""
     sampling_workers: Positive = 1
-    """Tasks that share the images of one sampling job, each with ``..._per_task``."""
+    """Tasks that share one sampling job, each with ``..._per_task``."""
     compile: Literal["auto", "never", "always"] = "auto"
-    """torch.compile while sampling; ``auto``: where enough work is ahead to pay for it."""
+    """torch.compile for sampling; ``auto``: if the job is long enough to pay for it."""
     max_retries: int = Field(1, ge=0, le=100)
-    """How often a job whose worker died is started again."""
+    """How often a job is restarted after its worker died."""
 
     @field_validator("train_workers")
     @classmethod
     def _range(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
         if isinstance(value, tuple) and value[0] > value[1]:
-            raise ValueError(f"[least, most] workers: the least, {value[0]}, is the larger one")
+            raise ValueError(f"[least, most] workers: least {value[0]} is above most {value[1]}")
         return value
 
     @property
@@ -114,10 +111,10 @@ class TrackingConfig(Frozen):
     """MLflow."""
 
     uri: str | None = None
-    """An MLflow server; default: STORAGE/mlflow.db. Credentials belong in the environment
-    (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD), not in here."""
+    """An MLflow server; default: STORAGE/mlflow.db. Credentials belong in the environment:
+    MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."""
     experiment: Name = "mgdm-ray"
-    """MLflow's experiment, in which every run of a study stands."""
+    """The MLflow experiment of all runs."""
 
     @field_validator("uri")
     @classmethod
@@ -131,7 +128,7 @@ class TrackingConfig(Frozen):
                 f"got {value!r}"
             )
         if parts.password is not None or (parts.username and parts.scheme.startswith("http")):
-            # It would be printed, and stored in the report. Not repeated here for that reason.
+            # Not repeated in the message, which may be logged.
             raise ValueError(
                 "the address holds credentials; give them in the environment as "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
@@ -148,45 +145,43 @@ class StudyConfig(Frozen):
     """A whole study."""
 
     name: Name
-    """Names the folder of results and the MLflow parent run."""
+    """Name of the results folder and of the MLflow parent run."""
     datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
-    """Names, or mappings with more options."""
+    """Names, or mappings with more keys."""
     networks: tuple[Network, ...] = Field(min_length=1)
     """Downstream networks."""
     arms: tuple[Arm, ...] = Field(ARMS, min_length=1)
-    """What is compared."""
+    """Arms to compare."""
     seeds: Seeds = (0, 1, 2)
-    """One cell per seed: initial weights and batch order. A number N means 0 .. N-1."""
+    """Seeds of initial weights and batch order, one cell each. A number N means 0 .. N-1."""
     seed: int = Field(0, ge=0)
-    """Seed of everything that is shared by the cells: diffusion models, samples, search."""
+    """Seed of what cells share: diffusion models, samples, search."""
     image_size: int = Field(28, ge=8, le=512)
-    """Size of every dataset that does not give its own."""
+    """Default size of the datasets, in pixels."""
     data_dir: str | None = None
-    """Where .npz files are, a folder or a URL; default: the environment's MGDM_DATA_DIR, else
-    ~/.medmnist."""
+    """Folder or URL of the .npz files; default: $MGDM_DATA_DIR, else ~/.medmnist."""
     storage: str = "runs"
-    """Where everything goes: a folder, or a URL of an object store (s3://bucket/folder)."""
+    """Folder or object store (s3://bucket/folder) for all results."""
     denoiser: DenoiserConfig = DenoiserConfig()
     guide: GuideConfig = GuideConfig()
     sampling: SamplingConfig = SamplingConfig()
     synthetic: SyntheticConfig = SyntheticConfig()
     setting: GuidanceSetting = GuidanceSetting()
-    """The setting of ``disturb`` and ``perturb`` where there is no search."""
+    """Guidance of ``disturb`` and ``perturb`` without a search."""
     search: SearchConfig | None = None
-    """Finds the setting of ``disturb`` (and of ``perturb``, which copies its strength)."""
+    """Chooses the setting of ``disturb``; ``perturb`` copies its strength."""
     downstream: DownstreamConfig = DownstreamConfig()
     judge: JudgeConfig | None = JudgeConfig()
-    """Measures the synthetic images: distances, label flips, copies. null: none of it."""
+    """Measures synthetic images: FD/KID, label-flip rate, near-duplicates. null: off."""
     limits: LimitsConfig = LimitsConfig()
-    """Gates that a synthetic set must pass."""
+    """Upper limits for a synthetic set."""
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
     deterministic: bool = False
-    """Every run of this study on this machine gives the same records to the last bit: one trial at
-    a time per search, fixed batches, nothing compiled. Slower; changes no key."""
+    """Bit-identical records from every run on one machine: one trial at a time per search, fixed
+    batches, no torch.compile. Slower; changes no key."""
     reference: tuple[ReferenceFault, ...] = ()
-    """Faults of the paper's published code to reproduce, so that their worth can be measured;
-    docs/reference.md says what each does. None by default."""
+    """Faults of the paper's published code to reproduce: docs/reference.md. Default: none."""
 
     @model_validator(mode="before")
     @classmethod
@@ -245,13 +240,13 @@ class StudyConfig(Frozen):
     def _independent(self) -> Self:
         if self.judge is None:
             if self.limits != LimitsConfig():
-                raise ValueError("'limits' needs a 'judge': nothing else measures the images")
+                raise ValueError("'limits' needs a 'judge', which measures the images")
             return self
         searched = self.search.networks if self.search else ()
         if self.judge.network in (*self.networks, *searched):
             raise ValueError(
                 f"judge.network {self.judge.network!r} is evaluated or searched with as well, and "
-                "the judge must be another one: name it in judge.network, or give judge: null"
+                "the judge must be another one: change judge.network, or set judge: null"
             )
         return self
 
@@ -271,7 +266,7 @@ class StudyConfig(Frozen):
         return self
 
     def stage_one(self) -> list[tuple[float, float]]:
-        """(guidance_scale, classifier_scale) candidates: what the search may choose from."""
+        """(guidance_scale, classifier_scale) of all stage-1 candidates."""
         sampling = self.sampling
         space = self.search.space if self.search else None
         free = (space and space.guidance_scale) or (sampling.guidance_scale,)
@@ -279,7 +274,7 @@ class StudyConfig(Frozen):
         return [(float(g), float(s)) for g in free for s in guided]
 
     def placed(self, point: StartPoint) -> StartPoint:
-        """``point`` with its stage-1 scales filled in; ValueError where they are no candidate."""
+        """``point`` with its stage-1 scales filled in; ValueError if they are no candidate."""
         given = (point.guidance_scale, point.classifier_scale)
         found = [
             candidate
@@ -304,8 +299,7 @@ class StudyConfig(Frozen):
                 raise ValueError(f"search.start[{index}]: {error}") from None
         if self.search and self.search.warm_start == self.name:
             raise ValueError(
-                f"search.warm_start {self.name!r} is this study itself, whose trials would change "
-                "what it has to compute; name an earlier study"
+                f"search.warm_start {self.name!r} is this study itself; name an earlier study"
             )
         return self
 
@@ -318,12 +312,12 @@ class StudyConfig(Frozen):
     def _faults(self) -> Self:
         if "alignment" in self.reference and self.sampling.inversion_iterations:
             raise ValueError(
-                "reference 'alignment' needs sampling.inversion_iterations 0: the published "
-                "encoder has none, and ends at pure noise, where a step cannot be solved backwards"
+                "reference 'alignment' needs sampling.inversion_iterations 0, as in the published "
+                "code: its encoder ends at pure noise, where a step cannot be inverted"
             )
         if "clip" in self.reference and self.sampling.clip_stage_two:
             raise ValueError(
-                "reference 'clip' is clipping in decode alone; set sampling.clip_stage_two to false"
+                "reference 'clip' clips in decode only; set sampling.clip_stage_two to false"
             )
         return self
 
@@ -333,8 +327,8 @@ class StudyConfig(Frozen):
         for name in (self.setting.measurement, *searched):
             if name in MEMBER_MEASUREMENTS and not self.guide.dropout:
                 raise ValueError(
-                    f"measurement {name!r} compares a guide's answers under dropout, and "
-                    "guide.dropout is 0; set guide.dropout, e.g. to 0.2"
+                    f"measurement {name!r} needs a guide with dropout, but guide.dropout is 0; "
+                    "set guide.dropout, e.g. to 0.2"
                 )
         return self
 
@@ -343,8 +337,8 @@ class StudyConfig(Frozen):
         halves = [w for w in ("denoiser", "guide") if getattr(self, w).precision == "float16"]
         if halves and self.resources.sharding == "fsdp":
             raise ValueError(
-                f"{halves[0]}.precision 'float16' does not go with resources.sharding 'fsdp': a "
-                "worker sees the overflows of its own part only; take 'bfloat16'"
+                f"{halves[0]}.precision 'float16' is incompatible with resources.sharding 'fsdp', "
+                "where a worker sees only its own overflows; use 'bfloat16'"
             )
         return self
 
@@ -354,7 +348,7 @@ class StudyConfig(Frozen):
         for what, train in (("denoiser", self.denoiser), ("guide", self.guide)):
             if train.batch_size < most:
                 raise ValueError(
-                    f"{what}.batch_size {train.batch_size} is less than the {most} workers that "
+                    f"{what}.batch_size {train.batch_size} is below the {most} workers that "
                     "share it (resources.train_workers)"
                 )
         return self
@@ -373,7 +367,7 @@ class StudyConfig(Frozen):
 
 
 def expanded(entries: Sequence[Any]) -> list[tuple[int, Any]]:
-    """The datasets that the file's entries stand for, each with its entry's index."""
+    """All datasets of the file, each with the index of its entry."""
     return [
         (index, one)
         for index, entry in enumerate(entries)
@@ -382,7 +376,7 @@ def expanded(entries: Sequence[Any]) -> list[tuple[int, Any]]:
 
 
 def _variants(entry: Any) -> list[Any]:
-    """One dataset entry per size, where ``train_size`` is a list."""
+    """One entry per size if ``train_size`` is a list."""
     if not isinstance(entry, Mapping) or not isinstance(entry.get("train_size"), list | tuple):
         return [entry]
     name = entry.get("name")

@@ -21,105 +21,99 @@ def refusal(write_study: Any, study: dict[str, Any], *overrides: str) -> str:
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        ({"netwroks": ["alexnet"]}, ["unknown key 'netwroks'", "did you mean 'networks'"]),
+        ({"netwroks": ["alexnet"]}, ["'netwroks'", "'networks'"]),
         (
             {"networks": ["alexnet", "resnet18", "resnet19"]},
-            ["unknown network 'resnet19' in networks[2]", "did you mean 'resnet18'", "Known: alex"],
+            ["'resnet19' in networks[2]", "'resnet18'", "alexnet, "],
         ),
-        ({"datasets": ["brestmnist"]}, ["unknown dataset 'brestmnist'", "'breastmnist'"]),
-        ({"arms": ["real", "distrub"]}, ["'distrub' in arms[1]", "did you mean 'disturb'"]),
-        ({"setting": {"measurement": "entropi"}}, ["unknown measurement 'entropi'", "'entropy'"]),
-        ({"denoiser": {"recipe": ["paper"]}}, ["denoiser.recipe", "Known: small, paper"]),
-        ({"downstream": {"steps": 0}}, ["downstream.steps", "greater than 0", "got 0"]),
-        ({"denoiser": {"learning_rate": float("nan")}}, ["denoiser.learning_rate", "finite"]),
-        ({"networks": ["alexnet", "alexnet"]}, ["network 'alexnet' is given twice"]),
-        ({"seeds": 0}, ["a number of seeds must be in 1 .. 1000; got 0"]),
+        ({"datasets": ["brestmnist"]}, ["'brestmnist'", "'breastmnist'"]),
+        ({"arms": ["real", "distrub"]}, ["'distrub' in arms[1]", "'disturb'"]),
+        ({"setting": {"measurement": "entropi"}}, ["'entropi'", "'entropy'"]),
+        ({"denoiser": {"recipe": ["paper"]}}, ["denoiser.recipe", "small, paper"]),
+        ({"downstream": {"steps": 0}}, ["downstream.steps", "got 0"]),
+        ({"denoiser": {"learning_rate": float("nan")}}, ["denoiser.learning_rate", "nan"]),
+        ({"networks": ["alexnet", "alexnet"]}, ["'alexnet'", "networks"]),
+        ({"seeds": 0}, ["seeds", "1 .. 1000", "got 0"]),
         ({"seeds": True}, ["seeds", "got True"]),
-        ({"image_size": 18, "guide": {"unet": {"channels": [16] * 3}}}, ["multiple of 4"]),
-        ({"resources": {"train_workers": 9}}, ["denoiser.batch_size 8 is less than the 9 workers"]),
+        (
+            {"image_size": 18, "guide": {"unet": {"channels": [16] * 3}}},
+            ["guide.unet", "18", "multiple of 4"],
+        ),
+        (
+            {"resources": {"train_workers": 9}},
+            ["denoiser.batch_size 8", "9 workers", "resources.train_workers"],
+        ),
         (
             {"resources": {"train_workers": [1, 9]}},
-            ["denoiser.batch_size 8 is less than the 9 workers"],
+            ["denoiser.batch_size 8", "9 workers", "resources.train_workers"],
         ),
         (
             {"resources": {"sharding": "fsdp"}, "guide": {"precision": "float16"}},
-            ["guide.precision 'float16' does not go with resources.sharding 'fsdp'"],
+            ["guide.precision 'float16'", "resources.sharding 'fsdp'", "'bfloat16'"],
         ),
-        (
-            {"resources": {"train_workers": [3, 2]}},
-            ["resources.train_workers", "the least, 3, is the larger one"],
-        ),
-        (
-            {"setting": {"interval": [600, 100]}},
-            ["setting.interval", "the first timestep is after the last one"],
-        ),
+        ({"resources": {"train_workers": [3, 2]}}, ["resources.train_workers", "3", "2"]),
+        ({"setting": {"interval": [600, 100]}}, ["setting.interval", "[600, 100]"]),
         (
             {"sampling": {"inversion_iterations": 2}, "denoiser": {"recipe": "paper"}},
-            ["inversion_iterations needs denoiser.prediction 'v'"],
+            ["sampling.inversion_iterations", "denoiser.prediction 'v'"],
         ),
         (
             {"sampling": {"clip_stage_two": True, "clip": False}},
-            ["'clip_stage_two' needs 'clip'", "in sampling"],
+            ["'clip_stage_two'", "'clip'", "in sampling"],
         ),
-        ({"reference": ["clip", "unit8"]}, ["'unit8' in reference[1]", "did you mean 'uint8'"]),
-        ({"reference": ["clip", "clip"]}, ["fault 'clip' is given twice"]),
+        ({"reference": ["clip", "unit8"]}, ["'unit8' in reference[1]", "'uint8'"]),
+        ({"reference": ["clip", "clip"]}, ["'clip'", "reference"]),
         (
             {"synthetic": {"curve": {"ratios": [0.5], "arms": ["augment"]}}},
-            ["arm 'augment' adds no images", "synthetic.curve.arms"],
+            ["'augment'", "synthetic.curve.arms"],
         ),
         (
             {"synthetic": {"ratio": 0.5, "curve": {"ratios": [2, 0.5]}}},
-            ["'curve.ratios' holds 0.5, which is 'ratio' already"],
+            ["'curve.ratios'", "0.5", "'ratio'"],
         ),
         (
             {"synthetic": {"curve": {"ratios": [0.5], "networks": ["vgg16_bn"]}}},
-            ["synthetic.curve.networks names 'vgg16_bn'", "not among the study's"],
+            ["synthetic.curve.networks", "'vgg16_bn'", "squeezenet1_1, alexnet"],
         ),
-        ({"synthetic": {"balance": "top_up"}}, ["'per_class' and 'balance: top_up' go together"]),
-        ({"synthetic": {"per_class": 9}}, ["'per_class' and 'balance: top_up' go together"]),
+        ({"synthetic": {"balance": "top_up"}}, ["'per_class'", "'balance: top_up'"]),
+        ({"synthetic": {"per_class": 9}}, ["'per_class'", "'balance: top_up'"]),
         (
             {"synthetic": {"balance": "top_up", "per_class": 9, "curve": {"ratios": [0.5]}}},
-            ["'curve' varies the ratio, which 'balance: top_up' does not have"],
+            ["'curve'", "'balance: top_up'"],
         ),
-        ({"judge": None, "limits": {"copies": 0.1}}, ["'limits' needs a 'judge'"]),
+        ({"judge": None, "limits": {"copies": 0.1}}, ["'limits'", "'judge'"]),
         (
             {"networks": ["alexnet"], "judge": {"network": "alexnet"}},
-            ["judge.network 'alexnet' is evaluated or searched with as well"],
+            ["judge.network 'alexnet'", "judge: null"],
         ),
-        (
-            {"networks": ["timm/no such"]},
-            ["unknown network 'timm/no such' in networks[0]", "timm.list_models()"],
-        ),
+        ({"networks": ["timm/no such"]}, ["'timm/no such' in networks[0]", "timm.list_models()"]),
         (
             {"datasets": [{"name": "retina-small", "source": "retinamist"}]},
-            ["unknown dataset 'retinamist'", "'retinamnist'"],
+            ["'retinamist'", "'retinamnist'"],
         ),
         (
             {"reference": ["alignment"], "sampling": {"inversion_iterations": 2}},
-            ["reference 'alignment' needs sampling.inversion_iterations 0"],
+            ["reference 'alignment'", "sampling.inversion_iterations 0"],
         ),
         (
             {"reference": ["clip"], "sampling": {"clip_stage_two": True}},
-            ["set sampling.clip_stage_two to false"],
+            ["sampling.clip_stage_two", "false"],
         ),
-        ({"sampling": {"strength": 0}}, ["sampling.strength", "greater than 0"]),
+        ({"sampling": {"strength": 0}}, ["sampling.strength", "got 0"]),
         (
             {"setting": {"measurement": "mutual_information"}},
-            ["'mutual_information' compares", "guide.dropout is 0; set guide.dropout"],
+            ["'mutual_information'", "guide.dropout"],
         ),
         (
             {"search": {"space": {"measurement": ["entropy", "mutual_information"]}}},
-            ["'mutual_information' compares", "guide.dropout is 0; set guide.dropout"],
+            ["'mutual_information'", "guide.dropout"],
         ),
-        (
-            {"setting": {"gradient": "relativ"}},
-            ["unknown value 'relativ' in setting.gradient", "did you mean 'relative'"],
-        ),
-        ({"tracking": {"uri": "nonsense"}}, ["tracking.uri", "begins with http", "'nonsense'"]),
+        ({"setting": {"gradient": "relativ"}}, ["'relativ' in setting.gradient", "'relative'"]),
+        ({"tracking": {"uri": "nonsense"}}, ["tracking.uri", "http, ", "'nonsense'"]),
         ({"name": "../evil"}, ["name", "got '../evil'"]),
         (
             {"search": {"space": {"uncertainty_scale": {"low": 2, "high": 1}}}},
-            ["'low' must be below 'high'; got 2.0 and 1.0"],
+            ["search.space.uncertainty_scale", "2.0", "1.0"],
         ),
         (
             {
@@ -130,11 +124,11 @@ def refusal(write_study: Any, study: dict[str, Any], *overrides: str) -> str:
                     }
                 }
             },
-            ["'per_measurement' names 'energy', which is not searched", "['entropy']"],
+            ["'per_measurement'", "'energy'", "['entropy']"],
         ),
         (
             {"search": {"pruner": "asha", "networks": ["alexnet"]}},
-            ["pruner 'asha' stops a trial between its proxy networks", "set pruner to none"],
+            ["pruner 'asha'", "'networks'", "none"],
         ),
         (
             {
@@ -144,7 +138,7 @@ def refusal(write_study: Any, study: dict[str, Any], *overrides: str) -> str:
                     "networks": ["alexnet", "resnet18"],
                 }
             },
-            ["pruner 'median' compares one score", "there are two: set pruner to none"],
+            ["pruner 'median'", "'accuracy_and_cost'", "none"],
         ),
         ({"search": {"sampler": "nsga3"}}, ["'nsga3' in search.sampler", "'nsga2'"]),
         (
@@ -161,11 +155,11 @@ def refusal(write_study: Any, study: dict[str, Any], *overrides: str) -> str:
         ),
         (
             {"search": {"start": [{"measurement": "energy", "uncertainty_scale": 0.1}]}},
-            ["start[0]: measurement 'energy' is not in space.measurement"],
+            ["start[0]", "'energy'", "space.measurement"],
         ),
         (
             {"search": {"start": [{"measurement": "entropy", "uncertainty_scale": 9}]}},
-            ["start[0]: uncertainty_scale 9 is outside the space's 0.02 to 0.5 for 'entropy'"],
+            ["start[0]", "uncertainty_scale 9", "0.02 to 0.5", "'entropy'"],
         ),
         (
             {
@@ -174,7 +168,7 @@ def refusal(write_study: Any, study: dict[str, Any], *overrides: str) -> str:
                     "space": {"guidance_scale": [1, 2]},
                 }
             },
-            ["search.start[0]", "must name one of the stage-1 candidates (here 1 and 0, 2 and 0)"],
+            ["search.start[0]", "1 and 0, 2 and 0"],
         ),
         (
             {
@@ -183,7 +177,7 @@ def refusal(write_study: Any, study: dict[str, Any], *overrides: str) -> str:
                     "start": 2 * [{"measurement": "entropy", "uncertainty_scale": 0.1}],
                 }
             },
-            ["'start' has 2 points, but there are only 1 trials"],
+            ["'start'", "2 points", "'trials' is 1"],
         ),
     ],
 )
@@ -202,7 +196,7 @@ def test_the_line_is_that_of_the_mistake(tmp_path: Path) -> None:
     text = "name: x\ndatasets: [breastmnist]\nnetworks:\n  - alexnet\n  - resnet19\n"
     path = tmp_path / "s.yaml"
     path.write_text(text)
-    with pytest.raises(InputError, match=r"s\.yaml:5: unknown network 'resnet19' in networks\[1\]"):
+    with pytest.raises(InputError, match=r"s\.yaml:5: .*'resnet19' in networks\[1\]"):
         load_study(path)
 
 
@@ -215,12 +209,12 @@ def test_all_mistakes_are_told_at_once(tiny: dict[str, Any], write_study: Any) -
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("a: [1, 2", "s.yaml:1:"),
-        ("- just\n- a list\n", "a study file is a mapping"),
+        ("a: [1, 2", "s.yaml:1:9"),
+        ("- just\n- a list\n", "got list"),
         ("", "got nothing"),
-        ("name: a\nname: b\n", "key 'name' is given twice"),
-        ("a: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
-        ("a: &a [*a]\n", "hold themselves"),
+        ("name: a\nname: b\n", "s.yaml:2:1"),
+        ("a: !!python/object/apply:os.system ['true']\n", "s.yaml:1:4"),
+        ("a: &a [*a]\n", "30 deep"),
     ],
 )
 def test_what_is_not_a_study_file_is_refused(tmp_path: Path, text: str, part: str) -> None:
@@ -325,7 +319,7 @@ def test_an_override_that_is_no_yaml_is_refused(
     tiny: dict[str, Any], write_study: Any, override: str
 ) -> None:
     """Would catch the traceback of a date that does not exist."""
-    assert f"--set {override}: the value is not valid YAML" in refusal(write_study, tiny, override)
+    assert refusal(write_study, tiny, override).startswith(f"--set {override}: ")
 
 
 def test_a_mistake_is_blamed_on_the_override_that_made_it(

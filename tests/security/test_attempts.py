@@ -94,8 +94,8 @@ def test_aliases_of_aliases_are_measured_first(tmp_path: Path) -> None:
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
     path = tmp_path / "study.yaml"
     for text, said in (
-        ("\n".join(lines), "more than 100000 values"),
-        ("name: &a [*a]", "hold themselves"),
+        ("\n".join(lines), "100000 values"),
+        ("name: &a [*a]", "30 deep"),
         ("name: " + "[" * 40 + "]" * 40, "deep"),
         ("name: " + "x" * 50_000, "characters"),
     ):
@@ -140,7 +140,7 @@ def test_pickled_weights_are_refused_unread(tmp_path: Path) -> None:
     """Would catch torch.load, with weights_only or without: the file is not even opened."""
     canary, path = tmp_path / "canary", tmp_path / "resnet18.pth"
     torch.save({"x": Touch(canary)}, path)
-    with pytest.raises(InputError, match=r"\.safetensors files only"):
+    with pytest.raises(InputError, match=r"resnet18\.pth.*\.safetensors"):
         read_weights(path)
     renamed = path.rename(tmp_path / "resnet18.safetensors")
     with pytest.raises(InputError, match="cannot be read as weights"):
