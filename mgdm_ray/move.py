@@ -1,8 +1,7 @@
-"""Copy a storage to another place: ``python -m mgdm_ray.move FROM TO``, folders or URLs.
+"""Copy a storage: ``python -m mgdm_ray.move FROM TO``, folders or URLs.
 
-What is there already is left out, so that the same command goes on after a crash. Nothing is
-deleted. Searches that are not finished start over there, and MLflow's database stays where it is:
-``--report-only`` writes it anew.
+Skips what the target has, so the same command continues after a crash. Deletes nothing. Unfinished
+searches start over at the target, and MLflow's database is not copied (--report-only writes it).
 """
 
 from __future__ import annotations
@@ -19,21 +18,20 @@ from mgdm_ray.storage.files import within
 from mgdm_ray.storage.store import Store
 
 FACTS = ("kind", "key", "record", "files")
-"""Of a manifest; the rest is what the artefact was computed from."""
+"""Fields of a manifest that are not provenance."""
 
 
-def copy(source: Store, target: Store, say: Callable[[str], None]) -> int:
-    """How many artefacts were copied; their checksums are compared with their manifests.
+def copy(source: Store, target: Store, on_artefact: Callable[[str], None]) -> int:
+    """Copy artefacts, records, reports and probes; return how many artefacts were copied.
 
-    Raises OSError for one that is not what its manifest says.
+    Raises OSError if an artefact does not match the checksums in its manifest.
     """
     there = set(target.done())
     todo = [pair for pair in source.done() if pair not in there]
     for number, (kind, key) in enumerate(todo, start=1):
-        say(f"{number} of {len(todo)}: {kind} {key}")
+        on_artefact(f"{number} of {len(todo)}: {kind} {key}")
         manifest, folder = source.manifest(kind, key), source.here(kind, key)
-        wrong = source.verify(kind, key)
-        if wrong:
+        if wrong := source.verify(kind, key):
             raise OSError(f"{kind} {key}: {wrong}")
         with target.writing(kind, key) as temporary:
             for name in manifest["files"]:
@@ -44,42 +42,35 @@ def copy(source: Store, target: Store, say: Callable[[str], None]) -> int:
             target.commit(kind, key, temporary, manifest["record"], provenance)
         source.release()
         target.release()
-    _copy_notes(source, target)
-    return len(todo)
-
-
-def _copy_notes(source: Store, target: Store) -> None:
-    """Records and reports of studies, and what probes measured."""
-    for place in ("studies", PROBES_FILE):
-        source.bring(source.root / place, anew=True)
+    for name in ("studies", PROBES_FILE):
+        source.bring(source.root / name, anew=True)
     for path in [*(source.root / "studies").rglob("*"), source.root / PROBES_FILE]:
         if path.is_file() and path.suffix != ".db":
             to = target.root / path.relative_to(source.root)
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, to)
             target.share(to)
+    return len(todo)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mgdm_ray.move", description=__doc__)
     parser.add_argument("source", metavar="FROM", help="a storage: folder or URL")
-    parser.add_argument("target", metavar="TO", help="where to: folder or URL; made if needed")
+    parser.add_argument("target", metavar="TO", help="folder or URL; created if needed")
     arguments = parser.parse_args(argv)
     try:
-        source, target = (
-            open_storage(arguments.source, write=False),
-            open_storage(arguments.target, write=True),
-        )
+        source = open_storage(arguments.source, write=False)
+        target = open_storage(arguments.target, write=True)
         if not any(source.done()):
-            raise InputError(f"{arguments.source} holds no finished artefacts")
+            raise InputError(f"{arguments.source}: no finished artefacts; give a storage as FROM")
         count = copy(source, target, lambda text: print(text, flush=True))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error}\nthe same command goes on", file=sys.stderr)
+        print(f"error: {error}\nrun the same command again to continue", file=sys.stderr)
         return 1
-    print(f"{count} artefacts copied; {target.location} holds all of {source.location}")
+    print(f"{count} copied; {target.location} contains all artefacts of {source.location}")
     return 0
 
 

@@ -155,26 +155,17 @@ def ray_starts(_: Setup, seconds: float = RAY_STARTS_IN_S, task: str = RAY_TASK)
 def disk(setup: Setup) -> Iterator[str]:
     folder = _nearest(setup.storage) or Path(tempfile.gettempdir())
     free = shutil.disk_usage(folder).free
-    found = f"{free / GB:.1f} GB free at {folder}"
-    if free < 1 * GB:
-        raise Problem(found, "free some space, or give another --storage")
-    if free < 10 * GB:
-        raise Limitation(found, "enough for small studies; --plan shows how much one writes")
-    yield found
+    few = (1, "free some space, or give another --storage")
+    some = (10, "enough for small studies; --plan shows how much one writes")
+    yield _enough(f"{free / GB:.1f} GB free at {folder}", free, few, some)
 
 
 def memory(_: Setup) -> Iterator[str]:
     import psutil
 
     total = psutil.virtual_memory().total
-    found = f"{total / GB:.1f} GB of memory"
-    if total < 2 * GB:
-        raise Problem(found, "at least 2 GB are needed")
-    if total < 8 * GB:
-        raise Limitation(
-            found, "use small networks, or run fewer at once (resources.cpus_per_task: 2)"
-        )
-    yield found
+    some = (8, "for small networks only; resources.cpus_per_task: 2 runs fewer at once")
+    yield _enough(f"{total / GB:.1f} GB of memory", total, (2, "at least 2 GB are needed"), some)
 
 
 def shared_memory(_: Setup, folder: Path = SHARED_MEMORY) -> Iterator[str]:
@@ -182,10 +173,16 @@ def shared_memory(_: Setup, folder: Path = SHARED_MEMORY) -> Iterator[str]:
     if not folder.is_dir():
         raise Limitation(f"no {folder}", "Ray keeps its objects on the disk, which is slower")
     free = shutil.disk_usage(folder).free
-    found = f"{free / GB:.1f} GB free in {folder}"
-    if free < 0.2 * GB:
-        raise Limitation(found, "Ray uses the disk instead; in a container give --shm-size=2g")
-    yield found
+    some = (0.2, "Ray uses the disk instead; in a container give --shm-size=2g")
+    yield _enough(f"{free / GB:.1f} GB free in {folder}", free, (0, ""), some)
+
+
+def _enough(found: str, free: float, few: tuple[float, str], some: tuple[float, str]) -> str:
+    """``found``, unless ``free`` is below ``few`` or ``some`` (GB, advice)."""
+    for kind, (limit, advice) in ((Problem, few), (Limitation, some)):
+        if free < limit * GB:
+            raise kind(found, advice)
+    return found
 
 
 def data_folder(setup: Setup) -> Iterator[str]:

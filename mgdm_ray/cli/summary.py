@@ -12,6 +12,7 @@ from mgdm_ray.cli.next_steps import Step, show
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.pipeline.tasks.base import log_path
 from mgdm_ray.results.finalize import REPORT_FILE, Finalizer
+from mgdm_ray.results.mlflow import ui_command
 from mgdm_ray.results.report import result_table
 from mgdm_ray.storage.records import Record
 
@@ -109,7 +110,7 @@ def steps_after(finalizer: Finalizer, records: list[Record]) -> list[Step]:
             lambda difference: _seeds_to_see(finalizer, difference, records),
         ),
         Step("report", str(finalizer.folder / REPORT_FILE)),
-        Step("compare", finalizer.mlflow.command()),
+        Step("compare", ui_command(finalizer.mlflow.uri)),
     ]
     if address := finalizer.compare_address():
         steps.append(Step("then", address))

@@ -12,7 +12,7 @@ from mgdm_ray.config import DatasetConfig, StudyConfig
 from mgdm_ray.pipeline.plan import Plan
 from mgdm_ray.pipeline.trials import read_trials
 from mgdm_ray.provenance import git_commit, versions
-from mgdm_ray.results.mlflow import StudyMlflow
+from mgdm_ray.results.mlflow import StudyMlflow, ui_address
 from mgdm_ray.seeding import content_key
 from mgdm_ray.storage.records import Record, write_records
 from mgdm_ray.storage.store import Store
@@ -124,4 +124,4 @@ class Finalizer:
         """The address of MLflow's page that compares the arms; empty if there is none."""
         path = self.folder / COMPARE_FILE
         page = path.read_text(encoding="utf-8") if path.is_file() else ""
-        return self.mlflow.address(page) if page else ""
+        return ui_address(self.mlflow.uri, page) if page else ""

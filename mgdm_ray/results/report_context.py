@@ -12,6 +12,7 @@ from mgdm_ray.data.load import SPLITS, data_source
 from mgdm_ray.data.sources.prepare import patients_tested, tiny_classes
 from mgdm_ray.data.sources.source import own_listing
 from mgdm_ray.provenance import git_commit, versions
+from mgdm_ray.results.mlflow import ui_command
 from mgdm_ray.results.report import ReportContext
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def report_context(study: Finalizer, seconds: float) -> ReportContext:
         versions=versions(),
         git_commit=git_commit(),
         storage=study.store.location,
-        mlflow_command=study.mlflow.command(),
+        mlflow_command=ui_command(study.mlflow.uri),
         artefact=study.artefact,
         without_pictures=frozenset(d.name for d in config.datasets if not d.pictures),
         datasets=[dataset_info(d, data_dir) for d in study.read],

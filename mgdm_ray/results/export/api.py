@@ -5,7 +5,6 @@ Reads safetensors and JSON only. Wrong or damaged files raise InputError.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,9 +36,10 @@ from mgdm_ray.results.export.models_file import (
     CONFIG_FILE,
     DENOISER_FILE,
     GUIDE_FILE,
-    MAX_CONFIG_BYTES,
+    ModelsFile,
     checked_weights,
     read_models_file,
+    small_json,
 )
 
 __all__ = [
@@ -51,8 +51,6 @@ __all__ = [
     "save_images",
     "two_stage",
 ]
-
-MODEL_FILE = "model.json"
 
 
 @dataclass(frozen=True)
@@ -87,40 +85,41 @@ def load_denoiser(folder: str | Path, device: str = "cpu") -> Denoiser:
     """Load the denoiser in ``folder``: written by ``mgdm_ray.sample --export``, or an artefact
     (STORAGE/artifacts/fit_denoiser/KEY). Raises InputError if it is neither, or damaged."""
     folder = Path(folder).expanduser()
-    if (folder / CONFIG_FILE).exists():
-        models = read_models_file(folder)
+    models = _exported(folder)
+    if models:
         weights = checked_weights(folder, DENOISER_FILE, models.denoiser)
-        facts = models.described(models.denoiser.config)
-        classes, sampling = models.classes, models.sampling
+        found = denoiser_from(models.described(models.denoiser.config), weights, device)
+        names, sampling = models.classes, models.sampling
     else:
-        facts, weights = _artefact(folder, "fit_denoiser"), folder / WEIGHTS
-        classes, sampling = (), SamplingConfig()
-    found = denoiser_from(facts, weights, device)
-    names = classes or tuple(map(str, range(found.num_classes)))
+        found = denoiser_from(_artefact(folder, "fit_denoiser"), folder / WEIGHTS, device)
+        names, sampling = tuple(map(str, range(found.num_classes))), SamplingConfig()
     return Denoiser(found.model, found.config, found.schedule, names, found.shape, sampling)
 
 
 def load_guide(folder: str | Path, device: str = "cpu") -> Guide:
     """Load the guide in ``folder``; as ``load_denoiser`` (STORAGE/artifacts/fit_guide/KEY)."""
     folder = Path(folder).expanduser()
-    if (folder / CONFIG_FILE).exists():
-        models = read_models_file(folder)
-        if models.guide is None:
-            raise InputError(f"{folder}: has no guide, because study {models.study} trained none")
+    models = _exported(folder)
+    if models and models.guide is None:
+        raise InputError(f"{folder}: has no guide, because study {models.study} trained none")
+    if models and models.guide:
         weights = checked_weights(folder, GUIDE_FILE, models.guide)
-        facts = models.described(models.guide.config)
+        found = guide_from(models.described(models.guide.config), weights, device)
     else:
-        facts, weights = _artefact(folder, "fit_guide"), folder / WEIGHTS
-    found = guide_from(facts, weights, device)
+        found = guide_from(_artefact(folder, "fit_guide"), folder / WEIGHTS, device)
     return Guide(found.model, found.config, found.num_classes, found.shape)
+
+
+def _exported(folder: Path) -> ModelsFile | None:
+    return read_models_file(folder) if (folder / CONFIG_FILE).exists() else None
 
 
 def _artefact(folder: Path, kind: str) -> dict[str, Any]:
     """``model.json`` of an artefact of this kind."""
     try:
-        manifest, facts = (_small_json(folder / name) for name in ("manifest.json", MODEL_FILE))
+        manifest, facts = (small_json(folder / name) for name in ("manifest.json", "model.json"))
         found = manifest["kind"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         raise InputError(
             f"{folder}: contains no models ({type(error).__name__}: {error}); give a folder "
             "written by 'python -m mgdm_ray.sample ... --export FOLDER', or an artefact of a study"
@@ -128,15 +127,6 @@ def _artefact(folder: Path, kind: str) -> dict[str, Any]:
     if found != kind:
         raise InputError(f"{folder}: is an artefact of kind {found!r}; give one of kind {kind!r}")
     return facts
-
-
-def _small_json(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ValueError(f"{path.name} is larger than {MAX_CONFIG_BYTES} bytes")
-    loaded = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{path.name} is not a mapping")
-    return loaded
 
 
 class SamplingOptions(TypedDict, total=False):

@@ -13,28 +13,6 @@ from mgdm_ray.config import SAMPLED_ARMS
 from mgdm_ray.results.export.finished import FinishedStudy, setting_values
 from mgdm_ray.results.export.models_file import CONFIG_FILE, DENOISER_FILE, GUIDE_FILE, ModelsFile
 
-FIGURES = (
-    ("FD", "fd"),
-    ("FD, held-out real", "fd_real"),
-    ("near-duplicates", "copy_rate"),
-    ("near-duplicates, held-out real", "copy_rate_real"),
-    ("label flips", "flip_rate"),
-    ("label flips, held-out real", "flip_rate_real"),
-)
-"""Column, metric of an ``assess`` record."""
-RECIPE = (
-    ("optimiser steps", "steps"),
-    ("batch size", "batch_size"),
-    ("learning rate", "learning_rate"),
-    ("class-balanced batches", "class_balanced"),
-    ("loss weight", "loss_weight"),
-    ("label dropout", "label_dropout"),
-    ("decay of averaged weights", "ema_decay"),
-    ("dropout", "dropout"),
-    ("precision", "precision"),
-)
-"""Row, field of ``DenoiserConfig`` or ``GuideConfig``."""
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -87,8 +65,6 @@ def model_card(models: ModelsFile, measured: Measured) -> str:
         measured=measured,
         setting=setting_values(models.sampling, models.setting) if models.setting else None,
         files={"config": CONFIG_FILE, "denoiser": DENOISER_FILE, "guide": GUIDE_FILE},
-        figures=FIGURES,
-        recipe=RECIPE,
     )
 
 

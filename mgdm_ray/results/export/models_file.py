@@ -104,13 +104,21 @@ class ModelsFile(Frozen):
         }
 
 
+def small_json(path: Path) -> dict[str, Any]:
+    """Raises OSError, ValueError or RecursionError if it is not a small JSON mapping."""
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise ValueError(f"{path.name} is larger than {MAX_CONFIG_BYTES} bytes")
+    loaded = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path.name} is not a mapping")
+    return loaded
+
+
 def read_models_file(folder: Path) -> ModelsFile:
     """Raises InputError if there is none, or if it is damaged or of another format."""
     path = folder / CONFIG_FILE
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ValueError(f"it is larger than {MAX_CONFIG_BYTES} bytes")
-        return ModelsFile.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return ModelsFile.model_validate(small_json(path))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"

@@ -1,4 +1,4 @@
-"""Where the runs of a study are in MLflow."""
+"""The connection of a study to MLflow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mgdm_ray.config import StudyConfig
-from mgdm_ray.results.mlflow.links import ui_address, ui_command
 from mgdm_ray.results.mlflow.tracker import Tracker
 from mgdm_ray.seeding import content_key
 
@@ -43,10 +42,3 @@ class StudyMlflow:
                 for d in self.config.datasets
             },
         )
-
-    def command(self) -> str:
-        """What to type, or the address to open, to see the runs."""
-        return ui_command(self.uri)
-
-    def address(self, page: str) -> str:
-        return ui_address(self.uri, page)

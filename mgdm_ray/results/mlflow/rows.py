@@ -20,18 +20,6 @@ IMAGES = ("grid.png", "real.png", "strengths.png", "closest.png", "entropy.png")
 
 
 @dataclass(frozen=True)
-class Input:
-    """A dataset that a run used; ``context`` is the split."""
-
-    name: str
-    digest: str
-    source: str
-    profile: str
-    """JSON."""
-    context: str
-
-
-@dataclass(frozen=True)
 class Row:
     """One run. Rows with the same ``key`` but different ``digest`` differ in content."""
 
@@ -48,7 +36,8 @@ class Row:
     params: Mapping[str, str] = field(default_factory=dict)
     """What varies between runs: the UI compares these first."""
     tags: Mapping[str, str] = field(default_factory=dict)
-    input: Input | None = None
+    inputs: Sequence[tuple[Mapping[str, str], str]] = ()
+    """Fields of MLflow's ``Dataset``, and the split it was used as."""
     images: Sequence[Path] = ()
     pictured: bool = False
     """Whether to draw each curve as a figure, too; too slow for hundreds of cells."""
@@ -92,7 +81,7 @@ def record_row(
         curves=read_curves(folder) if folder else {},
         params=_params(record),
         tags=_tags(record),
-        input=_input(record, datasets),
+        inputs=_inputs(record, datasets),
         images=[path for path in images if path.is_file()],
         pictured=record.kind not in CELLS,
         setting=record.setting,
@@ -135,14 +124,18 @@ def _tags(record: Record) -> dict[str, str]:
     return tags
 
 
-def _input(record: Record, datasets: Mapping[str, Mapping[str, object]]) -> Input | None:
+def _inputs(
+    record: Record, datasets: Mapping[str, Mapping[str, object]]
+) -> list[tuple[dict[str, str], str]]:
     if record.dataset is None:
-        return None
+        return []
     facts = dict(datasets.get(record.dataset, {}))
-    return Input(
-        name=record.dataset,
-        digest=str(facts.pop("digest", "unknown"))[:36],
-        source=str(facts.pop("source", record.dataset)),
-        profile=json.dumps(facts, default=str),
-        context=record.split or ("val" if record.kind in ("search", "trial") else "train"),
-    )
+    fields = {
+        "name": record.dataset,
+        "digest": str(facts.pop("digest", "unknown"))[:36],
+        "source_type": "local",
+        "source": json.dumps({"uri": str(facts.pop("source", record.dataset))}),
+        "profile": json.dumps(facts, default=str),
+    }
+    split = record.split or ("val" if record.kind in ("search", "trial") else "train")
+    return [(fields, split)]

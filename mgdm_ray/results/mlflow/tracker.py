@@ -8,7 +8,6 @@ stop a study.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import sqlite3
@@ -209,7 +208,7 @@ class Tracker:
         self._children[row.key] = run
         run_id = run.info.run_id
         self._log_files(run_id, row)
-        self._log_input(run_id, row)
+        self._log_inputs(run_id, row)
         self._log_values(run_id, row, end)
         # Until then the run counts as unfinished and would be written again.
         self.client.set_terminated(run_id, row.status, end_time=end)
@@ -224,21 +223,12 @@ class Tracker:
         if row.setting:
             self.client.log_dict(run_id, dict(row.setting), "setting.json")
 
-    def _log_input(self, run_id: str, row: Row) -> None:
+    def _log_inputs(self, run_id: str, row: Row) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        if row.input is None:
-            return
-        given = row.input
-        dataset = Dataset(
-            name=given.name,
-            digest=given.digest,
-            source_type="local",
-            source=json.dumps({"uri": given.source}),
-            profile=given.profile,
-        )
-        tags = [InputTag("mlflow.data.context", given.context)]
-        self.client.log_inputs(run_id, datasets=[DatasetInput(dataset, tags)])
+        for fields, split in row.inputs:
+            given = DatasetInput(Dataset(**fields), [InputTag("mlflow.data.context", split)])
+            self.client.log_inputs(run_id, datasets=[given])
 
     def _log_values(self, run_id: str, row: Row, now: int) -> None:
         """Log everything in as few calls as possible: each waits for the disk."""

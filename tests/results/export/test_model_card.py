@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mgdm_ray.config import DenoiserConfig, GuidanceSetting, GuideConfig, SamplingConfig
-from mgdm_ray.results.export.model_card import FIGURES, Measured, model_card
+from mgdm_ray.results.export.model_card import Measured, model_card
 from mgdm_ray.results.export.models_file import DenoiserFile, GuideFile, ModelsFile, TrainingData
 from tests import golden
 
@@ -28,7 +28,8 @@ CURVE = {
     "ece": [0.05, 0.1, 0.25],
     "chance_below": 0.61,
 }
-JUDGED = {"images": 20.0, **{name: (i + 1) / 8 for i, (_, name) in enumerate(FIGURES)}}
+FIGURES = ("fd", "fd_real", "copy_rate", "copy_rate_real", "flip_rate", "flip_rate_real")
+JUDGED = {"images": 20.0, **{name: (i + 1) / 8 for i, name in enumerate(FIGURES)}}
 
 
 def models(**changes: Any) -> ModelsFile:
