@@ -1,5 +1,8 @@
 # make study   set up and run the quickstart: a whole study on images drawn by code
-# make test    set up and run the tests
+# make test    set up and run the tests of minutes: two at a time
+# make test-rest   the others: kills, several raylets, browser, object stores, pages, fuzzing
+# make test-all    both
+# make test-long   what takes longer still: CONTRIBUTING.md names it
 # make check   set up and run ruff, mypy and cluster-check
 # make docs    build the documentation into site/
 # make cluster-check   only look at the launch files in cluster/
@@ -10,7 +13,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: study test check docs cluster-check setup clean
+# Tests that need the .npz files of MGDM_DATA_DIR skip without. PYTEST_ARGS adds options.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadscope $(PYTEST_ARGS)
+FAST := not slow and not long and not cluster and not network
+
+.PHONY: study test test-rest test-all test-long check docs cluster-check setup clean
 .DEFAULT_GOAL := study
 
 $(STAMP): pyproject.toml constraints.txt
@@ -28,8 +35,16 @@ study: $(STAMP)
 	$(BIN)/python -m mgdm_ray.study studies/quickstart.yaml
 
 test: $(STAMP)
-	@echo "test: running all tests (some need the .npz files that MGDM_DATA_DIR names)"
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) -m "$(FAST)"
+
+test-rest: $(STAMP)
+	$(PYTEST) -m "not ($(FAST)) and not long"
+
+test-all: test test-rest
+
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
+	$(BIN)/python -m tests.fuzz --cases 10000
 
 docs: $(STAMP)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

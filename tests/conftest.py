@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,8 @@ import yaml
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+    from tests.finished import Finished
 
 # Before any test imports ray: its workers inherit these.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,6 +29,16 @@ environment.prepare(local=True)
 
 ROOT = Path(__file__).parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+HEAVY = {"browser", "bucket", "site", "workshop"}
+"""Fixtures that take so long that the tests that use them are slow ones."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HEAVY.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -56,6 +70,49 @@ TINY: dict[str, Any] = {
 def tiny() -> dict[str, Any]:
     """A study of seconds, as a mapping that a test may change."""
     return yaml.safe_load(yaml.safe_dump(TINY))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command came to."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def mgdm(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Said]]:
+    """Runs ``python -m mgdm_ray.study`` in this process: seconds less than a process of its own."""
+    from mgdm_ray import study
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def command(*words: str | Path) -> Said:
+        capsys.readouterr()
+        try:
+            code = study.main([*map(str, words)])
+        except SystemExit as stop:  # argparse
+            code = int(stop.code or 0)
+        return Said(code, *capsys.readouterr())
+
+    yield command
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def finished_study(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """One tiny finished study for all tests: read it, change nothing."""
+    from tests.finished import finish
+
+    return finish(tmp_path_factory)
+
+
+@pytest.fixture
+def finished_copy(finished_study: Finished, tmp_path: Path) -> Finished:
+    """A copy that a test may change; it replaces files of artefacts, for they are hard links."""
+    return finished_study.copy(tmp_path / "finished")
 
 
 @pytest.fixture(scope="session")

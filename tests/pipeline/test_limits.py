@@ -10,7 +10,8 @@ import yaml
 
 from mgdm_ray.storage.records import Record, read_records
 from tests.conftest import TINY
-from tests.test_study import plan_of, run
+from tests.finished import plan_of
+from tests.finished import run_study as run
 
 STUDY: dict[str, Any] = {
     **TINY,

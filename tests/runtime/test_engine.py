@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +28,7 @@ from mgdm_ray.storage.records import Record
 from tests.conftest import ROOT
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    with engine.cluster(None):
-        yield
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 def cells(count: int, *needs: str) -> dict[str, Job]:

@@ -10,7 +10,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,14 @@ from mgdm_ray.pipeline.job import Job
 from mgdm_ray.pipeline.plan import Plan, make_plan
 from mgdm_ray.pipeline.tasks import base
 from mgdm_ray.pipeline.tasks.base import Context
-from mgdm_ray.runtime import engine, proposals, search
+from mgdm_ray.runtime import proposals, search
 from mgdm_ray.runtime.optuna_storage import optuna_study_name, sqlite_path, sqlite_storage
 from mgdm_ray.storage.records import Record
 from tests import search_example as example
 from tests.conftest import ROOT, TINY
 from tests.search_example import context_of, search_job
 
+pytestmark = pytest.mark.usefixtures("local_ray")
 STUDY = {
     **TINY,
     "arms": list(ARMS),
@@ -43,12 +43,6 @@ STUDY = {
         "space": {"guidance_scale": [1.0, 2.0], "measurement": ["margin", "entropy"]},
     },
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    with engine.cluster(None):
-        yield
 
 
 class Bench:

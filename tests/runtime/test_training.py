@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +25,7 @@ from mgdm_ray.runtime import engine, training
 from tests.conftest import TINY
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    with engine.cluster(None):
-        yield
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 def task(work: Path, **changes: object) -> TrainingTask:
