@@ -21,7 +21,7 @@ from mgdm_ray.data.load import fingerprint
 from mgdm_ray.data.sources.folders import is_image
 from mgdm_ray.pipeline.plan import make_plan
 
-DONE, SPOILT, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, ERRORS, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 GLANCE = 32
 """Pixels per side of the images that init reads; it shows none."""
 COLUMNS = ("path", "label", "split", "group", "stratum")
@@ -91,7 +91,7 @@ def _check(arguments: argparse.Namespace) -> int:
     print(f"page: {page.absolute()}")
     print("It holds images of your data; only you can read it. Keep it as safe as the images.")
     errors = any(finding.level == "error" for part in sections for finding in part["findings"])
-    return SPOILT if errors else DONE
+    return ERRORS if errors else DONE
 
 
 def _inspect(source: Source, size: int) -> Section:
@@ -172,7 +172,7 @@ def _print_next(found: Survey, out: Path) -> int:
     if errors:
         print("\n".join(map(str, errors)))
         print(f"fix these first: python -m mgdm_ray.data check {shlex.quote(str(out))}")
-        return SPOILT
+        return ERRORS
     name = shlex.quote(str(out))
     print(
         "next: review the file (patients, classes, licence), then\n"

@@ -1,1 +1,1 @@
-"""Datasets: facts, files, phantoms, mixing real and synthetic images, sanity checks."""
+"""Datasets: facts, files, phantoms, splits, checks, mixing real and synthetic images."""

@@ -80,7 +80,7 @@ class DataSource(ABC):
 
     @abstractmethod
     def read(self, split: SplitName) -> Split:
-        """All images of ``split``, whatever ``train_size``; the other splits stay closed."""
+        """All images of ``split``, without ``train_size``; the other splits stay closed."""
 
     def check(self) -> list[str]:
         """Warnings; InputError for data that would fail in a job."""

@@ -42,9 +42,9 @@ def test_apportion_by_hand() -> None:
     assert apportion([47, 16, 16, 12, 6, 3], 10).tolist() == [5, 2, 2, 1, 0, 0]
     assert apportion([98, 1, 1], 10, minimum=2).tolist() == [6, 2, 2]
     for bad in ({"minimum": 4}, {"capacity": np.array([3, 3, 3])}):
-        with pytest.raises(ValueError, match="cannot split 10"):
+        with pytest.raises(ValueError, match="10"):
             apportion([1, 1, 1], 10, **bad)
-    with pytest.raises(ValueError, match="not all zero"):
+    with pytest.raises(ValueError, match=r"0\.0, 0\.0"):
         apportion([0, 0], 4)
 
 
@@ -95,7 +95,7 @@ def test_duplicates_match_labels_with_even_repeats(
 
 def test_duplicate_of_an_absent_class() -> None:
     """Catches an index error without words."""
-    with pytest.raises(ValueError, match="no real image has label 2, of which 1 are wanted"):
+    with pytest.raises(ValueError, match="label 2"):
         duplicate_indices(np.array([0, 1]), np.array([2]), 0)
 
 
@@ -112,7 +112,7 @@ def test_training_set_puts_real_first() -> None:
     assert more_labels.tolist() == [0, 1, 0, 1, 1, 1, 0]
     assert (more.dtype, more_labels.dtype) == (torch.float32, torch.int64)
     assert labels.tolist() == [0, 1, 0, 1]
-    with pytest.raises(ValueError, match="cannot add"):
+    with pytest.raises(ValueError, match=r"\[3, 3, 8, 8\]"):
         training_set(real, (torch.zeros(3, 3, 8, 8), added[1]))
 
 
@@ -128,5 +128,5 @@ def test_top_up_fills_every_class_by_hand() -> None:
 
 def test_nothing_to_top_up_is_an_error() -> None:
     """Catches an arm that silently adds no image and is compared as if it did."""
-    with pytest.raises(ValueError, match="nothing to top up"):
+    with pytest.raises(ValueError, match=r"\[5, 6\]"):
         synthetic_labels(np.repeat([0, 1], [5, 6]), 2, 1.0, "top_up", per_class=5)

@@ -1,1 +1,1 @@
-"""A look at own images before a study: what is there, what would spoil it, a first study file."""
+"""Inspect own images before a study: contents, duplicates, findings, a page with pictures."""

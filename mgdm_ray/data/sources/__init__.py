@@ -1,1 +1,1 @@
-"""One's own images: found in folders, manifests and tables, divided by patient, made square."""
+"""A user's own images: listed, divided by patient, made square."""

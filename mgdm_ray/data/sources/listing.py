@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -143,7 +142,3 @@ def number_labels(names: Sequence[str], classes: Sequence[str] | None) -> tuple[
             "are needed"
         )
     return tuple(found)
-
-
-def digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 import time
@@ -17,7 +18,7 @@ from mgdm_ray.data.sources import medical
 from mgdm_ray.data.sources.folders import DICOM, NIFTI, PICTURES, list_folders
 from mgdm_ray.data.sources.huggingface import is_huggingface, list_huggingface
 from mgdm_ray.data.sources.image_files import Raw, Unreadable, count_frames, read_picture
-from mgdm_ray.data.sources.listing import Item, Listing, contained, digest, shown, some
+from mgdm_ray.data.sources.listing import Item, Listing, contained, shown, some
 from mgdm_ray.data.sources.manifest import list_manifest
 from mgdm_ray.data.sources.splits import divide
 from mgdm_ray.storage.remote.objects import is_url
@@ -88,7 +89,7 @@ def hashed(listing: Listing, reading: ReadingConfig) -> Listing:
     for item in with_progress(listing.items, "reading"):
         if item.path not in known and item.path not in missing:
             try:
-                known[item.path] = digest(listing.bytes_of(item))
+                known[item.path] = hashlib.sha256(listing.bytes_of(item)).hexdigest()
             except OSError as error:
                 missing[item.path] = error.strerror or str(error)
     if missing and reading.damaged == "refuse":

@@ -80,11 +80,11 @@ def test_links_do_not_lead_out(tmp_path: Path) -> None:
     outside = picture(tmp_path / "outside" / "secret.png")
     root = tree(tmp_path / "root", {"a": 1, "b": 1})
     (root / "a" / "link.png").symlink_to(outside)
-    with pytest.raises(InputError, match="leads out of"):
+    with pytest.raises(InputError, match="root"):
         list_folders(root, MINE)
     (root / "a" / "link.png").unlink()
     (root / "c").symlink_to(outside.parent)
-    with pytest.raises(InputError, match="leads out of"):
+    with pytest.raises(InputError, match="root"):
         list_folders(root, MINE)
     (root / "c").unlink()
     (root / "c").symlink_to(root / "a")

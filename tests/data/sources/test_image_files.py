@@ -73,7 +73,7 @@ def test_float_images_show_all_but_the_ends() -> None:
 def test_nan_is_refused(value: float) -> None:
     """Catches NaN that becomes black silently."""
     image = np.full((8, 8), value, np.float32)
-    with pytest.raises(Unreadable, match="NaN or infinite"):
+    with pytest.raises(Unreadable, match="NaN"):
         read_picture(saved(Image.fromarray(image), "TIFF"))
 
 
@@ -130,13 +130,13 @@ def bomb(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "not an image"),
-        (b"GIF89a", "not an image"),
-        (saved(Image.new("L", (64, 64), 5))[:60], "not a readable image"),
-        (saved(Image.fromarray(ramp(64, 64).astype(np.uint8)), "JPEG")[:-300], "not a readable"),
-        (bomb(60000, 60000), "million"),
-        (bomb(1, 100_000), "a side below 4"),
-        (saved(Image.new("L", (3, 900))), "3 x 900 pixels: a side below 4"),
+        (b"", "PNG, JPEG"),
+        (b"GIF89a", "PNG, JPEG"),
+        (saved(Image.new("L", (64, 64), 5))[:60], r"\w+Error: "),
+        (saved(Image.fromarray(ramp(64, 64).astype(np.uint8)), "JPEG")[:-300], r"\w+Error: "),
+        (bomb(60000, 60000), "80 million"),
+        (bomb(1, 100_000), "1 x 100000"),
+        (saved(Image.new("L", (3, 900))), "3 x 900"),
     ],
     ids=["empty", "another format", "cut PNG", "cut JPEG", "bomb", "a line", "thin"],
 )

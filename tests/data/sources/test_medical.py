@@ -123,7 +123,7 @@ def test_what_is_no_dicom(tmp_path: Path) -> None:
         with pytest.raises(Unreadable, match=READERS_WORDS):
             read_dicom(path)
     big = dicom(tmp_path / "big.dcm", np.zeros((8, 8), np.uint8), Rows=60000, Columns=60000)
-    with pytest.raises(Unreadable, match="million"):
+    with pytest.raises(Unreadable, match="60000 x 60000"):
         read_dicom(big)
     many = dicom(tmp_path / "many.dcm", np.zeros((8, 8), np.uint8), NumberOfFrames=10**9)
     with pytest.raises(Unreadable, match="1000000000 frames"):
@@ -176,8 +176,8 @@ def test_what_is_no_nifti(tmp_path: Path) -> None:
     cases = (
         (b"", READERS_WORDS),
         (whole[:400], READERS_WORDS),
-        (bytes(huge), "too large"),
-        (four, "2 or 3"),
+        (bytes(huge), "30000"),
+        (four, r"\(8, 8, 4, 3\)"),
         (nan, "NaN"),
     )
     for data, message in cases:
