@@ -150,15 +150,16 @@ def sharing(plan: Plan) -> str:
             serves.update(kinds.keys())
             alone.update(kinds)
     counts = plan.counts()
-    rows = [f"{counts[kind]} {kind} {serves[kind]}" for kind in counts if serves[kind]]
+    rows = {kind: f"{n} {kind} by {serves[kind]}" for kind, n in counts.items() if serves[kind]}
     if not rows:
-        return "shared: nothing, every cell is on its own"
+        return "shared: nothing, all cells are independent"
     trials = sum(job.inputs["trials"] for job in plan.jobs.values() if job.kind == "search")
-    tried = f"; {counts['encode']} encode give the latents of {trials} trials" if trials else ""
+    if trials and "encode" in rows:
+        rows["encode"] += f" (and by {trials} trials)"
     # Jobs that serve no cell exist once either way.
     total = sum(alone.values()) + sum(n for kind, n in counts.items() if not serves[kind])
     return (
-        f"shared (jobs, and the cells they serve): {', '.join(rows)}{tried}\n"
+        f"shared by cells: {', '.join(rows.values())}\n"
         f"without sharing, {len(plan.jobs)} jobs would be {total}"
     )
 
@@ -187,19 +188,20 @@ def _show_cost(estimate: PlanEstimate) -> None:
     if not unknown:
         print(f"\nestimated time: {wall or 'unknown, not enough resources here'}")
     else:
-        kinds = ", ".join(Counter(job.kind for job in unknown))
-        print(f"\nestimated time: unknown (no timing history in this storage for {kinds})")
+        kinds = f" for {', '.join(Counter(job.kind for job in unknown))}"
+        which = kinds if estimate.estimates else ""
+        print(f"\nestimated time: unknown (no timing history in this storage{which})")
         if wall and estimate.estimates:
             print(f"the {len(jobs) - len(unknown)} other jobs: {wall}")
         if wall:
-            print("--plan --probe measures them in a few minutes")
+            print("add --probe to measure them in a few minutes")
     known = " (known part)" if unknown else ""
     if estimate.estimates:
         cpu, gpu = estimate.hours(jobs)
         print(f"to be computed{known}: {cpu:.2f} CPU hours, {gpu:.2f} GPU hours")
     free, size = free_bytes(estimate.store.root), estimate.bytes(jobs)
-    written = "unknown" if size is None else f"{_size(size)} of artefacts"
-    print(f"to be written{known}: {written}; {_size(free)} free")
+    written = "unknown" if size is None else f"{_size(size)} of artefacts{known}"
+    print(f"to be written: {written}; {_size(free)} free")
     # A remote storage has only a cache here.
     if size is not None and size > free and not is_url(estimate.store.location):
         print(f"warning: too little space at {estimate.store.root}; choose another --storage")
@@ -207,7 +209,8 @@ def _show_cost(estimate: PlanEstimate) -> None:
 
 def _show_fit(estimate: PlanEstimate) -> None:
     verb = "cannot run" if estimate.shortages else "every job fits"
-    print(f"{verb} on this machine ({_machine(estimate)}); --address checks a cluster at its start")
+    end = "with --address the cluster is checked at the start"
+    print(f"{verb} on this machine ({_machine(estimate)}); {end}")
     for message in estimate.shortages:
         print(f"  {message}")
 

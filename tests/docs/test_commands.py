@@ -114,7 +114,7 @@ def missing(expected: list[str], printed: str) -> list[str]:
 
 
 def _pattern(line: str) -> re.Pattern[str]:
-    anything = r"\.\.\.|sqlite:/\S+|https?://\S+|/\S+|[+-]?\d[\d.]*%?|±"
+    anything = r"\.\.\.|sqlite:/\S+|https?://\S+|/\S+|[+\u2212-]?\d[\d.]*%?|±"
     parts = re.split(f"({anything})", " ".join(line.split()))
     made = [".*" if i % 2 else re.escape(part) for i, part in enumerate(parts)]
     return re.compile("".join(made))
