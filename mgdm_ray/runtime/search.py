@@ -11,10 +11,9 @@ import math
 import os
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import optuna
 import ray
@@ -29,7 +28,16 @@ from ray.tune.search.optuna import OptunaSearch
 
 from mgdm_ray.config import ResourcesConfig
 from mgdm_ray.data.info import dataset_info
-from mgdm_ray.pipeline.tasks.base import Context, JobError, Outcome, reason_of, silent
+from mgdm_ray.pipeline.tasks.base import (
+    Context,
+    JobError,
+    MakeScorer,
+    Outcome,
+    Scorer,
+    reason_of,
+    silent,
+    trial_scorer,
+)
 from mgdm_ray.pipeline.trials import Trial, best_trial, write_trials
 from mgdm_ray.runtime.importance import importance, write_importance
 from mgdm_ray.runtime.optuna_storage import open_optuna_storage, optuna_study_name
@@ -55,29 +63,6 @@ STATUSES: dict[TrialState, Status] = {
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
 }
-
-
-class Scorer(Protocol):
-    """What one trial computes. An actor has one scorer for all its settings."""
-
-    def decode(self, setting: dict[str, Any]) -> Any:
-        """The images of this setting, as ``score`` wants them."""
-
-    def score(self, network: str, added: Any, repeat: int) -> float:
-        """Validation score of ``network``, higher is better; ``repeat`` 0, 1, ... is its seed."""
-
-    def cost(self, setting: dict[str, Any]) -> float:
-        """Cost of an image of this setting: the second objective, lower is better."""
-
-
-MakeScorer = Callable[["Job", Context], Scorer]
-
-
-def trial_scorer(job: Job, context: Context) -> Scorer:
-    """The scorer of real searches, imported only in the trial's process: it needs torch."""
-    from mgdm_ray.pipeline.tasks.trial import TrialScorer
-
-    return TrialScorer(job, context)
 
 
 class _Trial(tune.Trainable):  # type: ignore[misc]

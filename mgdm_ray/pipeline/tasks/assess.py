@@ -1,4 +1,4 @@
-"""Job ``assess``: what the judge says of the images that an arm adds, class by class."""
+"""Job ``assess``: fidelity, label flips and copies of an arm's images, class by class."""
 
 from __future__ import annotations
 
@@ -31,16 +31,15 @@ BINS = 20
 CLOSEST = 20
 """Pairs that are listed and drawn."""
 INCEPTION_IMAGES = 1000
-"""At most so many of each go through Inception: at 299 px they take long on a CPU."""
+"""Largest number of images for Inception: 299 px take long on a CPU."""
 
 Numbers = dict[str, float | None]
 
 
 def assess(job: Job, context: Context, folder: Path) -> Outcome:
-    """Compare the arm's images with the real ones; write numbers, features and two pictures.
+    """Compare the arm's images with real ones; write numbers, features and two pictures.
 
-    Every number of real images beside it (``..._real``) is of held-out ones, of the validation
-    and test split. See ``_describe`` for each.
+    Numbers with suffix ``_real`` are the baseline on held-out real images (validation and test).
     """
     info = info_of(job, context)
     real = open_split(job, context, "train")
@@ -103,12 +102,11 @@ def _describe(
 ) -> Numbers:
     """The numbers of one set of images, or of one class of it; None where there are too few.
 
-    ``fd``, ``kid`` and PRDC against ``train``; with ``_real`` the same for ``held``. ``flip_rate``
-    is how often the judge sees another class than the label, ``entropy_mean`` its mean entropy in
-    nats; the real ones have the classes mixed as in ``arm``, because the judge errs more often in
-    some. ``copy_rate`` is the share nearer than ``threshold``, which the validation split has set:
-    its real one is of test images (``from_test`` [H]), and both real numbers of nearness leave out
-    images that are in the training set themselves.
+    ``fd``, ``kid`` and PRDC are against ``train``. ``flip_rate``: how often the judge's class
+    differs from the label; ``entropy_mean``: its mean predictive entropy in nats; both ``_real``
+    numbers have the classes mixed as in ``arm``. ``copy_rate``: the share nearer than
+    ``threshold``, which the validation split has set; ``_real`` on test images (``from_test`` [H]).
+    Nearness of real images leaves out those that are in the training set.
     """
     numbers: Numbers = {"images": float(len(arm.labels)), **_against_train(arm, held, train, rng)}
     weights = _class_weights(arm.labels, held.labels)
@@ -130,11 +128,10 @@ def _describe(
 def _against_train(
     arm: JudgeView, held: JudgeView, train: JudgeView, rng: np.random.Generator
 ) -> Numbers:
-    """FD, KID and PRDC of ``arm`` and of ``held`` against ``train``, of equally many images each.
+    """FD, KID and PRDC of ``arm`` and of ``held`` against ``train``, of ``compared`` images each.
 
-    All three depend on the count (FD is biased upward at small ones), so of the larger of the two
-    sets a random part counts. ``compared`` is how many. Nothing of held-out images where there
-    are too few of them; nothing at all of too few others.
+    All depend on the number of images (FD is biased upward for few): the larger set is subsampled.
+    None where there are too few.
     """
     most = len(arm.labels)
     if len(held.labels) > NEIGHBOURS:
@@ -159,7 +156,7 @@ def _class_weights(
 ) -> NDArray[np.float64] | None:
     """Weights `[len(labels)]` with sum 1 that mix the classes of ``labels`` as in ``wanted``.
 
-    A class that ``labels`` lacks is left out. None where they share no class.
+    Classes that ``labels`` lacks are left out; None where they share no class.
     """
     classes = int(max(wanted.max(initial=0), labels.max(initial=0))) + 1
     have = np.bincount(labels, minlength=classes)
@@ -179,7 +176,7 @@ def _median(values: NDArray[Any]) -> float | None:
 
 
 def _entropy_bins(arm: JudgeView, held: JudgeView, num_classes: int) -> dict[str, list[float]]:
-    """Shares of the images, synthetic and held-out (classes mixed alike), between the edges."""
+    """Shares of synthetic and held-out images (classes mixed alike) between the edges."""
     edges = np.linspace(0, math.log(num_classes), BINS + 1)
 
     def shares(entropy: NDArray[Any], weights: NDArray[np.float64] | None) -> list[float]:
@@ -210,7 +207,7 @@ def _closest(near: Nearest, labels: NDArray[np.int64]) -> list[dict[str, Any]]:
 def _inception(
     job: Job, context: Context, images: torch.Tensor, real: Split, rng: np.random.Generator
 ) -> Mapping[str, float]:
-    """``fd_inception`` and ``fd_inception_real`` of equally many images, where it is at hand."""
+    """``fd_inception`` and ``fd_inception_real`` of equally many images; empty without weights."""
     held = torch.cat([to_tensor(open_split(job, context, s).images) for s in ("val", "test")])
     count = min(len(images), len(held), INCEPTION_IMAGES)
     train = to_tensor(real.images)

@@ -1,4 +1,4 @@
-"""What every job is: its context, and how one is run, recorded and looked up. No torch, no Ray."""
+"""Context, running and records of every job. No torch, no Ray."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from mgdm_ray.config import (
     DatasetConfig,
@@ -81,26 +81,26 @@ Spread = Callable[["Job", "Context", Sequence[Sequence[range]]], None]
 
 @dataclass(frozen=True)
 class Context:
-    """What a job must know that does not change its result."""
+    """Everything that a job needs and that does not change its result."""
 
     storage: str
-    """Of the store: a folder, or a URL."""
+    """Location of the store: a folder, or a URL."""
     study_folder: str
-    """Where this study's own files go: the searches' databases."""
+    """Of the study's own files: the databases of its searches."""
     datasets: dict[str, DatasetConfig]
     data_dir: str | None = None
     sampling_batch: int | Literal["auto"] = "auto"
     sampling_workers: int = 1
     compile: Literal["auto", "never", "always"] = "auto"
     memory_share: float = 1.0
-    """Share of this machine's free memory that one job may count on."""
+    """Share of this machine's free memory that one job may use."""
     checkpoint_every: dict[str, int] = field(default_factory=dict)
     smaller: bool = False
-    """Memory ran out with the usual number of images at a time: take half."""
+    """Memory ran out with the usual batch: use half."""
     deterministic: bool = False
-    """As in the study: nothing may depend on timing, on free memory or on what ended first."""
+    """As in the study: results must not depend on timing, free memory or order of endings."""
     weights_folder: str | None = None
-    """Where the files of pretrained weights are, if the study names a folder."""
+    """Folder of pretrained weights, if the study names one."""
     device: str = "cpu"
     launch: Launcher | None = None
     spread: Spread | None = None
@@ -126,14 +126,11 @@ FUNCTIONS = {
     "fit_downstream": "mgdm_ray.pipeline.tasks.downstream",
     "fit_at_ratio": "mgdm_ray.pipeline.tasks.downstream",
 }
-"""The module that holds the function of a kind.
-
-Imported when such a job runs: a worker process pays only for what it uses (MONAI takes seconds).
-"""
+"""The module of each kind's function, imported when such a job runs: MONAI takes seconds."""
 
 
 def function_of(kind: str) -> JobFunction:
-    """Raises JobError for a kind that needs a launcher of its own, as ``search`` does."""
+    """JobError for a kind that only the engine runs, as ``search``."""
     if kind not in FUNCTIONS:
         raise JobError(f"a {kind} job cannot run without the engine")
     function: JobFunction = getattr(importlib.import_module(FUNCTIONS[kind]), kind)
@@ -145,10 +142,7 @@ class JobError(RuntimeError):
 
 
 def run(job: Job, context: Context, functions: Mapping[str, JobFunction] | None = None) -> Record:
-    """Compute ``job``, whose needs are done, unless the store has it.
-
-    A failure is a record too, never an exception.
-    """
+    """Compute ``job``, whose needs are done, unless the store has it. A failure is a record too."""
     store = context.store
     if store.is_done(job.kind, job.key):
         return stored_record(store, job.kind, job.key)
@@ -191,12 +185,12 @@ def failed(job: Job, reason: str, seconds: float = 0.0) -> Record:
 
 
 def held_up(job: Job, bad: Record) -> Record:
-    """The record of a job that cannot start because of ``bad``, one of its needs."""
+    """The record of a job that is blocked by ``bad``, one of its needs."""
     return failed(job, f"needs {bad.kind} {bad.key[:8]}, which {bad.status}: {bad.reason}")
 
 
 def refused(job: Job, reason: str) -> Record:
-    """The record of a job whose gate did not let it pass: it was asked for, and is no failure."""
+    """The record of a job that a limit of the study refused; not a failure."""
     return replace(base_record(job), status="refused", reason=reason)
 
 
@@ -209,7 +203,7 @@ def log_path(store: Store, job: Job) -> Path:
 
 
 def write_log(store: Store, job: Job, text: str) -> None:
-    """Keep the whole error beside the record's one line, if there is room for it."""
+    """Write the whole traceback to the job's log file, if there is room."""
     path = log_path(store, job)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -221,10 +215,11 @@ def write_log(store: Store, job: Job, text: str) -> None:
 
 
 def reason_of(error: BaseException) -> str:
-    """One line for the record; what is not the job's own fault begins as ``records`` says."""
+    """One line for the record; causes outside of the job get the prefixes of
+    ``storage.records``."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = f"{type(error).__name__}: {' '.join(lines)}"
-    # By its name: torch has one of its own, and is not imported where it is not needed.
+    # By name: torch has an OutOfMemoryError of its own, and is not imported here.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         reason = f"{OUT_OF_MEMORY}: {reason}"
     elif isinstance(error, ObjectsError):
@@ -245,7 +240,7 @@ def info_of(job: Job, context: Context) -> DatasetInfo:
 
 
 def artefact(context: Context, kind: str, key: str) -> Path:
-    """The folder of a finished artefact. JobError where it is absent or files were cut short."""
+    """The folder of a finished artefact; JobError where it is missing or truncated."""
     store = context.store
     try:
         folder = store.here(kind, key)
@@ -254,8 +249,7 @@ def artefact(context: Context, kind: str, key: str) -> Path:
     wrong = store.verify(kind, key, "sizes")
     if wrong:
         raise JobError(
-            f"{kind} {key} is damaged: {wrong}; the same command with --retry-failed computes it "
-            "and this job anew"
+            f"{kind} {key} is damaged: {wrong}; rerun with --retry-failed to compute it again"
         )
     return folder
 
@@ -298,3 +292,25 @@ def chosen_stage_one(job: Job, context: Context, role: str) -> str:
     search = context.store.manifest("search", job.needs["search"])
     index = candidate_index(search["inputs"]["stage_one"], search["record"]["setting"])
     return job.needs[f"{role}/{index}"]
+
+
+class Scorer(Protocol):
+    """Scores settings of a search: tasks.trial.TrialScorer."""
+
+    def decode(self, setting: Mapping[str, Any]) -> Any:
+        """The images of this setting, as ``score`` takes them."""
+
+    def score(self, network: str, added: Any, repeat: int) -> float:
+        """Validation score of ``network``, higher is better; ``repeat`` 0, 1, ... is its seed."""
+
+    def cost(self, setting: Mapping[str, Any]) -> float:
+        """Cost of an image of this setting: the second objective, lower is better."""
+
+
+MakeScorer = Callable[["Job", Context], Scorer]
+
+
+def trial_scorer(job: Job, context: Context) -> Scorer:
+    from mgdm_ray.pipeline.tasks.trial import TrialScorer  # imports torch
+
+    return TrialScorer(job, context)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 def added_images(
     job: Job, context: Context, real: Split, num_classes: int
 ) -> tuple[tuple[torch.Tensor, torch.Tensor] | None, dict[str, Any]]:
-    """What the arm adds to the real training set, and the guidance setting behind it."""
+    """Images and labels that the arm adds to the real training set, and their guidance setting."""
     if job.arm in ("real", "augment"):
         return None, {}
     if job.arm == "duplicate":
@@ -62,7 +62,7 @@ def added_images(
 
 
 def _used(job: Job, real: Split, drawn: int) -> int:
-    """How many of the drawn images count: the first ones, in which classes are evenly mixed."""
+    """How many of the drawn images are used: the first ones, in which classes are evenly mixed."""
     if "ratio" not in job.inputs:
         return drawn
     return min(drawn, max(1, round(float(job.inputs["ratio"]) * len(real))))
@@ -110,7 +110,7 @@ def fit_downstream(job: Job, context: Context, folder: Path) -> Outcome:
 
 
 def fit_at_ratio(job: Job, context: Context, folder: Path) -> Outcome:
-    """A cell with another number of added images than the study's: a point of a curve."""
+    """A cell with another number of added images: a point of a curve."""
     outcome = fit_downstream(job, context, folder)
     outcome["metrics"]["ratio"] = job.inputs["curve_ratio"]
     return outcome
@@ -134,13 +134,13 @@ def network_for(
     context: Context,
     *seed_parts: str | int | float | bool,
 ) -> nn.Module:
-    """``name`` for images of ``size`` pixels, with the weights ``config.pretrained`` asks for."""
+    """``name`` for images of ``size`` pixels, with the weights of ``config.pretrained``."""
     source: Source | None = None
     if config.pretrained == HUB:
         source = "hub"
     elif config.pretrained is not None:
         if context.weights_folder is None:
-            raise JobError("the folder of downstream.pretrained is not known here")
+            raise JobError("downstream.pretrained: no folder of weights is set in this context")
         source = weights_file(context.weights_folder, name)
     return build_network(
         name, info.num_classes, info.channels, size, *seed_parts, pretrained=source

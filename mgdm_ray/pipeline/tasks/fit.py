@@ -1,7 +1,6 @@
 """Jobs ``fit_denoiser`` and ``fit_guide``.
 
-The process that runs them mostly waits for a launcher's workers, so it imports the models only
-where it needs them: MONAI takes seconds.
+The process mostly waits for the launcher's workers and imports MONAI only where it needs it.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ Kind = type[DenoiserConfig | GuideConfig]
 ACCURACY_TIMESTEPS = (0, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)
 ACCURACY_FILE = "accuracy_over_t.json"
 SPEED_FILE = "speed.json"
-"""Seconds of the optimiser steps alone: those of the record hold the wait for workers too."""
+"""Seconds of the optimiser steps alone; the record's include waiting for workers."""
 
 
 class _Clock:
@@ -180,7 +179,7 @@ def _fit(
 
 
 def _trained_weights(final: Path) -> dict[str, np.ndarray]:
-    """The denoiser's averaged weights; the guide has no average, so its own."""
+    """The denoiser's averaged weights; the guide's own."""
     tensors = load_file(final / TENSORS_FILE)
     prefix = "ema." if any(name.startswith("ema.") for name in tensors) else "model."
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

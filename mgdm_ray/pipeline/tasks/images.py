@@ -32,11 +32,11 @@ PER_CLASS = 10
 RED, BLACK, WHITE = (180, 30, 30), (0, 0, 0), (255, 255, 255)
 
 Tile = tuple[Image.Image, str, tuple[int, int, int]]
-"""A picture, its caption and the caption's colour."""
+"""An image, its caption and the caption's colour."""
 
 
 def shard_ranges(total: int, workers: int) -> list[range]:
-    """Rows 0 .. total - 1 cut into files, so that every worker has one if there are enough."""
+    """Rows 0 .. total - 1 cut into files, one or more per worker if there are enough."""
     size = max(1, min(SHARD_IMAGES, -(-total // workers)))
     return [range(start, min(start + size, total)) for start in range(0, total, size)]
 
@@ -46,7 +46,7 @@ def shard_path(folder: Path, rows: range) -> Path:
 
 
 def save_shard(folder: Path, rows: range, images: torch.Tensor, labels: np.ndarray) -> None:
-    """Write the file of ``rows``; it appears whole or not at all."""
+    """Write the file of ``rows`` atomically."""
     tensors = {"images": np.ascontiguousarray(images.numpy()), "labels": labels.astype(np.int64)}
     with replacing(shard_path(folder, rows)) as temporary:
         save_file(tensors, temporary)
@@ -60,10 +60,8 @@ def load_images(
 
 
 def read_rows(folder: Path, rows: range | None = None) -> tuple[torch.Tensor, np.ndarray]:
-    """As ``load_images``, of a folder of shards; reads no more than these rows.
-
-    JobError where the folder does not hold them.
-    """
+    """As ``load_images``, of a folder of shards; reads only these rows. JobError where some are
+    missing."""
     images, labels, expected = [], [], 0
     for start, stop, path in shards_in(folder):
         if start != expected:
@@ -95,7 +93,7 @@ def shards_in(folder: Path) -> Sequence[tuple[int, int, Path]]:
 
 
 def draw_grid(path: Path, images: torch.Tensor, labels: np.ndarray, num_classes: int) -> None:
-    """A PNG with one row per class and up to ten images in it; a missing image is grey."""
+    """A PNG with one row per class and up to ten images in it."""
     channels, height, width = images.shape[1:]
     columns = min(10, int(np.bincount(labels).max()))
     sheet = np.full((num_classes * (height + 2), columns * (width + 2), channels), 128, np.uint8)
@@ -104,7 +102,6 @@ def draw_grid(path: Path, images: torch.Tensor, labels: np.ndarray, num_classes:
             top, left = label * (height + 2) + 1, column * (width + 2) + 1
             sheet[top : top + height, left : left + width] = to_uint8(images[index : index + 1])[0]
     picture = Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
-    # Small images are enlarged without smoothing, so that a reader sees the pixels there are.
     factor = max(1, 64 // height)
     resized = picture.resize(
         (picture.width * factor, picture.height * factor), Image.Resampling.NEAREST
@@ -119,8 +116,10 @@ def draw_closest(
     closest: Sequence[dict[str, Any]],
     threshold: float,
 ) -> None:
-    """The pairs of ``closest``: an added image, and beside it the training image it is nearest to
-    (mirrored where it is near as that). Red where the pair is nearer than ``threshold``."""
+    """Pairs of an added image and its nearest training image (mirrored where that is nearer).
+
+    Red where the pair is nearer than ``threshold``.
+    """
     rows: list[list[Tile | None]] = []
     for number, pair in enumerate(closest):
         index = pair["train"]
@@ -145,8 +144,7 @@ def draw_entropy(
     entropy: NDArray[np.float32],
     num_classes: int,
 ) -> None:
-    """A row per class: up to ten of its images from the one the judge is surest of to the one it
-    doubts most, each with its entropy in nats."""
+    """A row per class: up to ten images by rising entropy of the judge, in nats."""
     rows: list[list[Tile | None]] = []
     for label in range(num_classes):
         order = np.flatnonzero(labels == label)
@@ -160,14 +158,13 @@ def draw_entropy(
 def _tile(image: torch.Tensor) -> Image.Image:
     pixels = to_uint8(image[None])[0]
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
-    # Without smoothing, so that a reader sees the pixels there are.
     factor = -(-TILE // picture.height)
     side = (picture.width * factor, picture.height * factor)
     return picture.resize(side, Image.Resampling.NEAREST)
 
 
 def _sheet(rows: Sequence[Sequence[Tile | None]]) -> Image.Image:
-    """Tiles of one size in rows, with their captions below; None is a gap."""
+    """Tiles of one size in rows, captions below; None is a gap."""
     side = next((tile[0].height for row in rows for tile in row if tile), TILE)
     wide = max((sum(side + GAP if t else 3 * GAP for t in row) for row in rows), default=side)
     sheet = Image.new("RGB", (wide + GAP, len(rows) * (side + LINE + GAP) + GAP), WHITE)

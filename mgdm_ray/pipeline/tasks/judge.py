@@ -1,7 +1,7 @@
-"""Job ``fit_judge``: a network that learns from real training images only, and then looks.
+"""Job ``fit_judge``: an independent classifier, trained on real training images only.
 
-It neither guides nor is evaluated. Nothing selects by what it says: the test split is opened
-here as a yardstick of real images that no model has seen, for the report and for ``limits``.
+It neither guides nor is evaluated, and nothing is selected by it. The test split is opened here as
+the baseline of held-out images, for the report and for ``limits``.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class JudgeView:
-    """N images as the judge sees them."""
+    """Features and answers of the judge for N images."""
 
     features: NDArray[np.float64]
-    """`[N, D]`, rounded to float16: all are, whether they come from a file or not."""
+    """`[N, D]`, rounded to float16, in memory as in files."""
     entropy: NDArray[np.float32]
     """`[N]` of the judge's answer, nats."""
     labels: NDArray[np.int64]
     predicted: NDArray[np.int64]
     near_distance: NDArray[np.float32]
-    """`[N]` to the training images, see fidelity.memorisation; empty for these themselves."""
+    """`[N]` to the nearest training image, see fidelity.memorisation; empty for training images."""
 
     @staticmethod
     def of(view: View, labels: NDArray[np.int64], near: NDArray[np.float32]) -> JudgeView:
@@ -70,7 +70,7 @@ class JudgeView:
         return {**vars(self), "features": self.features.astype(np.float16)}
 
     def where(self, chosen: NDArray[Any]) -> JudgeView:
-        """Those at the indices, or those that a mask has, ``chosen``."""
+        """The images at these indices, or of this mask."""
         near = self.near_distance[chosen] if len(self.near_distance) else self.near_distance
         return JudgeView(
             self.features[chosen],

@@ -1,4 +1,4 @@
-"""The trained models: loading a denoiser or a guide from its artefact, or from files like it."""
+"""Loading a denoiser or a guide from its artefact, or from files like it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mgdm_ray.diffusion.unet import build_denoiser, build_guide
 from mgdm_ray.pipeline.tasks.base import WEIGHTS, Context, artefact
 
 LARGEST = 4096
-"""Channels of a level, classes and pixels along a side beyond which a file is not believed."""
+"""Largest plausible number of channels, classes and pixels along a side."""
 MOST_LEVELS = 8
 
 Config = TypeVar("Config", DenoiserConfig, GuideConfig)
@@ -51,7 +51,7 @@ def load_guide(context: Context, key: str) -> torch.nn.Module:
 def denoiser_from(facts: Mapping[str, Any], weights: Path, device: str = "cpu") -> TrainedDenoiser:
     """The denoiser that ``facts`` (``config``, ``shape``, ``num_classes``) describe.
 
-    Raises InputError where they describe none, or ``weights`` (safetensors) are not its own.
+    InputError where they are wrong, or ``weights`` (safetensors) do not fit.
     """
     config, shape, classes = _described(DenoiserConfig, facts, weights)
     model = _with_weights(
@@ -65,7 +65,7 @@ def guide_from(facts: Mapping[str, Any], weights: Path, device: str = "cpu") -> 
     config, shape, classes = _described(GuideConfig, facts, weights)
 
     def build() -> torch.nn.Module:
-        # Its masks are drawn on the CPU and are none of the weights.
+        # The masks are drawn on the CPU and not saved.
         dropout = 0.0 if torch.get_default_device().type == "meta" else config.dropout
         return build_guide(config.unet, shape[0], classes, 0, dropout=dropout)
 
@@ -81,16 +81,16 @@ def _described(
         classes = int(facts["num_classes"])
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise InputError(
-            f"{weights.parent}: the model beside {weights.name} is not described as it should be "
-            f"({type(error).__name__}: {error}); take the folder whole, as it was written"
+            f"{weights.parent}: the description of {weights.name} is invalid "
+            f"({type(error).__name__}: {error}); copy the whole folder again"
         ) from error
     largest = max(*config.unet.channels, height, width, classes)
     smallest = min(height, width, classes)
     if channels not in (1, 3) or smallest < 1 or largest > LARGEST:
         raise InputError(
-            f"{weights.parent}: a model of {classes} classes for images of {channels} x {height} x "
-            f"{width} with {list(config.unet.channels)} channels is not to be believed; 1 or 3 "
-            f"channels and at most {LARGEST} of the others are allowed"
+            f"{weights.parent}: implausible model dimensions: {classes} classes, images of "
+            f"{channels} x {height} x {width}, {list(config.unet.channels)} channels; allowed: 1 "
+            f"or 3 image channels and at most {LARGEST} of the others"
         )
     if len(config.unet.channels) > MOST_LEVELS or config.unet.num_res_blocks > MOST_LEVELS:
         raise InputError(
@@ -100,10 +100,8 @@ def _described(
 
 
 def _with_weights(build: Callable[[], torch.nn.Module], weights: Path, device: str) -> Any:
-    """The network with ``weights``, in eval mode without gradients.
-
-    Names and shapes are compared before either takes any memory.
-    """
+    """The network with ``weights``, in eval mode and frozen; shapes are compared before
+    allocation."""
     with torch.device("meta"):
         wanted = {name: list(value.shape) for name, value in build().state_dict().items()}
     try:
@@ -111,15 +109,14 @@ def _with_weights(build: Callable[[], torch.nn.Module], weights: Path, device: s
             found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError) as error:
         raise InputError(
-            f"{weights}: cannot be read as safetensors ({error}); it is missing or damaged: copy "
-            "or export it again"
+            f"{weights}: missing or not a safetensors file ({error}); copy or export it again"
         ) from error
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             raise InputError(
-                f"{weights}: tensor {name!r} has shape {found.get(name, 'none: it is missing')}, "
-                f"and the described network {wanted.get(name, 'has no such tensor')}; weights and "
-                "description are not of one model: copy or export both again"
+                f"{weights}: tensor {name!r} has shape {found.get(name)}, the described network "
+                f"has {wanted.get(name)}: weights and description are of different models; copy or "
+                "export both again"
             )
     model = build()
     model.load_state_dict(load_file(weights))

@@ -1,4 +1,4 @@
-"""A few steps of a job that has never run here, so that a plan can be priced.
+"""Times a few steps of a job that has never run here, for the plan's estimate.
 
 Networks are untrained and images are noise: neither changes how long a step takes.
 """
@@ -40,21 +40,19 @@ if TYPE_CHECKING:
     from mgdm_ray.pipeline.job import Job
 
 STEPS = 5
-"""Optimiser or sampling steps of a probe, and how often the latter are repeated; the first time
-does not count, for it prepares what is kept."""
+"""Optimiser or sampling steps, and repetitions of the latter; the first does not count."""
 PIXELS = 64 * 32 * 32
-"""In a batch at most: 64 images of 32 pixels. A batch of large ones would take minutes on a CPU."""
+"""Pixels of a batch at most: 64 images of 32 pixels."""
 
 
 def probe(
     job: Job, jobs: Mapping[str, Job], images: float, context: Context, *, threads: int
 ) -> tuple[float, float | None]:
-    """Seconds per unit of ``work`` and bytes per item, as ``price.effort`` counts them.
+    """Seconds per unit of ``work`` and bytes per item, as ``cost_model.effort`` counts them.
 
     Work is an image of a training step, an image of a sampling step (and forward of encode), or a
-    setting, for which ``images`` are decoded and networks are trained. Bytes are those of weights
-    and images; None for kinds that write little. Takes seconds to a minute. ``threads`` are those
-    that a task of the run has.
+    setting, for which ``images`` are decoded and networks trained. Bytes are those of weights and
+    images; None for kinds that write little. ``threads``: of a task of the run.
     """
     torch.set_num_threads(threads)
     if job.kind in ("fit_denoiser", "fit_guide"):
@@ -116,7 +114,7 @@ def _network(
 
 
 def _looking(judge: Job, context: Context) -> float:
-    """Seconds per image for the judge's view and the nearest training images, here its mates."""
+    """Seconds per image of the judge's forward and of the nearest-neighbour search."""
     images, labels = _noise(judge, context, 64)
     classes = info_of(judge, context).num_classes
     name = judge.inputs["judge"]["network"]
@@ -179,7 +177,7 @@ def _guide(job: Job, jobs: Mapping[str, Job], channels: int, classes: int) -> nn
 
 
 def _setting(job: Job, jobs: Mapping[str, Job]) -> GuidanceSetting | None:
-    """As the job's, or as one that its search may find."""
+    """The job's setting, or one that its search may find."""
     if "guide" not in job.needs:
         return None
     if "setting" in job.inputs:

@@ -1,8 +1,7 @@
 """Jobs ``generate``, ``encode`` and ``decode``: the two stages of guided sampling.
 
-Their images are cut into shards. One process after the other, or several side by side, computes
-them; a shard that is there is not computed again, so that a kill costs one at most, and no process
-ever holds more than one in memory.
+Images are computed shard by shard, in one process or several; finished shards are kept, so that a
+kill costs one at most.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
     from mgdm_ray.pipeline.job import Job
 
 STRENGTHS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
-"""Times the gamma of the arm: what ``strengths.png`` shows."""
+"""Factors of gamma that ``strengths.png`` shows."""
 STRENGTHS_FILE = "strengths.png"
 
 RowSampler = Callable[[range], tuple[torch.Tensor, np.ndarray]]
@@ -151,7 +150,7 @@ SAMPLERS: dict[str, Callable[[Job, Context, int], RowSampler]] = {
 
 
 def sample_shards(job: Job, context: Context, shards: Sequence[range]) -> None:
-    """Compute those of ``shards`` that are not there yet, into the job's scratch folder."""
+    """Compute those of ``shards`` that are missing, into the job's scratch folder."""
     store = context.store
     work = store.work(job.kind, job.key)
     work.mkdir(parents=True, exist_ok=True)
@@ -162,7 +161,7 @@ def sample_shards(job: Job, context: Context, shards: Sequence[range]) -> None:
         for rows in todo:
             save_shard(work, rows, *sampler(rows))
             store.share(shard_path(work, rows))
-    # Here and not in the job itself, which may only wait for those who have the GPUs.
+    # Here: the job itself may run without a GPU.
     first = any(rows.start == 0 for rows in shards)
     if job.arm == "disturb" and first and not (work / STRENGTHS_FILE).exists():
         _draw_strengths(job, context, work)
@@ -182,7 +181,7 @@ def _sample(job: Job, context: Context, folder: Path, total: int) -> None:
     context.store.bring(work)
     paths = [shard_path(work, rows) for rows in shards]
     for path in [*paths, *work.glob(STRENGTHS_FILE)]:
-        # Linked, not moved: until the artefact is there, a kill must not cost finished shards.
+        # Linked, not moved: a kill must not cost finished shards.
         try:
             os.link(path, folder / path.name)
         except OSError:  # a file system without links
@@ -232,7 +231,7 @@ def decode(job: Job, context: Context, folder: Path) -> Outcome:
 
 
 def _draw_strengths(job: Job, context: Context, folder: Path) -> None:
-    """``strengths.png``: what the guidance does, on the first image of each class.
+    """``strengths.png``: the first image of each class under guidance of rising strength.
 
     From left to right the stage-1 image, and its latent decoded under STRENGTHS times gamma.
     """
@@ -262,7 +261,7 @@ def _draw_strengths(job: Job, context: Context, folder: Path) -> None:
 
 
 class _Mean:
-    """The mean over all that was added, which never was in memory at once."""
+    """A mean over values that are never in memory at once."""
 
     def __init__(self) -> None:
         self.total, self.count = 0.0, 0

@@ -1,4 +1,4 @@
-"""What one trial of a search computes: decode under a setting, train proxies, score them."""
+"""One trial of a search: decode under a setting, train the proxy networks, score them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class TrialScorer:
         return images, torch.from_numpy(labels)
 
     def cost(self, setting: Mapping[str, Any]) -> float:
-        """Forwards of denoiser and guide that an image of this setting takes, stage 1 included."""
+        """Forwards of denoiser and guide per image, stage 1 included."""
         scales = {name: setting[name] for name in ("guidance_scale", "classifier_scale")}
         config = sampling_config(self.job, **scales)
         return float(forwards_per_image(config, GuidanceSetting.of(setting)))
@@ -60,8 +60,8 @@ class TrialScorer:
     ) -> float:
         """Validation balanced accuracy of ``network`` trained on real plus added images.
 
-        ``repeat`` is the seed of its weights and batches, the same for every setting. The seeds of
-        a job ``confirm`` are never those of a search, and do not depend on ``search.seed``.
+        ``repeat`` is the seed of weights and batches, equal for every setting. The seeds of a job
+        ``confirm`` are never those of a search, and do not depend on ``search.seed``.
         """
         images, labels = training_set(self.train, added)
         seed = (self.job.kind, search_seed(self.job), network, repeat)
