@@ -63,6 +63,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+    # SIGTERM, too, must delete the unfinished folder.
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         import_plugins()
         return run(arguments)
@@ -75,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted; nothing was written.", file=sys.stderr)
         return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -140,5 +144,4 @@ def _sample(study: FinishedStudy, dataset: DatasetConfig, arguments: argparse.Na
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # deletes the unfinished folder
     sys.exit(main())

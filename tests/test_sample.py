@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -268,26 +270,30 @@ def test_nothing_is_written_over(
     assert {p.name for p in tmp_path.iterdir()} == {"full", "file", "empty"}
 
 
+@pytest.mark.parametrize(("ending", "code"), [("nan", 2), ("SIGTERM", 130)])
 def test_half_a_result_stays_nowhere(
-    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str, code: int
 ) -> None:
-    """Would catch a folder that looks whole after sampling broke; a measurement of a user's own
-    breaks it in the second part."""
+    """Would catch a folder that looks whole after sampling broke; a user's own measurement breaks
+    it in the second stage."""
 
     @register_measurement("broken_for_tests")
     def broken(logits: torch.Tensor, *_: object) -> torch.Tensor:
+        if ending == "SIGTERM":
+            os.kill(os.getpid(), signal.SIGTERM)
         return logits.sum(dim=1) * float("nan")
 
+    handler = signal.getsignal(signal.SIGTERM)
+    options = ["--set", "measurement=broken_for_tests"]
     try:
-        made = finished.sample(
-            "--number", 2, "--set", "measurement=broken_for_tests", "--out", tmp_path / "made"
-        )
+        made = finished.sample("--number", 2, *options, "--out", tmp_path / "made")
     finally:
         del MEASUREMENTS["broken_for_tests"]
         NAMES.remove("broken_for_tests")
-    assert made == 2
-    assert "uncertainty_scale" in capsys.readouterr().err
+    assert made == code
+    assert ("uncertainty_scale" in capsys.readouterr().err) is (ending == "nan")
     assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == handler
 
 
 def python_block(page: Path) -> str:
