@@ -37,18 +37,14 @@ class Busy:
     def __init__(self) -> None:
         import psutil
 
-        self._times = psutil.cpu_times
-        self._before = psutil.cpu_times()
+        self._percent = psutil.cpu_percent
+        self._percent()  # the next call counts from here, in the same thread
         self._started = time.monotonic()
 
     def __str__(self) -> str:
         """``2.8 min, cores busy 87 %``."""
-        after = self._times()
-        spent = [now - then for now, then in zip(after, self._before, strict=True)]
-        names = list(after._fields)
-        idle = sum(spent[names.index(name)] for name in ("idle", "iowait") if name in names)
-        share = 1 - idle / sum(spent) if sum(spent) > 0 else 0.0
-        return f"{(time.monotonic() - self._started) / 60:.1f} min, cores busy {share:.0%}"
+        minutes = (time.monotonic() - self._started) / 60
+        return f"{minutes:.1f} min, cores busy {self._percent():.0f} %"
 
 
 def gpus() -> int:

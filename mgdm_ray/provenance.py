@@ -10,20 +10,17 @@ from pathlib import Path
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "monai", "mlflow", "numpy", "mgdm-ray")
 
 
-@cache
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
 def versions() -> dict[str, str]:
     """Installed versions by package name, without importing any of them."""
-    return dict(_versions())
+    return {package: _version(package) for package in PACKAGES}
+
+
+@cache
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 @cache
@@ -44,11 +41,7 @@ def git_commit() -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(folder), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=10,
-        check=True,
-    )
-    return done.stdout.strip()
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.check_output(
+        command, text=True, timeout=10, stderr=subprocess.DEVNULL
+    ).strip()

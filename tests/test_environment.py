@@ -14,6 +14,6 @@ def test_how_busy_the_cores_were() -> None:
     until = time.monotonic() + 1
     while time.monotonic() < until:  # one core of this machine at least
         pass
-    found = re.fullmatch(r"0\.0 min, cores busy (\d+)%", str(busy))
+    found = re.fullmatch(r"0\.0 min, cores busy (\d+) %", str(busy))
     assert found is not None, str(busy)
     assert 60 / cores() < int(found[1]) <= 100

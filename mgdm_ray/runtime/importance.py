@@ -6,17 +6,15 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from mgdm_ray.pipeline.job import Job
 from mgdm_ray.runtime.proposals import strength_name
-
-if TYPE_CHECKING:
-    from mgdm_ray.pipeline.job import Job
 
 IMPORTANCE_FILE = "importance.json"
 FEWEST = 4

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend
 
+from mgdm_ray.pipeline.job import Job
 from mgdm_ray.pipeline.tasks.base import Context
 from mgdm_ray.storage.remote.objects import Objects, is_url
-
-if TYPE_CHECKING:
-    from mgdm_ray.pipeline.job import Job
 
 
 def open_optuna_storage(job: Job, context: Context) -> BaseStorage:

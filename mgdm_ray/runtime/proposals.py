@@ -12,7 +12,7 @@ import random
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -21,12 +21,9 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial
 
 from mgdm_ray.config import GuidanceControls, InputError
-from mgdm_ray.pipeline.job import search_seed
+from mgdm_ray.pipeline.job import Job, search_seed
 from mgdm_ray.pipeline.tasks.base import candidate_index
 from mgdm_ray.seeding import content_key, derive_seed
-
-if TYPE_CHECKING:
-    from mgdm_ray.pipeline.job import Job
 
 STARTUP = 5
 """Trials drawn at random before TPE and GP model anything."""

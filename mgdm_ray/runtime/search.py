@@ -13,7 +13,7 @@ import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 import ray
@@ -28,6 +28,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from mgdm_ray.config import ResourcesConfig
 from mgdm_ray.data.info import dataset_info
+from mgdm_ray.pipeline.job import Job
 from mgdm_ray.pipeline.tasks.base import (
     Context,
     JobError,
@@ -51,9 +52,6 @@ from mgdm_ray.runtime.proposals import (
 )
 from mgdm_ray.storage.records import WORKER_DIED, Status
 from mgdm_ray.storage.store import Store
-
-if TYPE_CHECKING:
-    from mgdm_ray.pipeline.job import Job
 
 METRIC, COST = "score", "cost"
 OUTCOME = "outcome"
