@@ -12,7 +12,7 @@ from ray.cluster_utils import Cluster
 from tests.chaos.storm import PHASES, Storm, check_results, processes, small_cluster
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ten_kills_change_nothing(storm: Storm) -> None:
     """Would catch whatever is lost, doubled or different after a death of any of the study's
     processes: a byte of the records, a file of an artefact, a run in MLflow, a trial in Optuna."""

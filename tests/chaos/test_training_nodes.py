@@ -25,7 +25,7 @@ from mgdm_ray.runtime import training
 from tests.chaos.storm import quick_head
 from tests.runtime.test_training import task, weights
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+pytestmark = [pytest.mark.long, pytest.mark.cluster]
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 STEPS = 120

@@ -28,7 +28,7 @@ from tests.cluster.lab import Lab, missing
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(
         "MGDM_TEST_RAY_UP" not in os.environ, reason="opt-in: set MGDM_TEST_RAY_UP=1"
     ),

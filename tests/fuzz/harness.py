@@ -1,4 +1,4 @@
-"""Runs the cases of one target in this process and watches what they do."""
+"""Runs the cases of one target in this process, drawn and shrunk by Hypothesis, and guards them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+import hypothesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
 from mgdm_ray.config import InputError
 
 CASE_SECONDS = 10
@@ -22,16 +26,15 @@ MEMORY_BYTES = 4 * 2**30
 """Of addresses (RLIMIT_AS) for the whole process: an array of a lying header does not fit."""
 LONGEST_MESSAGE = 20_000
 """Characters: a message that nobody can read is a fault, too."""
-KEEP_FAILURES = 20
 
 Case = Callable[[random.Random, Path, Path], bool]
 """``case(rng, folder, canary)`` makes input in ``folder`` that would make ``canary`` if it were
-run, gives it to our code, and tells whether it was accepted. InputError is a refusal."""
+run, gives it to our code, and returns whether it was accepted. InputError is a refusal."""
 
 
 @dataclass
 class Tally:
-    """What the cases of a target came to."""
+    """What the cases of a target came to; shrinking a failure counts, too."""
 
     target: str
     cases: int = 0
@@ -44,6 +47,10 @@ class Tally:
 
 class TooSlow(BaseException):
     """A case took longer than CASE_SECONDS. No Exception: nothing may swallow it."""
+
+
+class Fault(AssertionError):
+    """What no case may do."""
 
 
 @contextmanager
@@ -65,6 +72,11 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
 
+def noise(rng: random.Random, count: int) -> bytes:
+    """Bytes that no shrinking could make plainer: Hypothesis draws their seed only."""
+    return random.Random(rng.getrandbits(32)).randbytes(count)
+
+
 def listing(guarded: Path, without: Path) -> dict[str, int]:
     """Names and times of all below ``guarded`` but the folder of the case itself."""
     return {
@@ -75,37 +87,47 @@ def listing(guarded: Path, without: Path) -> dict[str, int]:
 
 
 def run_cases(target: str, case: Case, cases: int, seed: int, guarded: Path) -> Tally:
-    """``cases`` inputs, each from a generator of its own number, each in ``guarded/case``.
-
-    A failure names the number: ``one_case`` repeats it alone.
-    """
+    """``cases`` inputs, each in ``guarded/case``; a failure is shrunk and says how to repeat it."""
     tally = Tally(target)
     folder, canary = guarded / "case", guarded / "canary"
     (guarded / "outside").mkdir()
     (guarded / "outside" / "secret").write_bytes(b"not yours")
     before = listing(guarded, folder)
-    for number in range(cases):
+
+    @hypothesis.seed(seed)
+    @settings(
+        max_examples=cases,
+        database=None,
+        deadline=None,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+        print_blob=True,
+    )
+    @given(st.randoms(use_true_random=False))
+    def one(rng: random.Random) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         started = time.process_time()
-        wrong = _one(tally, case, f"{target} {seed} {number}", folder, canary)
-        tally.slowest = max(tally.slowest, time.process_time() - started)
-        after = listing(guarded, folder)
+        try:
+            _run(tally, case, rng, folder, canary)
+        finally:
+            tally.cases += 1
+            tally.slowest = max(tally.slowest, time.process_time() - started)
         # The folder of the case comes and goes in ``guarded``, which is not in its own listing.
-        if after != before:
-            wrong = wrong or f"changed outside of its folder: {sorted(after.keys() ^ before)}"
+        if (after := listing(guarded, folder)) != before:
             canary.unlink(missing_ok=True)
-            before = listing(guarded, folder)
-        if wrong and len(tally.failures) < KEEP_FAILURES:
-            tally.failures.append(f"seed {seed} case {number}: {wrong}")
-        shutil.rmtree(folder)
-        tally.cases += 1
+            raise Fault(f"changed outside of its folder: {sorted(after.keys() ^ before.keys())}")
+
+    try:
+        one()
+    except Exception as error:  # noqa: BLE001 - whatever comes is what is looked for
+        tally.failures.append(f"seed {seed}: {''.join(traceback.format_exception(error))}")
     tally.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return tally
 
 
-def _one(tally: Tally, case: Case, name: str, folder: Path, canary: Path) -> str:
-    """What went wrong; empty where the case was accepted or refused in words."""
-    rng = random.Random(name)
+def _run(tally: Tally, case: Case, rng: random.Random, folder: Path, canary: Path) -> None:
+    """Raises Fault, or whatever else the case died of, unless it was accepted or refused."""
     try:
         with deadline(CASE_SECONDS):
             accepted = case(rng, folder, canary)
@@ -113,10 +135,9 @@ def _one(tally: Tally, case: Case, name: str, folder: Path, canary: Path) -> str
         tally.refused += 1
         message = str(error)
         if not message.strip() or len(message) > LONGEST_MESSAGE:
-            return f"a message of {len(message)} characters"
-        return ""
-    except (Exception, TooSlow):  # noqa: BLE001 - whatever else comes is what is looked for
-        return traceback.format_exc(limit=-6)
-    tally.accepted += accepted
-    tally.refused += not accepted
-    return ""
+            raise Fault(f"a message of {len(message)} characters") from None
+    except TooSlow as slow:
+        raise Fault(str(slow)) from slow
+    else:
+        tally.accepted += accepted
+        tally.refused += not accepted

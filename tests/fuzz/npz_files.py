@@ -14,6 +14,7 @@ import numpy as np
 
 from mgdm_ray.config import DatasetConfig
 from mgdm_ray.data.load import SPLITS, check_source, data_source, fingerprint, load_split
+from tests.fuzz.harness import noise
 
 SIZE = 8
 MEMBERS = [f"{split}_{what}" for split in SPLITS for what in ("images", "labels")]
@@ -96,7 +97,7 @@ def _bad(rng: random.Random, name: str, good: bytes, canary: Path) -> bytes:
         return npy(np.zeros(shape, np.uint8))
     if kind == "labels":
         return npy(np.array([rng.choice(strange) for _ in range(6)], np.int64))
-    return {"cut": good[: rng.randrange(len(good) + 1)], "noise": rng.randbytes(200)}.get(kind, b"")
+    return {"cut": good[: rng.randrange(len(good) + 1)], "noise": noise(rng, 200)}.get(kind, b"")
 
 
 def _write(rng: random.Random, path: Path, members: dict[str, bytes]) -> None:
@@ -126,7 +127,7 @@ def _damaged(rng: random.Random, data: bytes) -> bytes:
             data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :],
             data[:at] + rng.randbytes(8) + data[at + 8 :],
             # The directory at the end: sizes, methods, flags, offsets.
-            data[: -min(rng.randint(1, 300), len(data))] + rng.randbytes(60),
+            data[: -min(rng.randint(1, 300), len(data))] + noise(rng, 60),
             _flip_tail(rng, data),
         )
     )

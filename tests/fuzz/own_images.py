@@ -17,6 +17,7 @@ from mgdm_ray.config import DatasetConfig
 from mgdm_ray.data.load import SPLITS, check_source, load_split
 from mgdm_ray.data.sources.prepare import prepare
 from mgdm_ray.data.sources.source import own_listing
+from tests.fuzz.harness import noise
 
 SIDES = (1, 2, 7, 8, 33)
 MODES = ("L", "RGB", "RGBA", "P", "1", "I;16", "F", "LA", "CMYK", "I")
@@ -55,7 +56,7 @@ def case(rng: random.Random, folder: Path, _canary: Path) -> bool:
 
 def picture(rng: random.Random, mode: str, width: int, height: int, kind: str) -> bytes:
     buffer = io.BytesIO()
-    image = Image.frombytes("L", (width, height), rng.randbytes(width * height))
+    image = Image.frombytes("L", (width, height), noise(rng, width * height))
     with contextlib.suppress(OSError, ValueError):  # not every format has every mode
         image.convert(mode).save(buffer, {"jpg": "jpeg"}.get(kind, kind))
         return buffer.getvalue()
@@ -108,7 +109,7 @@ def _break(rng: random.Random, root: Path) -> None:
 
 
 def _medical(rng: random.Random) -> bytes:
-    nifti = struct.pack("<i", 348) + rng.randbytes(344) + b"\0" * 4
+    nifti = struct.pack("<i", 348) + noise(rng, 344) + b"\0" * 4
     sides = [struct.pack("<h", rng.choice((0, 1, -1, 8, 32767))) for _ in range(8)]
     lying = nifti[:40] + b"".join(sides) + nifti[56:344] + b"n+1\0" + b"\0" * 4
     tags = (0x00280010, 0x00280011, 0x00280008, 0x7FE00010)
@@ -118,7 +119,7 @@ def _medical(rng: random.Random) -> bytes:
         for tag in tags
     )
     return rng.choice(
-        (b"", b"\0" * 128 + b"DICM" + elements, b"\0" * 128 + b"DICM", rng.randbytes(300),
+        (b"", b"\0" * 128 + b"DICM" + elements, b"\0" * 128 + b"DICM", noise(rng, 300),
          nifti, lying, b"\x1f\x8b" + rng.randbytes(50), b"II*\0" + rng.randbytes(40))
     )  # fmt: skip
 

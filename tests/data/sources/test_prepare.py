@@ -179,7 +179,7 @@ def test_names_of_a_medmnist_file(tmp_path: Path) -> None:
         dataset_info(own, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_whole_study_on_own_images(
     folder: Path, tiny: dict[str, Any], write_study: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
