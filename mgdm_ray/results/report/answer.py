@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 
 from markupsafe import Markup
 
 from mgdm_ray.evaluation.stats import Contrast, detectable_after, summarise
-from mgdm_ray.results.report import cells, page
+from mgdm_ray.results.report import cells, page, words
 from mgdm_ray.results.report.builder import Builder
-from mgdm_ray.results.report.cells import Tested
+from mgdm_ray.results.report.cells import CellId, Tested
 from mgdm_ray.results.report.figures import outcomes
 from mgdm_ray.results.report.table import Cell, Row, number
-from mgdm_ray.results.report.words import (
-    DASH,
-    TIMES,
-    counted,
-    first_of,
-    interval_text,
-    p_text,
-    signed,
-    span,
-)
 
 HEADLINE_FILE = "headline.json"
 QUESTION = "Do synthetic images from a guided diffusion model make a classifier better?"
@@ -41,13 +33,13 @@ TINT_FULL = 0.10  # difference to real at which a table cell has its full colour
 
 def head(report: Builder) -> Markup:
     missing = [cell for cell in report.expected if cell not in report.cells]
-    names = [f"{f' {TIMES} '.join(cell[:3])}, seed {cell[3]}" for cell in missing]
+    names = [f"{f' {words.TIMES} '.join(cell[:3])}, seed {cell[3]}" for cell in missing]
     return page.render(
         "head",
         report=report,
         question=report.context.question or QUESTION,
         missing=len(missing),
-        names=first_of(names, NAMES_SHOWN),
+        names=words.first_of(names, NAMES_SHOWN),
         sizes={
             "dataset": len(report.datasets),
             "network": len(report.networks),
@@ -126,7 +118,7 @@ def _against_real(report: Builder, arm: str) -> str:
         if tested.pair == (arm, "real") and c.n:
             incomplete = _absent(report, c) > 0
             found = "incomplete" if incomplete else f"{tested.verdict} (exploratory)"
-            return f"{signed(c.difference)} ({interval_text(c.low, c.high)}), {found}."
+            return f"{words.signed(c.difference)} ({words.interval_text(c.low, c.high)}), {found}."
     return ""
 
 
@@ -142,10 +134,10 @@ def answer(tested: Tested, absent: int = 0) -> str:
     if c.n == 0:
         return f"No answer: {c.arm_a} and {c.arm_b} have no cells in common."
     where = "on this dataset" if c.datasets == 1 else f"on these {c.datasets} datasets"
-    interval = interval_text(c.low, c.high)
-    changed = f"changed balanced accuracy by {signed(c.difference)} ({interval})"
+    interval = words.interval_text(c.low, c.high)
+    changed = f"changed balanced accuracy by {words.signed(c.difference)} ({interval})"
     if absent:
-        lack = f"{counted(absent, 'required cell')} {'is' if absent == 1 else 'are'} missing"
+        lack = f"{words.counted(absent, 'required cell')} {'is' if absent == 1 else 'are'} missing"
         return f"No answer yet: {lack}; in the others, {where}, {_act(c)} {changed}."
     start = f"{where[:1].upper()}{where[1:]}, {_act(c)}"
     if not verdict.startswith(("better", "worse")):
@@ -175,15 +167,15 @@ def evidence_text(tested: Tested, family: int) -> str:
     c = tested.contrast
     if c.n == 0:
         return ""
-    p = "" if math.isnan(tested.p_adjusted) else f"Adjusted {p_text(tested.p_adjusted)} over "
-    pairs = counted(c.n, "paired cell")
-    words = f"{p}{pairs}: {c.wins} better, {c.ties} equal, {c.losses} worse."
+    p = "" if math.isnan(tested.p_adjusted) else f"Adjusted {words.p_text(tested.p_adjusted)} over "
+    pairs = words.counted(c.n, "paired cell")
+    text = f"{p}{pairs}: {c.wins} better, {c.ties} equal, {c.losses} worse."
     if c.here is not None and not math.isnan(c.here.low):
-        words += f" With test images varied as well: {span(c.here.low, c.here.high)}."
+        text += f" With test images varied as well: {words.span(c.here.low, c.here.high)}."
     smallest = detectable_after(c, family)
     if not math.isnan(smallest):
-        words += f" Minimum detectable difference at 80 % power: {smallest:.3f}."
-    return words
+        text += f" Minimum detectable difference at 80 % power: {smallest:.3f}."
+    return text
 
 
 def scope_text(c: Contrast) -> str:
@@ -204,40 +196,46 @@ def _in_short(tested: Tested, absent: int) -> str:
     against = NOUN.get(c.arm_b, f"{c.arm_b} ({c.arm_a})")
     if c.n == 0:
         return f"Against {against}: {verdict}."
-    return f"Against {against} {signed(c.difference)} ({span(c.low, c.high)}), {verdict}."
+    return (
+        f"Against {against} {words.signed(c.difference)} ({words.span(c.low, c.high)}), {verdict}."
+    )
 
 
 def _summary(report: Builder) -> Markup:
     """Arm by dataset: the table that a paper would print."""
-    rows: list[Row] = []
+    scores, rows, star = report.cells, list[Row](), False
     for arm in report.arms:
-        gains = {d: cells.paired_gains(report.cells, arm, d) for d in report.datasets}
-        every = [gain for found in gains.values() for gain in found.values()]
+        row: Row = [arm]
+        for dataset in report.datasets:
+            cell, found = mean_cell(scores, arm, dataset)
+            most = max(len(cells.select(scores, dataset, arm=other)) for other in report.arms)
+            fewer = 0 < found < most
+            star = star or fewer
+            row.append(replace(cell, shown=f"{cell.shown}*") if fewer else cell)
+        every = [g for d in report.datasets for g in cells.paired_gains(scores, arm, d).values()]
         mean = summarise(every).mean if every and arm != "real" else None
-        found = [_mean_cell(report, arm, d, cells.mean_gain(gains[d])) for d in report.datasets]
-        rows.append([arm, *found, number(mean, sign=True)])
-    star = any("*" in cell.shown for row in rows for cell in row if isinstance(cell, Cell))
-    return report.table(
-        "summary",
-        ["arm", *report.datasets, "gain over real"],
-        rows,
-        caption="Balanced accuracy on the test split: mean ± standard deviation over networks and "
-        "seeds, and the mean paired gain over real"
-        + (". * Fewer cells than another arm: compare by the gain" if star else ""),
-        class_="compact",
+        rows.append([*row, number(mean, sign=True)])
+    caption = (
+        "Balanced accuracy on the test split: mean ± standard deviation over networks and seeds, "
+        "and the mean paired gain over real"
     )
+    caption += ". * Fewer cells than another arm: compare by the gain" if star else ""
+    header = ["arm", *report.datasets, "gain over real"]
+    return report.table("summary", header, rows, caption, class_="compact")
 
 
-def _mean_cell(report: Builder, arm: str, dataset: str, gain: float | None) -> Cell:
-    counts = [len(cells.select(report.cells, dataset, arm=other)) for other in report.arms]
-    found = cells.summary(cells.select(report.cells, dataset, arm=arm))
+def mean_cell(
+    scores: Mapping[CellId, float], arm: str, dataset: str, network: str | None = None
+) -> tuple[Cell, int]:
+    """Mean ± sd, tinted by the gain over real; and the number of cells."""
+    found = cells.summary(cells.select(scores, dataset, network, arm))
     if found is None:
-        return Cell(DASH)
+        return Cell(words.DASH), 0
+    gain = cells.mean_gain(cells.paired_gains(scores, arm, dataset, network=network))
     gain = None if arm == "real" else gain
-    star = "*" if found.n < max(counts) else ""
     parts = {"sd": found.sd, "cells": found.n, "gain": gain}
-    small = "" if gain is None else signed(gain)
-    return Cell(found.text() + star, found.mean, parts, small, style=tint(gain))
+    small = "" if gain is None else words.signed(gain)
+    return Cell(found.text(), found.mean, parts, small, style=_tint(gain)), found.n
 
 
 def _forest(report: Builder) -> str:
@@ -259,7 +257,7 @@ def badge(verdict: str) -> Markup:
     return Markup('<span class="badge {}">{}</span>').format(verdict.split()[0], verdict)
 
 
-def tint(gain: float | None) -> str:
+def _tint(gain: float | None) -> str:
     """The background of a table cell: green for a gain, orange for a loss."""
     if gain is None or abs(gain) < 0.0005:
         return ""

@@ -112,9 +112,8 @@ class Builder:
 
     def contrasts_above_chance(self, pairs: Sequence[tuple[str, str]]) -> list[Tested]:
         """The same without networks at chance in every arm, over cells only."""
-        dead = set(self.at_chance)
-        kept = {cell: value for cell, value in self.cells.items() if cell[:2] not in dead}
-        expected = [cell for cell in self.expected if cell[:2] not in dead]
+        kept = {cell: v for cell, v in self.cells.items() if cell[:2] not in self.at_chance}
+        expected = [cell for cell in self.expected if cell[:2] not in self.at_chance]
         why = cells.reasons(self.records)
         return cells.contrasts(kept, pairs, self.arms, expected, self.origins, why)
 

@@ -147,8 +147,9 @@ def costs(report: Builder) -> Markup:
     rows: list[Row] = []
     for kind, done, other, seconds, longest in table:
         share = seconds / total
-        bar = Markup('<span class="bar" style="width: {:.2f}em"></span>').format(9 * share)
-        cell = Cell(percent(share), share, html=bar, style="min-width: 10em")
+        bar = Markup('<span class="bar" style="width: {:.2f}em"></span> {}')
+        html = bar.format(9 * share, percent(share))
+        cell = Cell(percent(share), share, html=html, style="min-width: 13em")
         times = [Cell(duration(seconds), seconds), cell, Cell(duration(longest), longest)]
         rows.append([kind, str(done), str(other), *times])
     header = ["kind", "done", "not done", "time", "share", "longest"]
@@ -158,40 +159,21 @@ def costs(report: Builder) -> Markup:
 
 def provenance(report: Builder) -> Markup:
     """Commands, versions and datasets."""
-    context = report.context
     made = [record for record in report.records if record.kind != "trial"]
-    facts = [
-        ("command", context.command),
-        ("last run", f"{context.started}, {duration(context.seconds)}"),
-        ("seeds", ", ".join(map(str, report.seeds))),
-        ("storage", context.storage),
-        ("computed by commit", _tally(Counter(r.git_commit or "unknown" for r in made))),
-        ("computed with", _tally(Counter(_versions(r.versions) for r in made))),
-        ("report by commit", context.git_commit or "unknown"),
-        ("report with", _versions(context.versions)),
-        ("MLflow", context.mlflow_command),
-        (
-            "files",
-            "beside this page: every table as tables/NAME.csv (full precision) and "
-            "tables/NAME.tex, every figure as figures/NAME.png, and records.jsonl",
-        ),
-    ]
     rows = [
-        [
-            str(info["name"]),
-            str(info.get("task", "")),
-            ", ".join(report.classes(name)),
-            str(info.get("licence", "")),
-            str(info.get("citation", "")),
-        ]
+        [name, str(info.get("task", "")), ", ".join(report.classes(name)),
+         str(info.get("licence", "")), str(info.get("citation", ""))]
         for name, info in report.info.items()
-    ]
+    ]  # fmt: skip
     header = ["dataset", "task", "classes", "licence", "source"]
     return render(
         "provenance",
-        facts=facts,
+        report=report,
+        commits=_tally(Counter(r.git_commit or "unknown" for r in made)),
+        packages=_tally(Counter(_versions(r.versions) or "unknown" for r in made)),
+        versions=_versions(report.context.versions),
         datasets=report.table("datasets", header, rows, words=range(1, 5)) if rows else "",
-        context=context,
+        context=report.context,
     )
 
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from mgdm_ray.evaluation import METRIC
 from mgdm_ray.evaluation.stats import Contrast, sentence
 from mgdm_ray.results.report import cells
-from mgdm_ray.results.report.answer import badge, tint
+from mgdm_ray.results.report.answer import badge, mean_cell
 from mgdm_ray.results.report.breakdowns import networks, ratios
 from mgdm_ray.results.report.builder import Builder
 from mgdm_ray.results.report.cells import CellId, Tested
@@ -70,27 +70,24 @@ def _score_table(
 def _score_row(
     report: Builder, scores: Mapping[CellId, float], dataset: str, network: str | None
 ) -> Row:
-    found = {arm: cells.summary(cells.select(scores, dataset, network, arm)) for arm in report.arms}
+    found = {arm: mean_cell(scores, arm, dataset, network) for arm in report.arms}
     # An arm that lost cells has a mean over other cells: only its paired gain can be compared.
-    full = max((s.n for s in found.values() if s), default=0)
-    means = [s.mean for s in found.values() if s and s.n == full]
-    top = max(means) if means and max(means) > min(means) else math.nan
+    full = max(n for _, n in found.values())
+    means = {cell.value for cell, n in found.values() if n == full and n}
     row: Row = [network or "all"]
-    for arm, summary in found.items():
+    for arm, (cell, n) in found.items():
         planned = len(cells.select(dict.fromkeys(report.expected, 0.0), dataset, network, arm))
-        if summary is None:
-            row.append(Cell(DASH, small="no cell done" if planned else ""))
-            continue
-        gain = cells.mean_gain(cells.paired_gains(scores, arm, dataset, network=network))
-        gain = None if arm == "real" else gain
-        small = [] if gain is None else [signed(gain)]
-        if summary.n < planned:
-            small.append(f"{summary.n} of {counted(planned, 'cell')}")
-        best = "best" if summary.mean == top and summary.n == full else ""
-        parts = {"sd": summary.sd, "cells": summary.n, "gain": gain}
-        shown = " · ".join(small)
-        row.append(Cell(summary.text(), summary.mean, parts, shown, best, tint(gain)))
+        small = cell.small
+        if n < planned:
+            missing = f"{n} of {counted(planned, 'cell')}" if n else "no cell done"
+            small = f"{small} · {missing}" if small else missing
+        best = n == full and len(means) > 1 and cell.value == max(means, key=_number)
+        row.append(replace(cell, small=small, class_="best" if best else ""))
     return row
+
+
+def _number(value: object) -> float:
+    return value if isinstance(value, float) else math.nan
 
 
 def _gain_plot(report: Builder) -> str:

@@ -7,30 +7,23 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import pandas as pd
 from markupsafe import Markup
 
 from mgdm_ray.evaluation.selection_bias import FEWEST, Agreement, Confirmed
 from mgdm_ray.pipeline.trials import Trial
+from mgdm_ray.results.report import words
 from mgdm_ray.results.report.builder import Builder
 from mgdm_ray.results.report.figures import searches as plots
 from mgdm_ray.results.report.jobs import best_trials, where_of
 from mgdm_ray.results.report.page import render
 from mgdm_ray.results.report.table import Cell, Row, interval, number
-from mgdm_ray.results.report.words import (
-    DASH,
-    GAMMA,
-    counted,
-    duration,
-    interval_text,
-    setting_text,
-    signed,
-)
 from mgdm_ray.storage.records import Record
 
 PARAMETERS = {
     "measurement": "measurement",
     "stage_one": "stage-1 scales",
-    "uncertainty_scale": f"strength {GAMMA} in its range",
+    "uncertainty_scale": f"strength {words.GAMMA} in its range",
 }
 OLD = "not stored by this older search"
 
@@ -57,7 +50,7 @@ def search(report: Builder) -> Markup | None:
         importance=importance,
         unknown=unknown,
         confirm=report.plot("confirm", plots.confirmed(means)) if means else "",
-        trials=counted(len(report.trials), "trial") if report.trials else "",
+        trials=words.counted(len(report.trials), "trial") if report.trials else "",
         listing=report.table("trials-listing", header, rows, words=(2,)),
     )
 
@@ -81,14 +74,14 @@ def _best_table(
         header[3:3] = ["fresh seeds", "too high by", "95 % interval"]
     rows: list[Row] = []
     for where, trial in best.items():
-        fresh: list[Cell] = [Cell(DASH)] * 3 if confirmed else []
+        fresh: list[Cell] = [Cell(words.DASH)] * 3 if confirmed else []
         if again := confirmed.get(where):
             chosen = again.chosen
             optimism = number(chosen.value, sign=True)
             fresh = [number(chosen.fresh), optimism, interval(chosen.low, chosen.high)]
         trials = sum(other.where == where for other in report.trials)
         score = number(trial.score)
-        rows.append([where, setting_text(trial.setting), score, *fresh, str(trials)])
+        rows.append([where, words.setting_text(trial.setting), score, *fresh, str(trials)])
     return report.table("searches", header, rows, caption="The chosen settings", words=(1,))
 
 
@@ -101,15 +94,16 @@ def optimism_text(found: Confirmed) -> str:
     if math.isnan(chosen.low):
         interval = "no interval: one fresh seed, or seeds that make no difference"
     else:
-        interval = interval_text(chosen.low, chosen.high)
+        interval = words.interval_text(chosen.low, chosen.high)
         interval += "" if chosen.is_resolved else ", which includes 0"
-    words = f"the search's score was {amount}{maximum} ({interval})."
+    text = f"the search's score was {amount}{maximum} ({interval})."
     if math.isnan(found.shared):
-        return words
+        return text
+    shared, rest = words.signed(found.shared), words.signed(chosen.value - found.shared)
     return (
-        f"{words} Over all {len(found.numbers)} settings that were scored again, the search's "
-        f"scores were off by {signed(found.shared)} on average, the variance due to shared seeds; "
-        f"selection accounts for the remaining {signed(chosen.value - found.shared)}."
+        f"{text} Over all {len(found.numbers)} settings that were scored again, the search's "
+        f"scores were off by {shared} on average, the variance due to shared seeds; selection "
+        f"accounts for the remaining {rest}."
     )
 
 
@@ -129,23 +123,25 @@ def transfer_text(found: Confirmed) -> str:
         )
     if agreement.is_resolved:
         way = "as the others do" if agreement.rho > 0 else "in the opposite order of the others"
-        words = f"the proxy networks rank settings {way}: {rho}."
+        text = f"the proxy networks rank settings {way}: {rho}."
     else:
-        settings = counted(agreement.n, "setting")
-        words = f"agreement with the other networks is not resolvable with {settings}: {rho}."
+        settings = words.counted(agreement.n, "setting")
+        text = f"agreement with the other networks is not resolvable with {settings}: {rho}."
     if math.isfinite(found.repeat.rho):
-        words += (
+        text += (
             f" With fresh seeds the proxy networks agree with themselves by "
-            f"{signed(found.repeat.rho, 2)}, an upper limit for any other network."
+            f"{words.signed(found.repeat.rho, 2)}, an upper limit for any other network."
         )
-    return words
+    return text
 
 
 def _rho(agreement: Agreement) -> str:
-    words = f"Spearman {signed(agreement.rho, 2)} over {counted(agreement.n, 'setting')}"
+    text = f"Spearman {words.signed(agreement.rho, 2)} over {words.counted(agreement.n, 'setting')}"
     if math.isnan(agreement.low):
-        return words
-    return f"{words} ({interval_text(agreement.low, agreement.high, 2)}, p = {agreement.p:.3f})"
+        return text
+    return (
+        f"{text} ({words.interval_text(agreement.low, agreement.high, 2)}, p = {agreement.p:.3f})"
+    )
 
 
 def _importance(report: Builder, done: Sequence[Record]) -> tuple[str, str]:
@@ -207,23 +203,31 @@ def _trial_row(trial: Trial, best: bool) -> Row:
     return [
         trial.where,
         str(trial.number),
-        setting_text(trial.setting),
+        words.setting_text(trial.setting),
         replace(number(trial.score, class_="best" if best else ""), small=small),
         trial.status,
-        Cell(duration(trial.seconds), trial.seconds),
+        Cell(words.duration(trial.seconds), trial.seconds),
     ]
 
 
 def _trial_plots(report: Builder, best: Mapping[str, Trial]) -> dict[str, str]:
-    rows: dict[str, list[Trial]] = {}
-    for t in report.trials:
-        if t.score is not None and t.setting.get("uncertainty_scale") is not None:
-            rows.setdefault(t.where, []).append(t)
+    rows = [
+        {
+            "where": t.where,
+            "measurement": str(t.setting.get("measurement", "?")),
+            "gamma": float(t.setting["uncertainty_scale"]),
+            "guidance": float(t.setting.get("guidance_scale", 1.0)),
+            "score": t.score,
+            "chosen": best.get(t.where) is t,
+        }
+        for t in report.trials
+        if t.score is not None and t.setting.get("uncertainty_scale") is not None
+    ]
     if not rows:
         return {}
-    found = {"scatter": report.plot("search", plots.search_scatter(rows, best))}
-    guided = {w: [t for t in row if t.setting["uncertainty_scale"] > 0] for w, row in rows.items()}
-    guided = {where: row for where, row in guided.items() if row}
-    if guided:
-        found["heat"] = report.plot("heat-map", plots.heat_map(guided, best))
+    frame = pd.DataFrame(rows)
+    found = {"scatter": report.plot("search", plots.search_scatter(frame))}
+    guided = frame[frame["gamma"] > 0]
+    if len(guided):
+        found["heat"] = report.plot("heat-map", plots.heat_map(guided))
     return found

@@ -6,24 +6,25 @@ import io
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
 from mgdm_ray.evaluation.stats import Contrast, Summary
-from mgdm_ray.pipeline.trials import Trial
 from mgdm_ray.results.report.figures import base, judged, outcomes, searches
 from mgdm_ray.results.report.figures.base import png
 from mgdm_ray.results.report.figures.searches import gamma_edges
 from mgdm_ray.results.report.words import MINUS
 
 
-def trial(gamma: float, score: float, measurement: str = "entropy") -> Trial:
-    setting = {"measurement": measurement, "uncertainty_scale": gamma, "guidance_scale": 1.0}
-    return Trial(0, setting, "done", score=score)
+def trial(gamma: float, score: float, measurement: str = "entropy", where: str = "d") -> dict:
+    return {"where": where, "measurement": measurement, "gamma": gamma, "guidance": 1.0,
+            "score": score, "chosen": False}  # fmt: skip
 
 
 def texts(figure: Figure) -> list[str]:
@@ -40,23 +41,25 @@ def test_heat_map_by_hand() -> None:
     Catches bins on a linear scale, a sign turned round, a lost trial at the upper end, an empty
     bin that reads as zero, and a chosen setting that is not framed.
     """
-    rows = [trial(0.01, 0.4), trial(0.011, 0.6), trial(0.64, 0.8)]
-    figure = searches.heat_map({"d": rows}, {"d": rows[2]})
+    rows = [trial(0.01, 0.4), trial(0.011, 0.6), {**trial(0.64, 0.8), "chosen": True}]
+    figure = searches.heat_map(pd.DataFrame(rows))
     assert texts(figure) == [f"{MINUS}0.100\nn = 2", "+0.200\nn = 1"]
     boxes = [p for p in figure.axes[0].patches if isinstance(p, Rectangle)]
     hatched = [int(p.get_x()) for p in boxes if p.get_hatch()]
     framed = [int(p.get_x()) for p in boxes if not p.get_hatch()]
     assert hatched == [1, 2, 3, 4]
     assert framed == [5]
-    assert gamma_edges([0.01, 0.64]) == pytest.approx([0.01 * 2**i for i in range(7)])
-    assert gamma_edges([0.1])[0] < 0.1 < gamma_edges([0.1])[-1]
+    (mesh,) = [c for c in figure.axes[0].collections if isinstance(c, QuadMesh)]
+    assert mesh.get_zorder() < min(box.get_zorder() for box in boxes)  # else it hides them
+    assert gamma_edges(0.01, 0.64) == pytest.approx([0.01 * 2**i for i in range(7)])
+    assert gamma_edges(0.1, 0.1)[0] < 0.1 < gamma_edges(0.1, 0.1)[-1]
 
 
 def test_heat_map_has_a_panel_per_measurement_and_searches_from_top_to_bottom() -> None:
     """Catches trials of one measurement in the other's panel, and rows against their labels: two
     panels share an axis, which is easily turned over twice."""
-    rows = {"a": [trial(0.1, 0.5), trial(0.9, 0.7, "margin")], "b": [trial(0.1, 0.2)]}
-    figure = searches.heat_map(rows, {})
+    rows = [trial(0.1, 0.5, where="a"), trial(0.9, 0.7, "margin", "a"), trial(0.1, 0.2, where="b")]
+    figure = searches.heat_map(pd.DataFrame(rows))
     found = panels(figure)
     assert {"entropy", "margin"} <= set(found)
     entropy, margin = found["entropy"], found["margin"]

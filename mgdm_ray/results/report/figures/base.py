@@ -13,6 +13,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.style import context
 from matplotlib.ticker import LogLocator
+from numpy.typing import ArrayLike
 from PIL import Image, ImageChops
 
 ARM_COLOURS = {
@@ -69,6 +70,10 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def arm_colour(name: str) -> str:
+    return ARM_COLOURS.get(name, INK)
+
+
 def colours(names: Sequence[str]) -> dict[str, str]:
     return {name: CYCLE[i % len(CYCLE)] for i, name in enumerate(sorted(set(names)))}
 
@@ -97,7 +102,7 @@ def pairs_of_panels(
     return figure, list(zip(panels, content.values(), strict=True))
 
 
-def circle(axes: Axes, x: float, y: float) -> None:
+def circle(axes: Axes, x: ArrayLike, y: ArrayLike) -> None:
     """Mark a chosen setting."""
     axes.plot(x, y, "o", ms=15, mfc="none", mec=INK, mew=1.4)
 

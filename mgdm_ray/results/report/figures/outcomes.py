@@ -10,23 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mgdm_ray.evaluation.stats import Contrast, Ranking, Summary, summarise
-from mgdm_ray.results.report.figures.base import (
-    ARM_COLOURS,
-    FAINT,
-    GREY,
-    INK,
-    MARKERS,
-    WIDTH,
-    colours,
-    legend_below,
-    pairs_of_panels,
-    panels_in_rows,
-    styled,
-)
+from mgdm_ray.results.report.figures import base
 from mgdm_ray.results.report.words import MINUS, signed
 
 
-@styled
+@base.styled
 def forest(
     contrasts: Sequence[Contrast],
     differences: Sequence[Mapping[str, Sequence[float]]],
@@ -36,8 +24,8 @@ def forest(
 
     A line separates the first ``primary`` contrasts from the others.
     """
-    palette = colours([dataset for row in differences for dataset in row])
-    figure, (axes,) = panels_in_rows(1, 0.75 + 0.62 * len(contrasts))
+    palette = base.colours([dataset for row in differences for dataset in row])
+    figure, (axes,) = base.panels_in_rows(1, 0.75 + 0.62 * len(contrasts))
     for row, (contrast, points) in enumerate(zip(contrasts, differences, strict=True)):
         y = len(contrasts) - 1 - row
         for i, (dataset, values) in enumerate(sorted(points.items())):
@@ -47,9 +35,9 @@ def forest(
                 color=palette[dataset], label=dataset if row == 0 else None,
             )  # fmt: skip
         _contrast(axes, y, contrast)
-    axes.axvline(0, color=GREY, lw=1)
+    axes.axvline(0, color=base.GREY, lw=1)
     if 0 < primary < len(contrasts):
-        axes.axhline(len(contrasts) - primary - 0.5, color=FAINT, lw=1, ls=(0, (4, 4)))
+        axes.axhline(len(contrasts) - primary - 0.5, color=base.FAINT, lw=1, ls=(0, (4, 4)))
     names = [f"{c.arm_a} {MINUS} {c.arm_b}" for c in reversed(contrasts)]
     axes.set_yticks(range(len(contrasts)), names)
     axes.set_ylim(-0.6, len(contrasts) - 0.45)
@@ -63,30 +51,30 @@ def forest(
 
 def _contrast(axes: Axes, y: float, contrast: Contrast) -> None:
     if contrast.n == 0:
-        axes.text(0, y, " no data", va="center", color=GREY)
+        axes.text(0, y, " no data", va="center", color=base.GREY)
         return
     if not math.isnan(contrast.low):
         ends = [contrast.low, contrast.high]
-        axes.plot(ends, [y, y], color=INK, lw=2.4, solid_capstyle="butt")
-    axes.plot(contrast.difference, y, "D", color=INK, ms=7)
+        axes.plot(ends, [y, y], color=base.INK, lw=2.4, solid_capstyle="butt")
+    axes.plot(contrast.difference, y, "D", color=base.INK, ms=7)
     axes.annotate(
         signed(contrast.difference), (contrast.difference, y), xytext=(0, 8),
         textcoords="offset points", ha="center", fontweight="bold",
     )  # fmt: skip
 
 
-@styled
+@base.styled
 def gains(per_dataset: Mapping[str, Mapping[str, Mapping[tuple[str, int], float]]]) -> Figure:
     """Per dataset and arm: gain over ``real`` of each cell, and their mean (bar and number)."""
     networks = sorted({n for arms in per_dataset.values() for g in arms.values() for n, _ in g})
     middle = (len(networks) - 1) / 2
     spread = {n: 0.6 * (i - middle) / len(networks) for i, n in enumerate(networks)}
-    figure, panels = pairs_of_panels(per_dataset, 3.1, "gain over real")
+    figure, panels = base.pairs_of_panels(per_dataset, 3.1, "gain over real")
     for axes, arms in panels:
         for x, (arm, cells) in enumerate(arms.items()):
             if not cells:
                 continue
-            colour = ARM_COLOURS.get(arm, INK)
+            colour = base.arm_colour(arm)
             places = [x + spread[network] for network, _ in cells]
             axes.plot(places, list(cells.values()), "o", ms=4.5, mew=0, alpha=0.45, color=colour)
             mean = summarise(cells.values()).mean
@@ -96,7 +84,7 @@ def gains(per_dataset: Mapping[str, Mapping[str, Mapping[tuple[str, int], float]
                 signed(mean), (x, 0.99), xycoords=axes.get_xaxis_transform(), ha="center",
                 va="top", color=colour, fontweight="bold",
             )  # fmt: skip
-        axes.axhline(0, color=ARM_COLOURS["real"], lw=1)
+        axes.axhline(0, color=base.ARM_COLOURS["real"], lw=1)
         axes.set_xticks(range(len(arms)), list(arms), fontsize=8.5)
         axes.set_xlim(-0.5, len(arms) - 0.5)
         axes.grid(axis="x", visible=False)
@@ -105,7 +93,7 @@ def gains(per_dataset: Mapping[str, Mapping[str, Mapping[tuple[str, int], float]
     return figure
 
 
-@styled
+@base.styled
 def network_gains(
     panels_of: Mapping[str, Mapping[str, Contrast]],
     points: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]],
@@ -113,9 +101,9 @@ def network_gains(
     """Per pair of arms (a panel) and network (a row) the mean difference and its interval, and
     fainter the paired differences by dataset (``points[pair][network][dataset]``)."""
     networks = sorted({name for rows in panels_of.values() for name in rows})
-    palette = colours([d for rows in points.values() for row in rows.values() for d in row])
+    palette = base.colours([d for rows in points.values() for row in rows.values() for d in row])
     columns = 2 if len(panels_of) in (2, 4) else 3
-    figure, panels = panels_in_rows(
+    figure, panels = base.panels_in_rows(
         len(panels_of), 0.8 + 0.3 * len(networks), columns=columns, sharex=True
     )
     for axes, (pair, rows) in zip(panels, panels_of.items(), strict=True):
@@ -129,11 +117,11 @@ def network_gains(
             if not math.isnan(contrast.low):
                 clear = not contrast.spans_zero
                 axes.plot(
-                    [contrast.low, contrast.high], [y, y], color=INK if clear else GREY,
+                    [contrast.low, contrast.high], [y, y], color=base.INK if clear else base.GREY,
                     lw=2, solid_capstyle="butt", gid=f"interval {name}",
                 )  # fmt: skip
-            axes.plot(contrast.difference, y, "D", ms=5, color=INK, gid=f"mean {name}")
-        axes.axvline(0, color=GREY, lw=1)
+            axes.plot(contrast.difference, y, "D", ms=5, color=base.INK, gid=f"mean {name}")
+        axes.axvline(0, color=base.GREY, lw=1)
         axes.set_yticks(range(len(networks)), list(reversed(networks)))
         axes.set_ylim(-0.7, len(networks) - 0.5)
         axes.tick_params(axis="y", length=0, labelsize=8.5)
@@ -146,11 +134,11 @@ def network_gains(
     return figure
 
 
-@styled
+@base.styled
 def ratio_curves(curves: Mapping[str, Mapping[str, Mapping[float, Summary]]]) -> Figure:
     """Per dataset (a panel) and arm (a line) the gain over ``real`` at each ratio of added images
     to real ones; bars: standard deviation over networks and seeds."""
-    figure, panels = pairs_of_panels(curves, 3.0, "gain over real")
+    figure, panels = base.pairs_of_panels(curves, 3.0, "gain over real")
     for axes, rows in panels:
         ratios = sorted({ratio for curve in rows.values() for ratio in curve})
         step = 0.012 * (max(ratios, default=1.0) or 1.0)
@@ -161,17 +149,17 @@ def ratio_curves(curves: Mapping[str, Mapping[str, Mapping[float, Summary]]]) ->
                 [0.0, *(ratio + shift for ratio in sorted(curve))],
                 [0.0, *(point.mean for point in points)],
                 [0.0, *(0.0 if math.isnan(point.sd) else point.sd for point in points)],
-                color=ARM_COLOURS.get(arm, INK), marker=MARKERS[i % len(MARKERS)], ms=5, lw=1.6,
-                elinewidth=0.9, alpha=0.9, label=arm,
+                color=base.arm_colour(arm), marker=base.MARKERS[i % len(base.MARKERS)], ms=5,
+                lw=1.6, elinewidth=0.9, alpha=0.9, label=arm,
             )  # fmt: skip
-        axes.axhline(0, color=ARM_COLOURS["real"], lw=1)
+        axes.axhline(0, color=base.ARM_COLOURS["real"], lw=1)
         axes.set_xticks([0, *ratios], ["0", *(f"{ratio:g}" for ratio in ratios)])
         axes.set_xlabel("added images per real image")
-    legend_below(figure)
+    base.legend_below(figure)
     return figure
 
 
-@styled
+@base.styled
 def rank_diagram(found: Ranking) -> Figure:
     """Critical-difference diagram of Demsar (2006)."""
     from scikit_posthocs import critical_difference_diagram
@@ -180,7 +168,7 @@ def rank_diagram(found: Ranking) -> Figure:
     table = pd.DataFrame(1.0, index=names, columns=names)
     for (a, b), p in found.nemenyi.items():
         table.loc[a, b] = table.loc[b, a] = p
-    figure = Figure(figsize=(WIDTH, 1.0 + 0.22 * len(names)), layout="constrained")
+    figure = Figure(figsize=(base.WIDTH, 1.0 + 0.22 * len(names)), layout="constrained")
     axes = figure.subplots()
     axes.grid(visible=False)
     critical_difference_diagram(
@@ -189,6 +177,6 @@ def rank_diagram(found: Ranking) -> Figure:
         ax=axes,
         label_fmt_left="{label} ({rank:.2f})",
         label_fmt_right="({rank:.2f}) {label}",
-        color_palette={name: ARM_COLOURS.get(name, INK) for name in names},
+        color_palette={name: base.arm_colour(name) for name in names},
     )
     return figure

@@ -7,24 +7,17 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mgdm_ray.results.report.figures.base import (
-    ARM_COLOURS,
-    Curve,
-    colours,
-    log_axis,
-    panels_in_rows,
-    styled,
-)
+from mgdm_ray.results.report.figures import base
 
 
-@styled
+@base.styled
 def guide_over_t(
-    curves: Mapping[str, Curve], chance: Mapping[str, float], errors: Mapping[str, Curve]
+    curves: Mapping[str, base.Curve], chance: Mapping[str, float], errors: Mapping[str, base.Curve]
 ) -> Figure:
     """The noisy classifier's balanced accuracy from clean (t = 0) to noise, with chance levels, and
     where it is known its calibration error."""
-    palette = colours(list(curves))
-    figure, (axes, *more) = panels_in_rows(2 if errors else 1, 3.0, sharey=False)
+    palette = base.colours(list(curves))
+    figure, (axes, *more) = base.panels_in_rows(2 if errors else 1, 3.0, sharey=False)
     for name, curve in errors.items():
         more[0].plot(*zip(*curve, strict=True), "o-", ms=4, color=palette[name])
         more[0].set(xlabel="training timestep t", ylabel="expected calibration error")
@@ -44,12 +37,14 @@ def guide_over_t(
     return figure
 
 
-@styled
-def loss_curves(panels_of: Mapping[str, Mapping[str, Curve]]) -> Figure:
+@base.styled
+def loss_curves(panels_of: Mapping[str, Mapping[str, base.Curve]]) -> Figure:
     """One panel per key, one curve per arm or dataset: losses faint, a running mean on top."""
     names = [name for curves in panels_of.values() for name in curves]
-    palette = {name: ARM_COLOURS.get(name, other) for name, other in colours(names).items()}
-    figure, panels = panels_in_rows(len(panels_of), 2.9, sharey=False)
+    palette = {
+        name: base.ARM_COLOURS.get(name, other) for name, other in base.colours(names).items()
+    }
+    figure, panels = base.panels_in_rows(len(panels_of), 2.9, sharey=False)
     for axes, (title, curves) in zip(panels, panels_of.items(), strict=True):
         for name, curve in curves.items():
             steps, losses = [x for x, _ in curve], [y for _, y in curve]
@@ -58,7 +53,7 @@ def loss_curves(panels_of: Mapping[str, Mapping[str, Curve]]) -> Figure:
         values = [y for curve in curves.values() for _, y in curve]
         if values and min(values) > 0 and max(values) > 5 * min(values):
             axes.set_yscale("log")
-            log_axis(axes.yaxis)
+            base.log_axis(axes.yaxis)
         axes.set(title=title, xlabel="step", ylabel="training loss")
     for name in dict.fromkeys(names):
         panels[0].plot([], [], color=palette[name], lw=2, label=name)
