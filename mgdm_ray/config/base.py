@@ -113,6 +113,11 @@ class Frozen(BaseModel):
     )
 
 
+def distinct(what: str) -> AfterValidator:
+    """For a field's annotation: refuse a tuple that names a ``what`` twice."""
+    return AfterValidator(lambda values: unique(values, what))
+
+
 def unique(values: tuple[T, ...], what: str) -> tuple[T, ...]:
     for index, value in enumerate(values):
         if value in values[:index]:

@@ -15,6 +15,7 @@ from mgdm_ray.config.base import (
     Name,
     Network,
     Task,
+    distinct,
     require_known,
     unique,
 )
@@ -161,20 +162,18 @@ class DatasetConfig(Frozen):
         return self
 
 
+Ratio = Annotated[float, Field(gt=0, le=100)]
+
+
 class RatioCurve(Frozen):
     """Additional cells with other numbers of added images: subsets of the same images."""
 
-    ratios: tuple[Annotated[float, Field(gt=0, le=100)], ...] = Field(min_length=1)
+    ratios: Annotated[tuple[Ratio, ...], distinct("ratio")] = Field(min_length=1)
     """Added images per real training image, beside ``synthetic.ratio``."""
     arms: tuple[Arm, ...] | None = Field(None, min_length=1)
     """Default: all arms of the study that add images."""
     networks: tuple[Network, ...] | None = Field(None, min_length=1)
     """Default: all networks of the study."""
-
-    @field_validator("ratios")
-    @classmethod
-    def _ratios(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        return unique(value, "ratio")
 
     @field_validator("arms")
     @classmethod

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from mgdm_ray.config.base import Frozen, MeasurementName, Name, Network, Positive, unique
+from mgdm_ray.config.base import Frozen, MeasurementName, Name, Network, Positive, distinct
 from mgdm_ray.config.diffusion import GuidanceControls
 from mgdm_ray.config.optuna_classes import Pruner, Sampler
 
@@ -52,17 +52,14 @@ class SearchSpace(GuidanceControls):
         None, min_length=1
     )
     """Stage-1 classifier scales; default: only ``sampling.classifier_scale``."""
-    measurement: tuple[MeasurementName, ...] = Field(("entropy", "least_confidence"), min_length=1)
+    measurement: Annotated[tuple[MeasurementName, ...], distinct("measurement")] = Field(
+        ("entropy", "least_confidence"), min_length=1
+    )
     """Stage-2 measurements. Those that are equivalent for two classes are tried once."""
     uncertainty_scale: ScaleRange = ScaleRange(low=0.02, high=0.5)
     """Stage-2 strength."""
     per_measurement: dict[MeasurementName, MeasurementSpace] = Field({})
     """Ranges of single measurements, whose optima differ."""
-
-    @field_validator("measurement")
-    @classmethod
-    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return unique(value, "measurement")
 
     @model_validator(mode="after")
     def _of_the_space(self) -> Self:
@@ -128,7 +125,9 @@ class SearchConfig(Frozen):
     warm_start: Name | None = None
     """An earlier study in this storage: its best settings within the space are tried after
     ``start``, per dataset."""
-    networks: tuple[Network, ...] = Field(("squeezenet1_1",), min_length=1)
+    networks: Annotated[tuple[Network, ...], distinct("network")] = Field(
+        ("squeezenet1_1",), min_length=1
+    )
     """Proxy networks: a trial's score is their mean validation balanced accuracy."""
     per: Literal["dataset", "network"] = "dataset"
     """One search per dataset with the proxy networks, or one per dataset and evaluated network."""
@@ -145,11 +144,6 @@ class SearchConfig(Frozen):
     """Measure selection bias of the best score, and whether proxy networks rank settings as the
     study's other networks do; shown in the report."""
     space: SearchSpace = SearchSpace()
-
-    @field_validator("networks")
-    @classmethod
-    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return unique(value, "network")
 
     @model_validator(mode="after")
     def _pruning(self) -> Self:

@@ -17,6 +17,7 @@ from mgdm_ray.config.base import (
     Network,
     Positive,
     ReferenceFault,
+    distinct,
     unique,
 )
 from mgdm_ray.config.data import DatasetConfig, LimitsConfig, SyntheticConfig
@@ -148,11 +149,11 @@ class StudyConfig(Frozen):
     """Name of the results folder and of the MLflow parent run."""
     datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
     """Names, or mappings with more keys."""
-    networks: tuple[Network, ...] = Field(min_length=1)
+    networks: Annotated[tuple[Network, ...], distinct("network")] = Field(min_length=1)
     """Downstream networks."""
-    arms: tuple[Arm, ...] = Field(ARMS, min_length=1)
+    arms: Annotated[tuple[Arm, ...], distinct("arm")] = Field(ARMS, min_length=1)
     """Arms to compare."""
-    seeds: Seeds = (0, 1, 2)
+    seeds: Annotated[Seeds, distinct("seed")] = (0, 1, 2)
     """Seeds of initial weights and batch order, one cell each. A number N means 0 .. N-1."""
     seed: int = Field(0, ge=0)
     """Seed of what cells share: diffusion models, samples, search."""
@@ -180,7 +181,7 @@ class StudyConfig(Frozen):
     deterministic: bool = False
     """Bit-identical records from every run on one machine: one trial at a time per search, fixed
     batches, no torch.compile. Slower; changes no key."""
-    reference: tuple[ReferenceFault, ...] = ()
+    reference: Annotated[tuple[ReferenceFault, ...], distinct("fault")] = ()
     """Faults of the paper's published code to reproduce: docs/reference.md. Default: none."""
 
     @model_validator(mode="before")
@@ -197,16 +198,6 @@ class StudyConfig(Frozen):
             ]
         return out
 
-    @field_validator("networks", mode="after")
-    @classmethod
-    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return unique(value, "network")
-
-    @field_validator("arms")
-    @classmethod
-    def _arms(cls, value: tuple[Arm, ...]) -> tuple[Arm, ...]:
-        return unique(value, "arm")
-
     @field_validator("seeds", mode="before", json_schema_input_type=SeedCount | Seeds)
     @classmethod
     def _seed_count(cls, value: Any) -> Any:
@@ -215,11 +206,6 @@ class StudyConfig(Frozen):
                 raise ValueError(f"a number of seeds must be in 1 .. {MOST_SEEDS}; got {value}")
             return tuple(range(value))
         return value
-
-    @field_validator("seeds")
-    @classmethod
-    def _seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        return unique(value, "seed")
 
     @field_validator("datasets")
     @classmethod
@@ -302,11 +288,6 @@ class StudyConfig(Frozen):
                 f"search.warm_start {self.name!r} is this study itself; name an earlier study"
             )
         return self
-
-    @field_validator("reference")
-    @classmethod
-    def _reference(cls, value: tuple[ReferenceFault, ...]) -> tuple[ReferenceFault, ...]:
-        return unique(value, "fault")
 
     @model_validator(mode="after")
     def _faults(self) -> Self:
