@@ -69,11 +69,10 @@ def measure(estimate: PlanEstimate, context: Context) -> bool:
 def show(estimate: PlanEstimate) -> None:
     """Print the whole plan."""
     c, plan = estimate.config, estimate.plan
-    print(
-        f"study {c.name}: {len(c.datasets)} datasets x {len(c.arms)} arms x "
-        f"{len(c.networks)} networks x {len(c.seeds)} seeds = {len(plan.cells())} cells, "
-        f"{len(plan.jobs)} jobs"
-    )
+    axes = {"dataset": c.datasets, "arm": c.arms, "network": c.networks, "seed": c.seeds}
+    product = " x ".join(_counted(len(values), name) for name, values in axes.items())
+    cells, jobs = _counted(len(plan.cells()), "cell"), _counted(len(plan.jobs), "job")
+    print(f"study {c.name}: {product} = {cells}, {jobs}")
     print(f"storage {estimate.store.location}")
     print("\n".join(resolution(c, estimate.test_counts, estimate.manifests.values())))
     absent = [d.name for d in c.datasets if d.name not in estimate.train_images]
@@ -216,7 +215,12 @@ def _show_fit(estimate: PlanEstimate) -> None:
 
 
 def _machine(estimate: PlanEstimate) -> str:
-    return f"{estimate.node['CPU']:g} cores and {estimate.node['GPU']:g} GPUs"
+    cpu, gpu = estimate.node["CPU"], estimate.node["GPU"]
+    return f"{_counted(cpu, 'core')} and {_counted(gpu, 'GPU')}"
+
+
+def _counted(number: float, noun: str) -> str:
+    return f"{number:.10g} {noun}{'' if number == 1 else 's'}"
 
 
 def free_bytes(folder: Path) -> int:

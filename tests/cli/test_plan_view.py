@@ -20,6 +20,7 @@ from mgdm_ray.pipeline.job import Job
 from mgdm_ray.pipeline.plan import Plan, make_plan
 from mgdm_ray.storage.records import Record
 from mgdm_ray.storage.store import Store
+from tests import golden
 from tests.conftest import TINY
 from tests.pipeline.test_cost_model import put
 
@@ -137,6 +138,19 @@ def test_what_cannot_run_here_is_said_with_the_job(
     [line] = [line for line in out.splitlines() if line.startswith("  ") and "1 GPU" in line]
     assert "generate phantom-ultrasound" in line
     assert re.search(r"^estimated time: unknown", out, re.MULTILINE)
+
+
+def test_a_whole_plan_reads_like_its_golden_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a changed sentence or column: tests/golden/plan.txt is what a user sees."""
+    monkeypatch.setattr(plan_view, "free_bytes", lambda _folder: 5 * 10**9)
+    fill(Store(tmp_path), list(plan_of(TINY)[1].jobs.values()))
+    longer = {**TINY["denoiser"], "steps": 12}
+    networks = [*TINY["networks"], "resnet18"]
+    shown = plan_estimate(tmp_path, {**TINY, "denoiser": longer, "networks": networks})
+    plan_view.show(shown)
+    golden.check("plan", capsys.readouterr().out, tmp_path)
 
 
 def test_too_little_space_is_a_warning(
