@@ -12,8 +12,7 @@ from pydantic import ValidationError
 
 from mgdm_ray.config import MEDMNIST, PHANTOMS, DatasetConfig, InputError, load_study
 from mgdm_ray.data.npz import IMAGE_SUFFIX, open_npz, read_header, resolve_data_dir
-from mgdm_ray.data.sources.huggingface import is_huggingface
-from mgdm_ray.data.sources.source import TABLES
+from mgdm_ray.data.sources.source import kind_at
 
 STUDIES = (".yaml", ".yml")
 
@@ -67,24 +66,6 @@ def find_sources(
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise InputError(f"{path}: {wrong}") from None
-
-
-def kind_at(path: Path) -> str:
-    """``class folders``, ``manifest``, ``Hugging Face folder`` or ``npz``. Raises InputError."""
-    try:
-        if path.is_dir():
-            return "Hugging Face folder" if is_huggingface(path) else "class folders"
-        if path.is_file() and path.suffix.lower() in (".npz", *TABLES):
-            return "npz" if path.suffix.lower() == ".npz" else "manifest"
-        there = path.exists()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{str(path)!r}: {error}") from None
-    if not there:
-        raise InputError(f"{path}: does not exist")
-    raise InputError(
-        f"{path}: not a folder, a manifest ({', '.join(TABLES)}), an .npz or a study file "
-        f"({', '.join(STUDIES)})"
-    )
 
 
 def name_of(path: Path) -> str:

@@ -40,24 +40,33 @@ def _source_path(config: DatasetConfig, data_dir: str | Path | None) -> Path:
             f"dataset {config.name!r}: own images are read from a local folder, not from {folder}; "
             "give 'path' as an absolute path"
         )
-    path = Path(folder) / given
     try:
-        if path.is_dir() or (path.is_file() and path.suffix.lower() in TABLES):
-            return path
-        what = "is no folder, .csv, .parquet or .npz" if path.exists() else "does not exist"
+        kind_at(Path(folder) / given)
+    except InputError as error:
+        raise InputError(
+            f"dataset {config.name!r}: {error}; 'path' must be absolute, or relative to {folder} "
+            "(data_dir or MGDM_DATA_DIR)"
+        ) from None
+    return Path(folder) / given
+
+
+def kind_at(path: Path) -> str:
+    """``class folders``, ``manifest``, ``Hugging Face folder`` or ``npz``. Raises InputError."""
+    try:
+        if path.is_dir():
+            return "Hugging Face folder" if is_huggingface(path) else "class folders"
+        if path.is_file() and path.suffix.lower() in (".npz", *TABLES):
+            return "npz" if path.suffix.lower() == ".npz" else "manifest"
+        what = f"is no folder, {', '.join(TABLES)} or .npz" if path.exists() else "does not exist"
     except (OSError, ValueError) as error:
-        raise InputError(f"dataset {config.name!r}: {shown(str(path))}: {error}") from None
-    raise InputError(
-        f"dataset {config.name!r}: {path} {what}; 'path' must be absolute, or relative to {folder} "
-        "(data_dir or MGDM_DATA_DIR)"
-    )
+        raise InputError(f"{shown(str(path))}: {error}") from None
+    raise InputError(f"{path} {what}")
 
 
 def list_source(config: DatasetConfig, path: Path) -> Listing:
     """List all images at ``path`` without decoding or dividing them."""
-    if path.is_file():
-        return list_manifest(path, config)
-    return (list_huggingface if is_huggingface(path) else list_folders)(path, config)
+    listers = {"manifest": list_manifest, "Hugging Face folder": list_huggingface}
+    return listers.get(kind_at(path), list_folders)(path, config)
 
 
 def own_listing(config: DatasetConfig, data_dir: str | Path | None) -> Listing | None:

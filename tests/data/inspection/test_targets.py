@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mgdm_ray.config import InputError
-from mgdm_ray.data.inspection.targets import find_sources, kind_at, name_of
+from mgdm_ray.data.inspection.targets import find_sources, name_of
+from mgdm_ray.data.sources.source import kind_at
 from tests.data.sources.files import tree
 
 
