@@ -324,7 +324,7 @@ def test_ctrl_c_says_how_to_go_on_and_a_rerun_finishes(tmp_path: Path) -> None:
     assert kept >= 1
     again = run_study(study, storage, *nowhere)
     assert again.returncode == 0, again.stderr
-    assert f"{kept} known" in again.stdout
+    assert f"{kept} finished" in again.stdout
     assert again.stderr.count("--report-only") <= 2, "once a connection"
     assert run_study(study, storage, "--report-only").returncode == 0
     records = read_records(storage / "studies" / "tiny" / "records.jsonl")

@@ -63,7 +63,7 @@ def run(study: OpenedStudy, call: Invocation) -> bool:
     known = study.known(retry_failed=call.retry_failed)
     todo = {key: job for key, job in study.plan.jobs.items() if key not in known}
     print(
-        f"study {study.config.name}: {len(study.plan.jobs)} jobs, {len(known)} known, "
+        f"study {study.config.name}: {len(study.plan.jobs)} jobs, {len(known)} finished, "
         f"{len(todo)} to do; storage {study.store.location}",
         flush=True,
     )
