@@ -130,9 +130,9 @@ def test_a_place_that_cannot_be_used_is_the_users_error(
 ) -> None:
     assert isinstance(open_storage(str(tmp_path), write=True), Store)
     assert isinstance(open_storage(url, write=True), RemoteStore)
-    with pytest.raises(InputError, match="--storage: the address holds credentials"):
+    with pytest.raises(InputError, match="AWS_ACCESS_KEY_ID"):
         open_storage("s3://key:secret@bucket/x", write=True)
-    with pytest.raises(InputError, match="Protocol not known: nope"):
+    with pytest.raises(InputError, match="nope"):
         open_storage("nope://bucket", write=False)
     monkeypatch.setenv("MGDM_CACHE_GB", "lots")
     with pytest.raises(InputError, match="MGDM_CACHE_GB=lots"):

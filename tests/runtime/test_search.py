@@ -26,7 +26,7 @@ from mgdm_ray.pipeline.tasks import base
 from mgdm_ray.pipeline.tasks.base import Context
 from mgdm_ray.runtime import proposals, search
 from mgdm_ray.runtime.optuna_storage import optuna_study_name, sqlite_path, sqlite_storage
-from mgdm_ray.storage.records import Record
+from mgdm_ray.storage.records import WORKER_DIED, Record
 from tests import search_example as example
 from tests.conftest import ROOT, TINY
 from tests.search_example import context_of, search_job
@@ -187,7 +187,7 @@ def test_a_trial_whose_worker_dies_too_often_is_tried_at_the_next_start(
     without knowing how the lost one ends."""
     job = search_job(pruner="asha")
     (tmp_path / "deaths").write_text("2")
-    with pytest.raises(base.JobError, match=r"^its worker died, \d trials are missing: \w+Error"):
+    with pytest.raises(base.JobError, match=rf"^{WORKER_DIED}.*\d.*\w+Error"):
         example.run(job, tmp_path, example.Dying)
     states = [state for _, state in summary(tmp_path, job)]
     assert states.count(TrialState.RUNNING) == 1
@@ -214,7 +214,7 @@ def test_a_trial_that_fails_says_why_and_the_others_go_on(tmp_path: Path) -> Non
 def test_a_search_in_which_all_has_failed_starts_anew(tmp_path: Path) -> None:
     """Would catch --retry-failed that reads the old failures and tries nothing."""
     job = search_job(trials=2, start=[], space={"measurement": ["energy"]})
-    with pytest.raises(base.JobError, match="none of 2 trials gave a score: ValueError: energy"):
+    with pytest.raises(base.JobError, match="ValueError: energy is out"):
         example.run(job, tmp_path, example.Failing)
     assert [row["status"] for row in example.run(job, tmp_path)[1]] == ["done", "done"]
 

@@ -123,7 +123,7 @@ def test_a_job_that_asks_for_too_much_is_refused_before_the_start() -> None:
         ("cpus_per_task", 999, cells),
         ("gpus_per_task", 1, cells),
     ):
-        with pytest.raises(InputError, match=rf"resources\.{place}: .* needs \d+ [CG]PU"):
+        with pytest.raises(InputError, match=rf"^resources\.{place}: .*\d+ [CG]PU"):
             engine.require_resources(concerned, ResourcesConfig.model_validate({place: value}))
     engine.require_resources(cells, ResourcesConfig(train_workers=1000))
     workers = int(ray.cluster_resources()["CPU"])
