@@ -1,4 +1,4 @@
-"""What the judge's artefacts hold, sorted by dataset and arm; whatever is absent stays out."""
+"""Read the judge's artefacts by dataset and arm; absent or damaged files are left out."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Judge:
-    """The network that was trained on the real training images of one dataset only."""
+    """A network trained only on the real training images of one dataset."""
 
     dataset: str
     metrics: Mapping[str, float]
     features: Arrays
-    """``train/features``, ``train/labels``, ... ``val/``, ``test/``; empty where not at hand."""
+    """``train/features``, ``train/labels``, ... ``val/``, ``test/``; empty without the artefact."""
 
     @property
     def accuracy(self) -> float:
@@ -40,7 +40,7 @@ class Judge:
 
     @property
     def chance_limit(self) -> float:
-        """See ``evaluation.chance``; nan where the test labels are not at hand."""
+        """See ``evaluation.chance``; nan without test labels."""
         labels = self.features.get("test/labels")
         return math.nan if labels is None or len(labels) == 0 else chance_limit(labels)
 
@@ -51,12 +51,12 @@ class Judge:
 
 @dataclass(frozen=True)
 class Assessed:
-    """What the judge says of the images that one arm adds."""
+    """The judge's measures of the images that one arm adds."""
 
     dataset: str
     arm: str
     network: str | None
-    """For which network the images were made; None: for all."""
+    """Network that the images were made for; None: all."""
     metrics: Mapping[str, float]
     folder: Path | None
     content: Mapping[str, Any] = field(default_factory=dict)
@@ -108,7 +108,7 @@ def assessments(
 
 
 def _arrays(folder: Path | None) -> Arrays:
-    """A damaged file counts as none: the report must not end a study."""
+    """Empty for a damaged file: it must not stop the report."""
     path = folder / FEATURES if folder else None
     if path is None or not path.is_file():
         return {}

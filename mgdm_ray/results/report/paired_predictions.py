@@ -1,4 +1,4 @@
-"""What the evaluated networks answered on the test images, from the cells' stored predictions."""
+"""Stored test predictions of the cells, paired between arms image by image."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Predictions:
 def read_predictions(
     records: Iterable[Record], artefact: Callable[[Record], Path | None]
 ) -> dict[CellId, Predictions]:
-    """Of every done cell whose predictions are at hand; a damaged file counts as none."""
+    """By cell, of done cells with stored predictions; damaged files are left out."""
     found = {}
     for record in records:
         if not record.is_cell or record.status != "done":
@@ -58,10 +58,10 @@ def pair_predictions(
     cells: Collection[PairCell],
     origins: Mapping[str, str] | None = None,
 ) -> dict[str, Answers] | None:
-    """Per dataset the answers of both arms in ``cells``; with ``origins`` variants together.
+    """Per dataset the predictions of both arms in ``cells``; with ``origins`` variants together.
 
-    None where a cell's predictions are not at hand, or where cells of one dataset (or of its
-    variants) saw different test images, so that they cannot be compared image by image.
+    None if a cell's predictions are missing, or if cells of one dataset (or of its variants) were
+    tested on different images.
     """
     rows: dict[str, list[tuple[Predictions, Predictions]]] = {}
     for dataset, network, seed in cells:
@@ -80,7 +80,7 @@ def pair_predictions(
 
 
 def common_cells(cells: Iterable[CellId], pair: Pair) -> list[PairCell]:
-    """Those that both arms have, in order."""
+    """Cells that both arms have, sorted."""
     there = set(cells)
     keys = sorted({(d, n, s) for d, n, _, s in there})
     return [key for key in keys if all((key[0], key[1], arm, key[2]) in there for arm in pair)]

@@ -1,4 +1,4 @@
-"""Pictures made light enough for a page of a few megabytes; the files beside it stay whole."""
+"""Images small enough for a page of a few megabytes; the files beside it keep full size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ATTEMPTS = ((LARGEST, 88), (LARGEST, 75), (LARGEST, 60), (600, 60), (450, 45))
 
 
 def light(data: bytes) -> bytes:
-    """The PNG itself, where it is small enough, else as the best JPEG that is."""
+    """The PNG itself if it is small enough, else the best JPEG that is."""
     if len(data) <= LIMIT:
         return data
     picture = Image.open(io.BytesIO(data)).convert("RGB")
