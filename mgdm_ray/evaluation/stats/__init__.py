@@ -5,9 +5,9 @@ docs/statistics.md says of each number its formula, its premises and its source.
 
 from mgdm_ray.evaluation.stats.images import (
     LEVEL,
-    Answers,
     Components,
     ImageContrast,
+    PairedPredictions,
     components,
     image_contrast,
 )
@@ -40,13 +40,13 @@ __all__ = [
     "PRIMARY",
     "RANDOM_FLIPS",
     "TIE",
-    "Answers",
     "Components",
     "Contrast",
     "Design",
     "Floats",
     "ImageContrast",
     "IncompleteGrid",
+    "PairedPredictions",
     "Ranking",
     "Summary",
     "components",

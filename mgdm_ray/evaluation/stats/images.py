@@ -69,7 +69,7 @@ class ImageContrast:
 
 
 @dataclass(frozen=True)
-class Answers:
+class PairedPredictions:
     """Paired predictions of two arms on the test images of one dataset.
 
     ``difference`` `[cells, images]`: 1 if only the first arm's network is right, -1 if only the
@@ -91,24 +91,24 @@ class Answers:
         """Image indices of each class that occurs."""
         return [np.flatnonzero(self.labels == label) for label in np.unique(self.labels)]
 
-    def without(self, images: Sequence[int]) -> Answers:
+    def without(self, images: Sequence[int]) -> PairedPredictions:
         keep = np.setdiff1d(np.arange(len(self.labels)), np.asarray(images, dtype=np.intp))
-        return Answers(self.difference[:, keep], self.labels[keep])
+        return PairedPredictions(self.difference[:, keep], self.labels[keep])
 
     def mean(self) -> float:
         """Difference in balanced accuracy: mean over classes of the mean over their images."""
         return float(np.mean([self.difference[:, k].mean() for k in self.classes()]))
 
 
-def components(answers: Answers) -> Components:
-    """Variance components of ``answers.mean()``; with one cell, of its images alone.
+def components(paired: PairedPredictions) -> Components:
+    """Variance components of ``paired.mean()``; with one cell, of its images alone.
 
     For cell i and image j of class k (n_k images, K classes, R cells): A, variance of the cell
     means over R; B, sum over k of the variance of the image means over K^2 n_k; E, that of the
     residuals over R. A - E, B - E and E are unbiased; the first two are cut off at 0. A class with
     a single image takes the mean variance of the others. ValueError if all classes have one.
     """
-    d, classes = answers.difference, answers.classes()
+    d, classes = paired.difference, paired.classes()
     cells = len(d)
     means = np.stack([d[:, k].mean(axis=1) for k in classes])  # [classes, cells]
     shares = np.array([1 / (len(classes) ** 2 * len(k)) for k in classes])
@@ -136,7 +136,7 @@ def components(answers: Answers) -> Components:
 
 
 def image_contrast(
-    groups: Sequence[Answers], n_boot: int = DRAWS, seed: int = 0
+    groups: Sequence[PairedPredictions], n_boot: int = DRAWS, seed: int = 0
 ) -> ImageContrast | None:
     """Contrast over these datasets; None if every class of a group has a single image.
 
@@ -181,9 +181,11 @@ def _freedom(total: float, spread: float) -> float:
     return max(1.0, total**2 / spread) if spread > 0 else math.inf
 
 
-def _replicates(answers: Answers, se: float, n_boot: int, rng: np.random.Generator) -> Floats:
+def _replicates(
+    paired: PairedPredictions, se: float, n_boot: int, rng: np.random.Generator
+) -> Floats:
     """Crossed bootstrap of the mean, centred, with standard deviation ``se``; `[n_boot]`."""
-    d, classes = answers.difference, answers.classes()
+    d, classes = paired.difference, paired.classes()
     scores = np.zeros((n_boot, len(d)))
     for k in classes:
         step = max(1, AT_ONCE // len(k))
@@ -191,7 +193,7 @@ def _replicates(answers: Answers, se: float, n_boot: int, rng: np.random.Generat
             some = slice(start, min(start + step, n_boot))
             drawn = _drawn(len(k), some.stop - start, rng)
             scores[some] += drawn @ d[:, k].T / len(classes)
-    means: Floats = (scores * _drawn(len(d), n_boot, rng)).sum(axis=1) - answers.mean()
+    means: Floats = (scores * _drawn(len(d), n_boot, rng)).sum(axis=1) - paired.mean()
     spread = float(means.std())
     if spread > 0:
         means *= se / spread

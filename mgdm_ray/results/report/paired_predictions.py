@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from mgdm_ray.evaluation.stats import Answers
+from mgdm_ray.evaluation.stats import PairedPredictions
 from mgdm_ray.results.report.cells import CellId, cell_id
 from mgdm_ray.storage.records import Record
 
@@ -57,7 +57,7 @@ def pair_predictions(
     pair: Pair,
     cells: Collection[PairCell],
     origins: Mapping[str, str] | None = None,
-) -> dict[str, Answers] | None:
+) -> dict[str, PairedPredictions] | None:
     """Per dataset the predictions of both arms in ``cells``; with ``origins`` variants together.
 
     None if a cell's predictions are missing, or if cells of one dataset (or of its variants) were
@@ -75,7 +75,7 @@ def pair_predictions(
         if any(not np.array_equal(labels, one.labels) for two in group for one in two):
             return None
         difference = np.stack([a.right.astype(float) - b.right for a, b in group])
-        found[name] = Answers(difference, labels)
+        found[name] = PairedPredictions(difference, labels)
     return found or None
 
 
@@ -86,6 +86,8 @@ def common_cells(cells: Iterable[CellId], pair: Pair) -> list[PairCell]:
     return [key for key in keys if all((key[0], key[1], arm, key[2]) in there for arm in pair)]
 
 
-def without(answers: Mapping[str, Answers], leaked: Mapping[str, Sequence[int]]) -> list[Answers]:
+def without(
+    paired: Mapping[str, PairedPredictions], leaked: Mapping[str, Sequence[int]]
+) -> list[PairedPredictions]:
     """The same without the test images named per dataset."""
-    return [group.without(leaked.get(name, ())) for name, group in answers.items()]
+    return [group.without(leaked.get(name, ())) for name, group in paired.items()]

@@ -9,9 +9,9 @@ from markupsafe import Markup
 
 from mgdm_ray.evaluation.chance import NEAR_CHANCE
 from mgdm_ray.evaluation.stats import (
-    Answers,
     Contrast,
     ImageContrast,
+    PairedPredictions,
     Ranking,
     image_contrast,
     rank,
@@ -52,7 +52,9 @@ def _tested(report: Builder) -> list[Tested]:
     return [t for t in report.primary or report.secondary if t.contrast.n]
 
 
-def _paired(report: Builder, tested: Tested, together: bool = False) -> dict[str, Answers] | None:
+def _paired(
+    report: Builder, tested: Tested, together: bool = False
+) -> dict[str, PairedPredictions] | None:
     """Predictions of both arms by dataset; ``together``: variants of a dataset in one group."""
     common = common_cells(report.cells, tested.pair)
     origins = report.origins if together else None

@@ -10,18 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgdm_ray.evaluation.stats import Answers, components, image_contrast
+from mgdm_ray.evaluation.stats import PairedPredictions, components, image_contrast
 
 
 def two_way(
     rng: np.random.Generator, cells: int, counts: tuple[int, ...], sd: tuple[float, float, float]
-) -> Answers:
+) -> PairedPredictions:
     """Normal effects of cells, images and both, with mean 0."""
     of_cells, of_images, of_both = sd
     n = sum(counts)
     d = rng.normal(0, of_cells, (cells, 1)) + rng.normal(0, of_images, (1, n))
     d = d + rng.normal(0, of_both, (cells, n))
-    return Answers(d, np.repeat(np.arange(len(counts)), counts))
+    return PairedPredictions(d, np.repeat(np.arange(len(counts)), counts))
 
 
 def test_components_of_a_table_done_by_hand() -> None:
@@ -30,9 +30,9 @@ def test_components_of_a_table_done_by_hand() -> None:
     d = [[3, 1], [1, -1]]: the cells' means 2 and 0 have variance 2, over 2 cells 1; the images'
     means 2 and 0 likewise, over 2 images 1; nothing is left over.
     """
-    found = components(Answers(np.array([[3.0, 1.0], [1.0, -1.0]]), np.array([4, 4])))
+    found = components(PairedPredictions(np.array([[3.0, 1.0], [1.0, -1.0]]), np.array([4, 4])))
     assert (found.cells, found.images, found.both) == pytest.approx((1, 1, 0))
-    crossed = components(Answers(np.array([[1.0, -1.0], [-1.0, 1.0]]), np.array([0, 0])))
+    crossed = components(PairedPredictions(np.array([[1.0, -1.0], [-1.0, 1.0]]), np.array([0, 0])))
     # Means are all 0; residuals +-1: 4 / (1 * 1) over 2 images and 2 cells.
     assert (crossed.cells, crossed.images, crossed.both) == pytest.approx((0, 0, 1))
 
@@ -44,7 +44,7 @@ def test_the_mean_is_the_difference_in_balanced_accuracy() -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], [5, 20, 3])
     a, b = (rng.integers(0, 3, (4, 28)) for _ in range(2))
-    answers = Answers((a == labels) * 1.0 - (b == labels) * 1.0, labels)
+    answers = PairedPredictions((a == labels) * 1.0 - (b == labels) * 1.0, labels)
     oracle = [
         balanced_accuracy_score(labels, x) - balanced_accuracy_score(labels, y)
         for x, y in zip(a, b, strict=True)
@@ -88,7 +88,7 @@ def test_binomial_noise_of_a_test_set_has_the_width_of_the_binomial() -> None:
     on 40 of 100 images where the second is wrong. Variance p (1 - p) / (n - 1)."""
     d = np.zeros((5, 100))
     d[:, :40] = 1
-    found = image_contrast([Answers(d, np.zeros(100, dtype=int))], n_boot=4000)
+    found = image_contrast([PairedPredictions(d, np.zeros(100, dtype=int))], n_boot=4000)
     assert found is not None
     assert found.se == pytest.approx(math.sqrt(0.4 * 0.6 / 99))
     assert found.high - found.low == pytest.approx(2 * 1.984 * found.se, rel=0.05)
@@ -127,17 +127,17 @@ def test_what_cannot_be_seen_is_not_made_up() -> None:
     """Catches an interval from one image per class, a crash where nothing differs, and certainty
     where no spread was seen."""
     labels = np.array([0, 1, 2])
-    assert image_contrast([Answers(np.eye(3), labels)]) is None
-    nothing = image_contrast([Answers(np.zeros((3, 4)), np.array([0, 0, 1, 1]))])
+    assert image_contrast([PairedPredictions(np.eye(3), labels)]) is None
+    nothing = image_contrast([PairedPredictions(np.zeros((3, 4)), np.array([0, 0, 1, 1]))])
     assert nothing is not None
     assert (nothing.difference, nothing.p) == (0, 1)
     assert nothing.spans_zero
-    same = image_contrast([Answers(np.ones((3, 4)), np.array([0, 0, 1, 1]))])
+    same = image_contrast([PairedPredictions(np.ones((3, 4)), np.array([0, 0, 1, 1]))])
     assert same is not None
     assert same.spans_zero
     assert math.isnan(same.p)
     with pytest.raises(ValueError, match="none of them empty"):
-        Answers(np.ones((3, 4)), np.zeros(3, dtype=int))
+        PairedPredictions(np.ones((3, 4)), np.zeros(3, dtype=int))
 
 
 def test_a_class_with_one_image_borrows_and_one_cell_is_enough() -> None:
@@ -160,9 +160,9 @@ def test_swapping_arms_and_shuffling_images_change_nothing_else(seed: int) -> No
     rng = np.random.default_rng(seed)
     one = two_way(rng, 4, (12, 7), (0.1, 0.2, 0.3))
     found = image_contrast([one], n_boot=50)
-    swapped = image_contrast([Answers(-one.difference, one.labels)], n_boot=50)
+    swapped = image_contrast([PairedPredictions(-one.difference, one.labels)], n_boot=50)
     order = rng.permutation(19)
-    moved = components(Answers(one.difference[:, order], one.labels[order]))
+    moved = components(PairedPredictions(one.difference[:, order], one.labels[order]))
     assert found is not None
     assert swapped is not None
     assert (swapped.difference, swapped.p) == pytest.approx((-found.difference, found.p))

@@ -9,9 +9,9 @@ import pytest
 from scipy import stats as scipy_stats
 
 from mgdm_ray.evaluation.stats import (
-    Answers,
     Contrast,
     Design,
+    PairedPredictions,
     detectable,
     detectable_after,
     image_contrast,
@@ -74,7 +74,7 @@ def test_at_the_minimum_detectable_effect_four_of_five_studies_find_it(
         d = effect + rng.normal(0, true_sd, (cells, 1))
         d = d + rng.normal(0, math.sqrt(COMMON * DISAGREE), (1, len(labels)))
         d = d + rng.normal(0, both, (cells, len(labels)))
-        contrast = image_contrast([Answers(d, labels)], n_boot=200)
+        contrast = image_contrast([PairedPredictions(d, labels)], n_boot=200)
         found += contrast is not None and contrast.low > 0
     assert 0.70 <= found / 300 <= 0.88
 
