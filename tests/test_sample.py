@@ -10,6 +10,7 @@ import shlex
 import shutil
 import signal
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,10 @@ from mgdm_ray.config.data import ColumnsConfig
 from mgdm_ray.data.load import to_uint8
 from mgdm_ray.data.sources.source import list_source
 from mgdm_ray.diffusion.guidance import MEASUREMENTS, register_measurement
+from mgdm_ray.pipeline.plan import Job
 from mgdm_ray.pipeline.tasks.images import read_rows
+from mgdm_ray.results.export.finished import FinishedStudy
+from mgdm_ray.storage.records import Record
 from tests.conftest import ROOT
 from tests.results.export.example import ARMS, DATASET, IMAGES, Finished, finished_study
 
@@ -236,6 +240,29 @@ def test_studies_that_cannot_give_any(
     assert "pictures: false" in error_of(secret)
     assert not (tmp_path / "made").exists()
     assert sample.main([str(secret), *storage, "--pictures-anyway", "--arm", "generate"]) == 0
+
+
+def test_images_of_a_refused_arm_are_warned_of(
+    finished: Finished,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Would catch images passed on without a word that the study itself refuses to use."""
+    stored = FinishedStudy.record
+
+    def flipped(study: FinishedStudy, job: Job) -> Record:
+        record = stored(study, job)
+        rates = {"flip_rate": 0.9, "flip_rate_real": 0.1} if job.kind == "assess" else {}
+        return replace(record, metrics={**record.metrics, **rates})
+
+    monkeypatch.setattr(FinishedStudy, "record", flipped)
+    file = finished.write(tmp_path / "study.yaml", limits={"flips": 0.2})
+    options = ["--storage", str(finished.storage), "--number", "1", "--out"]
+    assert sample.main([str(file), *options, str(tmp_path / "made")]) == 0
+    refused = manifest_of(tmp_path / "made")["refused_by_the_limits_of_the_study"]
+    assert refused.startswith("limits.flips")
+    assert refused in capsys.readouterr().err
 
 
 def test_a_damaged_artefact_is_not_used(
