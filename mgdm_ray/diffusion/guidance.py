@@ -151,7 +151,6 @@ def guided(
     if setting is None or (setting.uncertainty_scale == 0 and strengths is None):
         return towards
     name = require_known(setting.measurement, "measurement", MEASUREMENTS)
-    measurement, members = MEASUREMENTS[name], name in MEMBER_MEASUREMENTS
     first, last = setting.interval
     # The sum of raw terms is the gradient of one function, in which s is a weight beside beta.
     linear = setting.gradient == "raw" and noise is None and strengths is None
@@ -166,16 +165,8 @@ def guided(
         beta = setting.label_scale
         if linear:
             beta += classifier_scale / (setting.uncertainty_scale * share)
-
-        def ascended(x: Tensor, logits: Tensor, asked: Tensor) -> list[Tensor]:
-            value = measurement(asked, x, t, labels)
-            if beta:
-                value = value + beta * log_likelihood(logits, x, t, labels)
-            if linear or classifier_scale == 0:
-                return [value]
-            return [value, log_likelihood(logits, x, t, labels)]
-
-        term, *likelihood = gradients(ascended, guide, x_t, t, members=members)
+        separate = classifier_scale != 0 and not linear
+        term, *likelihood = _ascents(guide, x_t, t, labels, name, beta, separate)
         term = _scaled(term, setting, eps, signal, sigma)
         if noise is not None:
             term = unit(noise) * norm(term)
@@ -188,6 +179,21 @@ def guided(
         return result
 
     return eps_of
+
+
+def _ascents(
+    guide: nn.Module, x_t: Tensor, t: int, labels: Tensor, name: str, beta: float, separate: bool
+) -> list[Tensor]:
+    """grad (M + beta log p(y | x_t)), M the measurement ``name``; and grad log p(y | x_t), if
+    ``separate``."""
+
+    def values(x: Tensor, logits: Tensor, asked: Tensor) -> list[Tensor]:
+        value = MEASUREMENTS[name](asked, x, t, labels)
+        if beta:
+            value = value + beta * log_likelihood(logits, x, t, labels)
+        return [value, log_likelihood(logits, x, t, labels)] if separate else [value]
+
+    return gradients(values, guide, x_t, t, members=name in MEMBER_MEASUREMENTS)
 
 
 def _scaled(

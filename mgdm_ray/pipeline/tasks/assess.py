@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,26 +54,16 @@ def assess(job: Job, context: Context, folder: Path) -> Outcome:
     arm = JudgeView.of(view, labels, near.distance)
     context.progress(2, 3, "distances")
 
-    held = seen["val"].with_others(seen["test"])
-    from_test = np.arange(len(held.labels)) >= len(seen["val"].labels)
-    threshold = threshold_of(seen["val"].near_distance)
+    compared = Compared.of(arm, seen)
+    held, threshold = compared.held, compared.threshold
     rng = np.random.default_rng(derive_seed("assess", job.inputs["seed"]))
-    overall = _describe(arm, held, from_test, seen["train"], threshold, rng)
+    overall = _describe(compared, rng)
     overall["leaked_real"] = float(1 - is_independent(held.near_distance).mean())
     overall |= _inception(job, context, images, real, rng)
     classes = []
     for label in range(info.num_classes):
-        mine, theirs = held.labels == label, arm.labels == label
-        row = _describe(
-            arm.where(theirs),
-            held.where(mine),
-            from_test[mine],
-            seen["train"].where(seen["train"].labels == label),
-            threshold,
-            rng,
-        )
-        classes.append({"label": label, **row, "images": int(theirs.sum())})
-
+        row = _describe(compared.of_class(label), rng)
+        classes.append({"label": label, **row, "images": int((arm.labels == label).sum())})
     closest = _closest(near, labels)
     draw_closest(folder / "closest.png", images, real, closest, threshold)
     draw_entropy(folder / "entropy.png", images, arm.labels, arm.entropy, info.num_classes)
@@ -92,14 +83,35 @@ def assess(job: Job, context: Context, folder: Path) -> Outcome:
     return {"metrics": metrics, "setting": setting, "split": "test"}
 
 
-def _describe(
-    arm: JudgeView,
-    held: JudgeView,
-    from_test: NDArray[np.bool_],
-    train: JudgeView,
-    threshold: float,
-    rng: np.random.Generator,
-) -> Numbers:
+@dataclass(frozen=True)
+class Compared:
+    """An arm's images, and the real ones that they are compared with."""
+
+    arm: JudgeView
+    train: JudgeView
+    held: JudgeView
+    """Held-out: validation and test."""
+    from_test: NDArray[np.bool_]
+    """`[H]`: the test images among ``held``."""
+    threshold: float
+    """Below this distance an image counts as a copy; set on the validation split."""
+
+    @staticmethod
+    def of(arm: JudgeView, seen: Mapping[str, JudgeView]) -> Compared:
+        held = seen["val"].with_others(seen["test"])
+        from_test = np.arange(len(held.labels)) >= len(seen["val"].labels)
+        return Compared(
+            arm, seen["train"], held, from_test, threshold_of(seen["val"].near_distance)
+        )
+
+    def of_class(self, label: int) -> Compared:
+        arm, train, held = (
+            view.where(view.labels == label) for view in (self.arm, self.train, self.held)
+        )
+        return Compared(arm, train, held, self.from_test[self.held.labels == label], self.threshold)
+
+
+def _describe(compared: Compared, rng: np.random.Generator) -> Numbers:
     """The numbers of one set of images, or of one class of it; None where there are too few.
 
     ``fd``, ``kid`` and PRDC are against ``train``. ``flip_rate``: how often the judge's class
@@ -108,7 +120,8 @@ def _describe(
     ``threshold``, which the validation split has set; ``_real`` on test images (``from_test`` [H]).
     Nearness of real images leaves out those that are in the training set.
     """
-    numbers: Numbers = {"images": float(len(arm.labels)), **_against_train(arm, held, train, rng)}
+    arm, held, threshold = compared.arm, compared.held, compared.threshold
+    numbers: Numbers = {"images": float(len(arm.labels)), **_against_train(compared, rng)}
     weights = _class_weights(arm.labels, held.labels)
     kept = is_independent(held.near_distance)
     for name, mine, real in (
@@ -119,20 +132,19 @@ def _describe(
         real_name = name.replace("_mean", "") + "_real"
         numbers[real_name] = None if weights is None else float(weights @ real)
     numbers["copy_rate"] = _mean(arm.near_distance < threshold)
-    numbers["copy_rate_real"] = _mean(held.near_distance[kept & from_test] < threshold)
+    numbers["copy_rate_real"] = _mean(held.near_distance[kept & compared.from_test] < threshold)
     numbers["near_distance"] = _median(arm.near_distance)
     numbers["near_distance_real"] = _median(held.near_distance[kept])
     return numbers
 
 
-def _against_train(
-    arm: JudgeView, held: JudgeView, train: JudgeView, rng: np.random.Generator
-) -> Numbers:
+def _against_train(compared: Compared, rng: np.random.Generator) -> Numbers:
     """FD, KID and PRDC of ``arm`` and of ``held`` against ``train``, of ``compared`` images each.
 
     All depend on the number of images (FD is biased upward for few): the larger set is subsampled.
     None where there are too few.
     """
+    arm, held, train = compared.arm, compared.held, compared.train
     most = len(arm.labels)
     if len(held.labels) > NEIGHBOURS:
         most = min(most, len(held.labels))
