@@ -101,7 +101,7 @@ def test_a_search_is_confirmed_later(finished_copy: Finished, tmp_path: Path) ->
     fresh, optimism = record.metrics["fresh_score"], record.metrics["selection_optimism"]
     assert fresh + optimism == pytest.approx(found.metrics["best_score"])
     assert "proxy networks" in (storage / "studies" / "confirmed" / "report.html").read_text()
-    [logged] = [r for r in logged_runs(storage) if r.data.tags["kind"] == "confirm"]
+    [logged] = [r for r in logged_runs(storage) if r.data.tags.get("kind") == "confirm"]
     assert logged.data.metrics["fresh_score"] == fresh
 
 
