@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import signal
 import sys
@@ -64,7 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     catch_signals()
     try:
         import_plugins()
-        return DONE if execute(arguments, command) else FAILED
+        code = DONE if execute(arguments, command) else FAILED
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # ``--plan | head``: nothing may be written at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE if arguments.plan else FAILED
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_INPUT

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
@@ -235,6 +237,18 @@ def test_a_study_that_is_being_written_is_left_alone(tmp_path: Path, mgdm: Comma
     assert refused.code == 1
     assert f"process {os.getpid()}" in refused.err
     assert mgdm(study, "--storage", storage, "--plan").code == 0
+
+
+def test_a_plan_may_be_cut_short_by_its_reader(tmp_path: Path) -> None:
+    """Would catch a traceback, or another exit code, after ``--plan | head``."""
+    plan = [sys.executable, "-m", "mgdm_ray", "study", "quickstart", "--plan", "--storage", "runs"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as nobody_reads:
+        ended = subprocess.run(
+            plan, cwd=tmp_path, stdout=nobody_reads, stderr=subprocess.PIPE, check=False
+        )
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 def test_a_ray_that_does_not_start_is_told(
