@@ -190,6 +190,7 @@ ABSENT = "datasets=[{name: breastmnist, size: 28}]"
 BAD_INPUT: dict[str, tuple[str, ...]] = {
     "unknown network": ("--set", "networks=[resnet19]"),
     "no such file": ("--set", "datasets=[{name: mine, path: nowhere.npz}]"),
+    "no such file in a plan": ("--plan", "--set", "datasets=[{name: mine, path: nowhere.npz}]"),
     "damaged file": ("--set", "datasets=[{name: mine, path: damaged.npz, task: binary}]"),
     "too many CPUs": ("--set", "resources.cpus_per_task=1000"),
     "unknown protocol": ("--storage", "nope://bucket/x"),

@@ -74,6 +74,13 @@ class OpenedStudy:
                 ready.append(prepare(dataset, self.config.data_dir, self.store.root / "data"))
         self.read = self.config.model_copy(update={"datasets": tuple(ready)})
 
+    def check_own_files(self) -> None:
+        """Refuse a missing file that no download can provide."""
+        for index, dataset in enumerate(self.config.datasets):
+            if dataset.path is not None and dataset.name in self.absent:
+                with self._placed(index):
+                    data_source(dataset, self.config.data_dir).check()
+
     def check_data(self) -> None:
         """Download absent datasets; refuse missing or damaged data before anything starts."""
         absent = self.absent

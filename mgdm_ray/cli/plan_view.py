@@ -29,6 +29,7 @@ WIDTHS = (-15, 6, 6, 8, 7, 9, 8, 8, 8)
 def show_plan(study: OpenedStudy, *, probe: bool, retry_failed: bool) -> None:
     """Print the plan; with ``probe`` measure jobs without timing history first."""
     weights.require_timm(study.config)
+    study.check_own_files()
     estimate = PlanEstimate.of(study, retry_failed=retry_failed)
     if probe:
         study.prepare_data()
