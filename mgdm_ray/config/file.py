@@ -301,6 +301,9 @@ def _what(error: Mapping[str, Any], location: Place, dotted: str) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "value_error":
         return _placed(message, dotted)
+    if error["type"] == "tuple_type":
+        forms = "a number of seeds (5) or a list ([0, 1, 2])"
+        return f"{dotted} must be {forms if dotted == 'seeds' else 'a list ([...])'}; got {came}"
     return f"{dotted}: {message[0].lower()}{message[1:]}; got {came}"
 
 

@@ -35,6 +35,8 @@ def refusal(write_study: Any, study: dict[str, Any], *overrides: str) -> str:
         ({"networks": ["alexnet", "alexnet"]}, ["'alexnet'", "networks"]),
         ({"seeds": 0}, ["seeds", "1 .. 1000", "got 0"]),
         ({"seeds": True}, ["seeds", "got True"]),
+        ({"seeds": "x"}, ["seeds must be a number of seeds (5) or a list ([0, 1, 2]); got 'x'"]),
+        ({"arms": "real"}, ["arms must be a list ([...]); got 'real'"]),
         (
             {"image_size": 18, "guide": {"unet": {"channels": [16] * 3}}},
             ["guide.unet", "18", "multiple of 4"],
