@@ -28,12 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     setup = Setup(config, arguments.storage or (config.storage if config else "runs"))
-    failed = False
+    problems = 0
     for check in CHECKS:
         for line in examine(check, setup):
             print(f"{line.word:<4} {line.text}", flush=True)
-            failed |= line.word == "no"
-    return int(failed)
+            problems += line.word == "no"
+    found = f"{problems} problem{'' if problems == 1 else 's'} found."
+    print(found if problems else "Ready: no problems found.")
+    return int(problems > 0)
 
 
 if __name__ == "__main__":

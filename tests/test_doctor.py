@@ -33,9 +33,9 @@ def test_one_problem_ends_with_1(
     monkeypatch.setattr(doctor, "CHECKS", (storage, disk))
     (tmp_path / "file").touch()
     assert doctor.main([QUICKSTART, "--storage", str(tmp_path / "file")]) == 1
-    words = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
-    assert words[0] == ["no", "storage"]
-    assert len(words) == 2
+    first, _disk, closing = capsys.readouterr().out.splitlines()
+    assert first.split()[:2] == ["no", "storage"]
+    assert closing == "1 problem found."
 
 
 @pytest.mark.slow

@@ -246,7 +246,8 @@ def storage(setup: Setup) -> Iterator[str]:
                 file.write(b"mgdm")
         except OSError as error:
             raise Problem(f"storage {setup.storage}: {error.strerror}", advice) from None
-    yield f"storage {setup.storage} is writable"
+    shown = setup.storage if folder is None else Path(setup.storage).expanduser().absolute()
+    yield f"storage {shown} is writable"
 
 
 def _nearest(location: str) -> Path | None:

@@ -84,9 +84,13 @@ def test_a_ray_that_hangs_or_dies_is_reported(task: str, named: str) -> None:
     assert named in line.text
 
 
-def test_the_storage_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
+def test_the_storage_is_tried_and_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Would catch a file in place of the folder, and a doctor that leaves traces."""
-    assert last(doctor.storage, setup(tmp_path / "new" / "runs")).word == "ok"
+    monkeypatch.chdir(tmp_path)
+    line = last(doctor.storage, setup("new/runs"))
+    assert line == ("ok", f"storage {tmp_path}/new/runs is writable")
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("")
     for storage in (tmp_path / "file", tmp_path / "file" / "runs"):
