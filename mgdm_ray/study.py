@@ -22,11 +22,16 @@ def parser() -> argparse.ArgumentParser:
     new = argparse.ArgumentParser(
         prog="python -m mgdm_ray.study",
         description="Run a study; the same command again resumes it. "
-        "'doctor [STUDY.yaml]' instead of a study checks whether one can run here.",
+        "To check this machine first: python -m mgdm_ray.doctor [STUDY.yaml].",
         epilog="Exit codes: 0 all done, 1 a job failed, 2 wrong input, 130 interrupted.",
     )
     add = new.add_argument
-    add("study", metavar="STUDY.yaml", help="a study file, or a shipped study: quickstart")
+    shipped = "quickstart, medmnist-cpu, grid-cpu, grid"
+    add(
+        "study",
+        metavar="STUDY.yaml",
+        help=f"a study file, or the name of a shipped one ({shipped})",
+    )
     add("--plan", action="store_true", help="show jobs, status and cost; start nothing")
     add(
         "--probe",
