@@ -14,6 +14,10 @@ from rich.progress import TimeElapsedColumn as Elapsed
 
 NAMED = 3
 """Waiting jobs named on one line."""
+WAITING_EVERY_S = 60.0
+"""Between two lines about the same waiting jobs."""
+FEWEST_ENDED = 0.1
+"""Share of the jobs that must have ended before a lower bound of the time left is shown."""
 
 
 class LiveRow(Protocol):
@@ -37,10 +41,13 @@ class Pace:
 
     def __init__(self, kinds: Iterable[str]) -> None:
         self.left = Counter(kinds)
+        self.fewest = FEWEST_ENDED * self.left.total()
+        self.jobs_ended = 0
         self.took: dict[str, list[float]] = {}
 
     def ended(self, kind: str, status: str, seconds: float) -> None:
         self.left[kind] -= 1
+        self.jobs_ended += 1
         if status == "done":
             self.took.setdefault(kind, []).append(seconds)
 
@@ -52,6 +59,8 @@ class Pace:
         if not ahead or elapsed <= 0:
             return ""
         unseen = any(n > 0 and kind not in self.took for kind, n in self.left.items())
+        if unseen and self.jobs_ended < self.fewest:
+            return ""
         return f"{'at least' if unseen else 'about'} {_span(ahead * elapsed / busy)} left"
 
 
@@ -67,7 +76,8 @@ class Display:
         todo = list(kinds)
         self.total, self.finished, self.console = finished + len(todo), finished, console
         self.every_s, self.pace = every_s, Pace(todo)
-        self.started = self.last = time.monotonic()
+        self.started = self.last = self.waited = time.monotonic()
+        self.waiting = ""
         self.bars: Progress | None = None
         self.rows: dict[str, TaskID] = {}
         if console.is_terminal:
@@ -115,8 +125,14 @@ class Display:
         if self.bars is None:
             now = time.monotonic()
             if rows and now - self.last >= self.every_s:
-                self.last = now
-                self.say("; ".join(filter(None, (*_lines(rows.values()), self.rest()))))
+                running, waiting = _lines(rows.values())
+                if waiting == self.waiting and now - self.waited < WAITING_EVERY_S:
+                    waiting = ""
+                else:
+                    self.waiting, self.waited = waiting, now
+                if running or waiting:
+                    self.last = now
+                    self.say("; ".join(filter(None, (running, waiting, self.rest()))))
             return
         for key in [k for k in self.rows if k not in rows]:
             self.bars.remove_task(self.rows.pop(key))
@@ -128,20 +144,20 @@ class Display:
             )
 
 
-def _lines(rows: Iterable[LiveRow]) -> list[str]:
-    """Running and waiting jobs."""
+def _lines(rows: Iterable[LiveRow]) -> tuple[str, str]:
+    """Running and waiting jobs; empty if there are none."""
     running, waiting = list[str](), list[str]()
     for row in rows:
         if row.total:
             running.append(f"{row.label} {row.done}/{row.total} {row.note}".rstrip())
         else:
             waiting.append(row.label)
-    said = [f"running: {'; '.join(running)}"] if running else []
-    if waiting:
-        more = f" and {len(waiting) - NAMED} more" if len(waiting) > NAMED else ""
-        names = ", ".join(waiting[:NAMED])
-        said.append(f"starting or waiting for a worker: {names}{more}")
-    return said
+    more = f" and {len(waiting) - NAMED} more" if len(waiting) > NAMED else ""
+    names = ", ".join(waiting[:NAMED])
+    return (
+        f"running: {'; '.join(running)}" if running else "",
+        f"starting or waiting for a worker: {names}{more}" if waiting else "",
+    )
 
 
 def _span(seconds: float) -> str:

@@ -38,6 +38,11 @@ def test_a_kind_that_never_ended_makes_it_a_least() -> None:
     assert pace.rest(60) == "at least 1 min left"
     pace.ended("cell", "done", 60)
     assert pace.rest(120) == "", "of the search nothing is known: at least 0 is no news"
+    pace = Pace(["search", *["cell"] * 19])
+    pace.ended("cell", "done", 60)
+    assert pace.rest(60) == "", "1 of 20 jobs tells too little"
+    pace.ended("cell", "done", 60)
+    assert pace.rest(120) == "at least 17 min left"
 
 
 def test_long_waits_are_told_in_hours() -> None:
@@ -60,6 +65,17 @@ def test_a_log_names_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert waiting == "starting or waiting for a worker: job 0, job 1, job 2 and 2 more"
     assert ended == "[4/8] done cell y 2.0 s balanced accuracy 0.5"
     assert last == "starting or waiting for a worker: search x; about 1 min left"
+
+
+def test_a_log_says_once_a_minute_that_the_same_jobs_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a screen full of equal lines while one job waits."""
+    out = io.StringIO()
+    with Display(0, ["cell"] * 2, Console(file=out, force_terminal=False), every_s=15) as display:
+        start = display.started
+        for seconds in range(1, 121):
+            monkeypatch.setattr("mgdm_ray.cli.progress.time.monotonic", lambda s=seconds: start + s)
+            display.live({"b": Row("b")} if seconds > 90 else {"a": Row("a")})
+    assert [line.split()[0] for line in out.getvalue().splitlines()] == ["0:15", "1:15", "1:31"]
 
 
 def test_a_terminal_has_a_bar_for_every_job() -> None:
