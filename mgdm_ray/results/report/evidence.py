@@ -17,7 +17,7 @@ from mgdm_ray.results.report.figures.base import Curve
 from mgdm_ray.results.report.page import render
 from mgdm_ray.results.report.synthetic import pictures_of
 from mgdm_ray.results.report.table import Cell, Row
-from mgdm_ray.results.report.words import counted, duration, first_of, percent, setting_text
+from mgdm_ray.results.report.words import DASH, counted, duration, first_of, percent, setting_text
 from mgdm_ray.storage.records import Record
 
 STRENGTHS_TEXT = "from left to right: stage 1, then decoded at 0, 1/4, 1/2, 1, 2, 4 times gamma"
@@ -150,8 +150,11 @@ def costs(report: Builder) -> Markup:
         bar = Markup('<span class="bar" style="width: {:.2f}em"></span> {}')
         html = bar.format(9 * share, percent(share))
         cell = Cell(percent(share), share, html=html, style="min-width: 13em")
+        head = Cell(kind)
+        if kind == "trial":
+            head, cell = Cell("of which trials", kind), Cell(DASH)
         times = [Cell(duration(seconds), seconds), cell, Cell(duration(longest), longest)]
-        rows.append([kind, str(done), str(other), *times])
+        rows.append([head, str(done), str(other), *times])
     header = ["kind", "done", "not done", "time", "share", "longest"]
     shown = report.table("costs", header, rows, words=(4,))
     return render("costs", total=total, table=shown)

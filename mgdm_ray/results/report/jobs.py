@@ -67,7 +67,8 @@ def problems(
 
 
 def costs(records: Iterable[Record]) -> list[tuple[str, int, int, float, float]]:
-    """(kind, done, not done, total seconds, longest) per job kind, the most expensive first."""
+    """(kind, done, not done, total seconds, longest) per job kind, the most expensive first;
+    trials after the search, which includes them."""
     rows: dict[str, list[Record]] = {}
     for record in records:
         rows.setdefault(record.kind, []).append(record)
@@ -76,4 +77,5 @@ def costs(records: Iterable[Record]) -> list[tuple[str, int, int, float, float]]
         seconds = [record.seconds for record in group]
         done = Counter(record.status for record in group)["done"]
         table.append((kind, done, len(group) - done, sum(seconds), max(seconds)))
-    return sorted(table, key=lambda row: -row[3])
+    search = sum(row[3] for row in table if row[0] == "search")
+    return sorted(table, key=lambda r: (-search, 1) if r[0] == "trial" else (-r[3], 0))
