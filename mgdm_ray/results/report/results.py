@@ -20,6 +20,8 @@ from mgdm_ray.results.report.page import render
 from mgdm_ray.results.report.table import Cell, Row, interval, number, p_value
 from mgdm_ray.results.report.words import DASH, counted, signed, span
 
+ROUNDING = 1e-9
+"""Means that differ by less are equal."""
 METRIC_NAMES = {METRIC: "Balanced accuracy", "auroc": "AUROC"}
 
 
@@ -73,7 +75,8 @@ def _score_row(
     found = {arm: mean_cell(scores, arm, dataset, network) for arm in report.arms}
     # An arm that lost cells has a mean over other cells: only its paired gain can be compared.
     full = max(n for _, n in found.values())
-    means = {cell.value for cell, n in found.values() if n == full and n}
+    means = [_number(cell.value) for cell, n in found.values() if n == full and n]
+    tied = not means or max(means) - min(means) < ROUNDING
     row: Row = [network or "all"]
     for arm, (cell, n) in found.items():
         planned = len(cells.select(dict.fromkeys(report.expected, 0.0), dataset, network, arm))
@@ -81,7 +84,7 @@ def _score_row(
         if n < planned:
             missing = f"{n} of {counted(planned, 'cell')}" if n else "no cell done"
             small = f"{small} · {missing}" if small else missing
-        best = n == full and len(means) > 1 and cell.value == max(means, key=_number)
+        best = n == full and not tied and _number(cell.value) > max(means) - ROUNDING
         row.append(replace(cell, small=small, class_="best" if best else ""))
     return row
 
