@@ -110,15 +110,15 @@ def sentence(
         return f"{a} against {b}: nothing to compare ({contrast.note or 'no common cells'})."
     if math.isnan(contrast.low):
         return (
-            f"{a} against {b} is not resolvable: {contrast.difference:+.3f} {metric} in a single "
-            "pair gives no interval."
+            f"{a} against {b} is not resolvable: {_signed(contrast.difference)} {metric} in a "
+            "single pair gives no interval."
         )
     p = contrast.p_tested if p_adjusted is None else p_adjusted
     shown = f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
     shown = shown if p_adjusted is None else f"adjusted {shown}"
     cells = f"{contrast.n} paired cell{'s' if contrast.n > 1 else ''}"
-    interval = f"95 % interval {contrast.low:+.3f} to {contrast.high:+.3f}"
-    evidence = f"{contrast.difference:+.3f} {metric} ({interval}, {shown}, {cells})"
+    interval = f"95 % interval {_signed(contrast.low)} to {_signed(contrast.high)}"
+    evidence = f"{_signed(contrast.difference)} {metric} ({interval}, {shown}, {cells})"
     if found == "unresolved":
         return f"{a} against {b} is not resolvable: {_why_unresolved(contrast)}; {evidence}."
     return (
@@ -133,8 +133,12 @@ def _why_unresolved(contrast: Contrast) -> str:
     here = contrast.here
     if here is None or not (contrast.low > 0 or contrast.high < 0):
         return "the interval spans 0"
-    bounds = "" if math.isnan(here.low) else f" ({here.low:+.3f} to {here.high:+.3f})"
+    bounds = "" if math.isnan(here.low) else f" ({_signed(here.low)} to {_signed(here.high)})"
     return f"the interval over test images and cells does not exclude 0{bounds}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+z.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _refusal(contrast: Contrast, metric: str) -> str:
@@ -149,7 +153,7 @@ def _refusal(contrast: Contrast, metric: str) -> str:
         return text
     pairs = "pair" if contrast.n == 1 else "pairs"
     return (
-        f"{text} For orientation only: {contrast.difference:+.3f} {metric} over "
+        f"{text} For orientation only: {_signed(contrast.difference)} {metric} over "
         f"{contrast.n} complete {pairs}, which may differ systematically from the missing ones."
     )
 

@@ -31,6 +31,8 @@ COLUMNS = {
     "copy_rate": "near-copies",
 }
 SHARES = ("precision", "recall", "coverage", "flip_rate", "copy_rate")
+DIGITS = {"kid": 4, "entropy_mean": 3}
+"""Decimals; 2 elsewhere."""
 REAL_OF = {"entropy_mean": "entropy_real"}
 """Measures of held-out real images that are not called NAME_real."""
 FEWEST = 3  # points that can have a rank correlation
@@ -143,7 +145,7 @@ def _value(name: str, value: float | None) -> Cell:
         return Cell(DASH)
     if name == "images" or abs(value) >= 1000:
         return Cell(decimal(value, 0), value)
-    return Cell(percent(value, 1) if name in SHARES else f"{value:.3g}", value)
+    return Cell(percent(value, 1) if name in SHARES else decimal(value, DIGITS.get(name, 2)), value)
 
 
 def _copy_row(one: Assessed) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,11 @@ def interval_text(low: float, high: float, digits: int = 3) -> str:
         if math.isnan(low)
         else f"95\N{NO-BREAK SPACE}% interval {span(low, high, digits)}"
     )
+
+
+def unbroken(text: str) -> str:
+    """With no-break spaces in ``95 %`` and in a value of gamma."""
+    return re.sub(rf"(?<=\d) (?=%)|(?<={GAMMA}) (?==)|(?<={GAMMA} =) ", "\N{NO-BREAK SPACE}", text)
 
 
 def percent(share: float, digits: int = 0) -> str:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mgdm_ray.results.report import answer, evidence, page, results, robustness, searches, synthetic
+from mgdm_ray.results.report import (
+    answer,
+    evidence,
+    page,
+    results,
+    robustness,
+    searches,
+    synthetic,
+    words,
+)
 from mgdm_ray.results.report.builder import Builder, ReportContext
 from mgdm_ray.storage.records import Record
 
@@ -38,7 +47,7 @@ def write_report(folder: Path, records: Sequence[Record], context: ReportContext
     answer.save_headline(report)
     title = f"{context.study_name}: mgdm-ray report"
     shown = [part for part in built if part[2] is not None]
-    html = page.render("page", title=title, head=head, sections=shown)
+    html = words.unbroken(page.render("page", title=title, head=head, sections=shown))
     path = report.save("report.html", html.encode())
     report.clean()
     return path
