@@ -26,7 +26,7 @@ from mgdm_ray.results.report.paired_predictions import common_cells, pair_predic
 from mgdm_ray.results.report.table import Cell, Row, interval, number, p_value
 from mgdm_ray.results.report.words import DASH, p_text, percent
 
-ALL = "all, as they are"
+ALL = "all, datasets fixed"
 
 
 def robustness(report: Builder) -> Markup | None:
@@ -73,7 +73,7 @@ def _by_dataset(report: Builder) -> Markup | str:
             rows.append(_row(tested.name, ALL, tested.contrast.here, DASH))
     header = ["contrast", "dataset", "difference", "95 % interval", "p",
               "variance from test images", "pairs of cells", "test images",
-              "of the rarest class"]  # fmt: skip
+              "test images of the rarest class"]  # fmt: skip
     return report.table("contrasts_by_dataset", header, rows, words=(1,)) if rows else ""
 
 
@@ -106,7 +106,8 @@ def _above_chance(report: Builder) -> Markup | str:
         [t.name, *_numbers(t.contrast), str(t.contrast.n), *_numbers(o.contrast), str(o.contrast.n)]
         for t, o in zip(tested, others, strict=True)
     ]
-    header = ["contrast", "all networks", "95 % interval", "pairs of cells", "without guessing",
+    header = ["contrast", "all networks", "95 % interval", "pairs of cells",
+              "without those at chance",
               "95 % interval without", "pairs without"]  # fmt: skip
     return report.table("without_guessing", header, rows) if rows else ""
 

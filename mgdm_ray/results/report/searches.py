@@ -25,7 +25,7 @@ PARAMETERS = {
     "stage_one": "stage-1 scales",
     "uncertainty_scale": f"strength {words.GAMMA} in its range",
 }
-OLD = "not stored by this older search"
+OLD = "this older search did not store it"
 
 
 def search(report: Builder) -> Markup | None:
@@ -156,7 +156,8 @@ def _importance(report: Builder, done: Sequence[Record]) -> tuple[str, str]:
             shares[where] = {PARAMETERS.get(k, k): v for k, v in found["importance"].items()}
             rows += [[where, k, v, found["trials"]] for k, v in found["importance"].items()]
         else:
-            reasons.append(f"{where}: {found['reason']}")
+            why = found["reason"].replace(" differs between the trials", " varies")
+            reasons.append(f"{where}: importance not computed, because {why}")
     unknown = "; ".join(reasons)
     if not shares:
         return "", unknown

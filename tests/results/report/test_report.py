@@ -299,7 +299,7 @@ def test_what_confirming_a_search_showed(written: Path) -> None:
     said = page.sections["search"]
     for number in ("0.050", "+0.025", "+0.14", "maximum of 7", "6 settings"):
         assert number in said
-    assert "phantom-fundus: all trials have the same score" in said
+    assert "phantom-fundus: importance not computed, because all trials have the same score" in said
     rows = rows_of(written, "selection")
     assert [row["search"] for row in rows] == ["phantom-fundus", "phantom-ultrasound"]
     for row in rows:

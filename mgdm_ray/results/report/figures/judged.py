@@ -36,7 +36,7 @@ def entropies(panels_of: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]
 
 @base.styled
 def fd_against_gain(panels_of: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Per dataset (a panel) and arm (a point) Frechet distance and mean gain over ``real``:
+    """Per dataset (a panel) and arm (a point) Fréchet distance and mean gain over ``real``:
     ``panels_of[dataset][arm]`` is (fd, fd of held-out real images, gain)."""
     figure, panels = base.pairs_of_panels(panels_of, 3.0, "mean gain over real", sharey=False)
     for axes, rows in panels:
@@ -53,6 +53,6 @@ def fd_against_gain(panels_of: Mapping[str, Mapping[str, Sequence[float]]]) -> F
                 color=base.arm_colour(arm.split(" ")[0]),
             )  # fmt: skip
         axes.margins(0.15)
-        axes.set_xlabel("Frechet distance to real training images")
+        axes.set_xlabel("Fréchet distance to real training images")
     base.legend_below(figure)
     return figure
