@@ -11,7 +11,7 @@ import numpy as np
 
 from mgdm_ray.config import DatasetConfig, StudyConfig
 from mgdm_ray.evaluation import METRIC
-from mgdm_ray.evaluation.stats import ALPHA, PRIMARY, Design, detectable
+from mgdm_ray.evaluation.stats import ALPHA, PRIMARY, Design, datasets_needed, detectable
 from mgdm_ray.evaluation.stats.power import CELL_SD, COMMON, DISAGREE, POWER
 
 DETECTABLE = "minimum detectable difference in balanced accuracy"
@@ -153,7 +153,7 @@ def _limits(family: int, cells: int, origins: int) -> list[str]:
             f"  {cells} pairs of cells cannot reach p < {least:.2g}: add seeds or networks, "
             "else no arm can be called better"
         )
-    needed = math.ceil(math.log2(2 * family / ALPHA))  # 2 of 2^n sign patterns, Holm
+    needed = datasets_needed(family)
     if origins < needed:
         lines.append(
             f"  generalising to other datasets needs at least {needed} independent ones "

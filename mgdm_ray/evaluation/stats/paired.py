@@ -4,7 +4,7 @@ Two arms are compared on the same cells (dataset x network x seed). Cells of one
 images and models and are not independent, so the interval resamples datasets, then cells. A
 contrast is resolved only if that interval, the permutation over cells and, given predictions, the
 interval over cells and test images (``images``) agree. It generalises to other datasets only if
-the permutation over whole datasets agrees too: six datasets at least, seven for three contrasts.
+the permutation over whole datasets agrees too (``datasets_needed``).
 """
 
 from __future__ import annotations
@@ -176,6 +176,11 @@ def rank_biserial(differences: Sequence[float] | Floats) -> float:
     equal = (np.abs(size[None, :] - size[:, None]) <= TIE).sum(axis=1)
     ranks = below + (equal + 1) / 2
     return float((ranks * np.sign(d)).sum() / ranks.sum())
+
+
+def datasets_needed(family: int) -> int:
+    """Return the fewest datasets for p <= ``ALPHA``: 2 of 2**n sign patterns, times ``family``."""
+    return math.ceil(math.log2(2 * family / ALPHA))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

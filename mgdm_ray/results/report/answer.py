@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from markupsafe import Markup
 
-from mgdm_ray.evaluation.stats import Contrast, detectable_after, summarise
+from mgdm_ray.evaluation.stats import Contrast, datasets_needed, detectable_after, summarise
 from mgdm_ray.results.report import cells, page, words
 from mgdm_ray.results.report.builder import Builder
 from mgdm_ray.results.report.cells import CellId, Tested
@@ -19,8 +19,6 @@ from mgdm_ray.results.report.table import Cell, Row, number
 HEADLINE_FILE = "headline.json"
 QUESTION = "Do synthetic images from a guided diffusion model make a classifier better?"
 NAMES_SHOWN = 3
-FEWEST_DATASETS = 6
-"""Below, a sign-flip test over datasets cannot reach p <= 0.05."""
 NOUN = {
     "duplicate": "copies of real images",
     "generate": "generated images",
@@ -95,7 +93,7 @@ def _answer(report: Builder) -> dict[str, object]:
             ("Evidence", "" if absent else evidence_text(first, len(family))),
             ("Against real alone", _against_real(report, first.contrast.arm_a)),
             ("Other controls", " ".join(_in_short(t, _absent(report, t.contrast)) for t in others)),
-            ("Scope", scope_text(first.contrast)),
+            ("Scope", scope_text(first.contrast, len(family))),
             ("Caveats", caveats),
         ],
     }
@@ -178,15 +176,15 @@ def evidence_text(tested: Tested, family: int) -> str:
     return text
 
 
-def scope_text(c: Contrast) -> str:
-    """What the contrast cannot be generalised to."""
+def scope_text(c: Contrast, family: int) -> str:
+    """What the contrast, one of ``family``, cannot be generalised to."""
     if c.n == 0:
         return ""
     other = ["another draw of synthetic images (one set per dataset and arm)", "other networks"]
     if c.scope:
-        few = c.datasets < FEWEST_DATASETS
+        needed = datasets_needed(family)
         p = f"p = {c.p_datasets:.2g} over datasets"
-        why = f"needs at least {FEWEST_DATASETS} independent ones" if few else p
+        why = f"needs at least {needed} independent ones" if c.datasets < needed else p
         other.insert(0, f"other datasets ({why})")
     return f"Not covered: {', '.join(other)}, longer training."
 
