@@ -110,7 +110,7 @@ class DatasetConfig(Frozen):
     """Your own images, relative to ``data_dir`` or absolute: a folder with a folder per class, a
     manifest (.csv, .parquet), a folder of Hugging Face ``datasets``, or a MedMNIST-format .npz."""
     task: Task | None = None
-    """Kind of labels; required for your own data only."""
+    """Kind of labels of your own data; null: ``binary`` for two classes, else ``multiclass``."""
     classes: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] | None = Field(
         None, min_length=2
     )
@@ -217,6 +217,6 @@ class LimitsConfig(Frozen):
     """Upper limits for a synthetic set; cells of a set above them are refused. Changes no key."""
 
     copies: float | None = Field(None, ge=0, le=1)
-    """Largest share of near-duplicates of training images, above the baseline of real images."""
+    """Largest near-copy rate, above that of held-out real images: 0.05 is 5 percentage points."""
     flips: float | None = Field(None, ge=0, le=1)
     """Largest label-flip rate by the judge, above its error rate on held-out real images."""

@@ -173,7 +173,7 @@ class StudyConfig(Frozen):
     """Chooses the setting of ``disturb``; ``perturb`` copies its strength."""
     downstream: DownstreamConfig = DownstreamConfig()
     judge: JudgeConfig | None = JudgeConfig()
-    """Measures synthetic images: FD/KID, label-flip rate, near-duplicates. null: off."""
+    """Measures synthetic images: FD/KID, label-flip rate, near-copies. null: off."""
     limits: LimitsConfig = LimitsConfig()
     """Upper limits for a synthetic set."""
     resources: ResourcesConfig = ResourcesConfig()

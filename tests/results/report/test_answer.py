@@ -73,8 +73,8 @@ def test_sentences() -> None:
     lines = [f"{name}: {answer(case)}" for name, case in CASES.items()]
     lines.append(f"incomplete: {answer(CASES['better'], absent=2)}")
     lines.append(f"evidence: {evidence_text(CASES['unresolved'], 3)}")
-    for name in ("better", "worse", "better here"):
-        lines.append(f"scope, {name}: {scope_text(CASES[name].contrast, 3)}")
+    scopes = ("better", "worse", "better here")
+    lines += [f"scope, {name}: {scope_text(CASES[name].contrast, 3)}" for name in scopes]
     for name, changes in SEARCHES.items():
         result = search_result(**changes)
         text = optimism_text if "chosen" in changes else transfer_text
