@@ -25,6 +25,7 @@ BLOCKED_BY = re.compile(r"needs \w+ (\w+), which \w+: ")
 def summary(finalizer: Finalizer, known: dict[str, Record]) -> bool:
     """Print results and next steps; False if a job failed or has not run."""
     records = list(known.values())
+    _print_block([finalizer.answer()])
     print("\nbalanced accuracy on the test split, mean and sd over networks and seeds\n")
     print(result_table(records))
     for warning in filter(None, map(warning_of, records)):
@@ -41,7 +42,7 @@ def summary(finalizer: Finalizer, known: dict[str, Record]) -> bool:
 
 
 def _print_block(lines: list[str]) -> None:
-    if lines:
+    if any(lines):
         print("\n" + "\n".join(lines))
 
 

@@ -108,6 +108,13 @@ class Finalizer:
         numbers: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
         return numbers
 
+    def answer(self) -> str:
+        """The report's first sentence; empty without a report, or for one of older versions."""
+        from mgdm_ray.results.report import ANSWER_FILE
+
+        path = self.folder / ANSWER_FILE
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+
     def state(self) -> str:
         """A hash of everything that report and MLflow are made from."""
         records = (self.folder / RECORDS_FILE).read_bytes()

@@ -17,6 +17,8 @@ from mgdm_ray.results.report.figures import outcomes
 from mgdm_ray.results.report.table import Cell, Row, number
 
 HEADLINE_FILE = "headline.json"
+ANSWER_FILE = "answer.txt"
+"""Holds the report's first sentence, for the console."""
 QUESTION = "Do synthetic images from a guided diffusion model make a classifier better?"
 NAMES_SHOWN = 3
 NOUN = {
@@ -55,7 +57,7 @@ def save_headline(report: Builder) -> None:
     """``contrast/disturb-duplicate/difference``, ``/low``, ``/high``, ``/p_holm``, ``/cells``.
 
     Unknown numbers (the interval of a single pair) and contrasts that lack planned cells are left
-    out.
+    out. The lead sentence goes to a file of its own.
     """
     numbers = {
         f"contrast/{'-'.join(t.pair)}/{name}": float(value)
@@ -71,6 +73,8 @@ def save_headline(report: Builder) -> None:
         if math.isfinite(value)
     }
     report.save(HEADLINE_FILE, json.dumps(numbers, indent=1).encode())
+    lead = str(_answer(report)["lead"]).replace(words.MINUS, "-").replace("\N{NO-BREAK SPACE}", " ")
+    report.save(ANSWER_FILE, lead.encode())
 
 
 def _answer(report: Builder) -> dict[str, object]:

@@ -36,7 +36,8 @@ SECTIONS = (
 
 
 def write_report(folder: Path, records: Sequence[Record], context: ReportContext) -> Path:
-    """Write ``report.html``, ``headline.json``, ``figures/*.png``, ``tables/*`` in ``folder``.
+    """Write ``report.html`` and the files beside it in ``folder``: ``headline.json``,
+    ``answer.txt``, ``figures/*.png``, ``tables/*``.
 
     Works at any time of a study. Each file is replaced in one step, the page last. Returns the
     page's path.

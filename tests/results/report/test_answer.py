@@ -10,7 +10,7 @@ import pytest
 
 from mgdm_ray.evaluation.selection_bias import Agreement, Confirmed, Optimism
 from mgdm_ray.evaluation.stats import Contrast
-from mgdm_ray.results.report import HEADLINE_FILE, write_report
+from mgdm_ray.results.report import ANSWER_FILE, HEADLINE_FILE, write_report
 from mgdm_ray.results.report.answer import answer, evidence_text, scope_text
 from mgdm_ray.results.report.cells import Tested
 from mgdm_ray.results.report.searches import optimism_text, transfer_text
@@ -119,6 +119,9 @@ def test_the_first_screen_of_a_complete_study(tmp_path: Path) -> None:
     assert float(gains["gain over real"]) == pytest.approx(sum(shown) / 2)
     # The other half of the question: the difference to real alone.
     assert f"{signed(sum(shown) / 2)} (95 % interval" in first
+    sentence = (path.parent / ANSWER_FILE).read_text()
+    assert sentence.startswith("On these 2 datasets, adding disturbed images instead of copies")
+    assert sentence in first
     numbers = json.loads((path.parent / HEADLINE_FILE).read_text())
     assert numbers["contrast/disturb-duplicate/difference"] > 0
     assert numbers["contrast/disturb-duplicate/cells"] == 12
