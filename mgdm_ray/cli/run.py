@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -217,7 +218,9 @@ class _Records:
 
     def ended(self, job: Job, record: Record) -> None:
         self.known[job.key] = record
-        note = record.reason if record.status != "done" else _headline(record)
+        done = record.status == "done"
+        jobs = self.study.plan.jobs.values()
+        note = _headline(record) if done else with_labels(record.reason, jobs)
         self.display.job_ended(job.kind, job.label, record.status, record.seconds, note)
         if not self.leads:
             return
@@ -227,6 +230,16 @@ class _Records:
         if time.monotonic() - self.shared > SHARE_EVERY_S:
             self.study.store.share(self.path)
             self.shared = time.monotonic()
+
+
+def with_labels(reason: str, jobs: Iterable[Job]) -> str:
+    """The reason of a blocked job, with the labels of the jobs that it needs."""
+    labels = {job.key[:8]: job.label for job in jobs}
+    return re.sub(
+        r"needs \w+ (\w+)(?=, which )",
+        lambda need: f"needs {labels[need[1]]}" if need[1] in labels else need[0],
+        reason,
+    )
 
 
 def _headline(record: Record) -> str:

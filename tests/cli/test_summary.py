@@ -9,6 +9,7 @@ from typing import cast
 
 import pytest
 
+from mgdm_ray.cli.run import with_labels
 from mgdm_ray.cli.summary import MOST_SHOWN, failure_lines, refused_lines, warning_of
 from mgdm_ray.pipeline.job import Job
 from mgdm_ray.pipeline.tasks.base import failed, held_up
@@ -42,6 +43,14 @@ def test_blocked_jobs_are_grouped_by_their_root_cause(tmp_path: Path) -> None:
     lines = lines_of(tmp_path, [broken, alone, sample, *cells, behind])
     golden.check("study-failures", "\n".join(lines), tmp_path)
     assert lines_of(tmp_path, []) == []
+
+
+def test_a_blocked_job_names_the_jobs_that_it_needs() -> None:
+    """Would catch a line with eight digits of a hash, which nobody can look up."""
+    sample, cell = job("generate", "0123456789"), job("fit_downstream", "c" * 10)
+    blocked = held_up(cell, held_up(sample, failed(job("decode", "d" * 10), "boom")))
+    wanted = "needs generate d, which failed: needs decode dddddddd, which failed: boom"
+    assert with_labels(blocked.reason, [sample, cell]) == wanted
 
 
 def test_many_failures_are_cut(tmp_path: Path) -> None:
