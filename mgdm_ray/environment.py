@@ -67,7 +67,7 @@ def plugins() -> dict[str, str]:
 
 
 class StartError(Exception):
-    """Ray did not start; nothing is lost."""
+    """Ray did not start, or has stopped; nothing is lost."""
 
 
 class StudyStopped(Exception):

@@ -95,7 +95,8 @@ def run_plan(
 
     Calls ``on_record`` once per job as it ends and ``on_live`` about once a second. Waits for a
     job that another driver has locked, and runs it if that driver dies or the job fails there.
-    ``functions`` replace those of some kinds. Raises StudyStopped if the disk is full.
+    ``functions`` replace those of some kinds. Raises StudyStopped if the disk is full, StartError
+    if Ray stops on this machine.
     """
     scheduler = Scheduler(todo, known, options.limits)
     run = _Run(scheduler, context, options, locks, on_record, on_live, functions or {})
@@ -152,10 +153,13 @@ class _Run:
             self._submit_what_fits()
             if not self.running and not self.elsewhere:
                 return
-            for ref in self._finished():
+            # All outcomes first: none is recorded as a failure if Ray itself has stopped.
+            jobs = {ref: self.running[ref].job for ref in self._finished()}
+            records = {ref: outcome(ref, job, self.context) for ref, job in jobs.items()}
+            for ref, record in records.items():
                 attempt = self.running.pop(ref)
                 self.submitted[group_of(attempt.job)] -= 1
-                self._ended(attempt, outcome(ref, attempt.job, self.context))
+                self._ended(attempt, record)
 
     def _tick(self) -> None:
         """Once a second: update the display, the cluster's size and the jobs of other drivers."""

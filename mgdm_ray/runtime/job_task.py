@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import LocalRayletDiedError, OutOfMemoryError, RayError, RayTaskError
 
 from mgdm_ray.config import LimitsConfig, ResourcesConfig
-from mgdm_ray.environment import cores
+from mgdm_ray.environment import StartError, cores
 from mgdm_ray.pipeline.job import FITS, SAMPLINGS, Job
 from mgdm_ray.pipeline.tasks import base
 from mgdm_ray.pipeline.tasks.base import Context, JobFunction, Outcome, Progress, TrainingTask
@@ -186,10 +186,17 @@ def _sample_part(
 
 
 def outcome(ref: Any, job: Job, context: Context) -> Record:
-    """The record of a finished task; a failed one if Ray could not run the task to its end."""
+    """The record of a finished task; a failed one if Ray could not run the task to its end.
+
+    Raises StartError if Ray itself has stopped on this machine.
+    """
     try:
         record: Record = ray.get(ref)
         return record
+    except LocalRayletDiedError as error:
+        raise StartError(
+            "Ray stopped on this machine: finished jobs are kept; run the same command again"
+        ) from error
     except RayError as error:
         base.write_log(context.store, job, str(error))
         reason = base.reason_of(error)
