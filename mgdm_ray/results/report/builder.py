@@ -80,8 +80,15 @@ class Builder:
 
     def __init__(self, folder: Path, records: Sequence[Record], context: ReportContext) -> None:
         self.folder = folder
-        self.records = sorted(records, key=lambda r: (r.kind, r.dataset or "", r.arm or "", r.key))
         self.context = context
+        self.info = {info["name"]: info for info in map(_as_mapping, context.datasets)}
+        order = {name: place for place, name in enumerate(self.info)}  # the study's
+        self.records = sorted(
+            records,
+            key=lambda r: (
+                r.kind, order.get(r.dataset or "", len(order)), r.dataset or "", r.arm or "", r.key,
+            ),
+        )  # fmt: skip
         self.written: set[Path] = set()
         self.cells = cells.scores(self.records)
         planned = context.expected_cells or map(cells.cell_id, filter(_is_cell, self.records))
@@ -91,7 +98,6 @@ class Builder:
         self.networks = list(dict.fromkeys(cell[1] for cell in every))
         self.arms = cells.in_order(cell[2] for cell in every)
         self.seeds = sorted({cell[3] for cell in every})
-        self.info = {info["name"]: info for info in map(_as_mapping, context.datasets)}
         self.chance = {n: 1 / len(i["classes"]) for n, i in self.info.items() if i.get("classes")}
         """Balanced accuracy of guessing, by dataset."""
         self.origins = {d: context.origins.get(d, d) for d in self.datasets}

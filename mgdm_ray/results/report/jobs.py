@@ -15,7 +15,7 @@ from mgdm_ray.storage.records import Record
 def trials(records: Sequence[Record], artefact: Callable[[Record], Path | None]) -> list[Trial]:
     """Trials of all searches: from each one's ``trials.json``, else from the trial records."""
     found: list[Trial] = []
-    for record in sorted(records, key=lambda r: (r.kind, r.dataset or "", r.key)):
+    for record in records:
         folder = artefact(record) if record.kind == "search" else None
         if folder is not None and (folder / TRIALS_FILE).is_file():
             found += read_trials(folder, where_of(record))

@@ -64,7 +64,9 @@ def _paired(
 def _by_dataset(report: Builder) -> Markup | str:
     rows: list[Row] = []
     for tested in _tested(report):
-        for dataset, paired in (_paired(report, tested) or {}).items():
+        by_dataset = _paired(report, tested) or {}
+        for dataset in filter(by_dataset.get, report.datasets):
+            paired = by_dataset[dataset]
             found = image_contrast([paired])
             if found is not None:
                 smallest = min(len(k) for k in paired.classes())

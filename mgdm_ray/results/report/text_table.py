@@ -11,12 +11,13 @@ from mgdm_ray.storage.records import Record
 
 
 def result_rows(records: Sequence[Record], metric: str = METRIC) -> list[list[str]]:
-    """Header and one row per arm: per dataset mean ± sd over networks and seeds, gain over real.
+    """Header and one row per arm: per dataset mean ± sd over networks and seeds, gain over real;
+    datasets in the order of their records.
 
     A ``*`` marks means over fewer cells than another arm has; gains are always paired.
     """
     cells = scores(records, metric)
-    datasets = sorted({record.dataset or "?" for record in records if record.is_cell})
+    datasets = list(dict.fromkeys(record.dataset or "?" for record in records if record.is_cell))
     arms = in_order(record.arm or "?" for record in records if record.is_cell)
     most = {
         dataset: max((len(select(cells, dataset, arm=arm)) for arm in arms), default=0)

@@ -28,7 +28,7 @@ def forest(
     figure, (axes,) = base.panels_in_rows(1, 0.75 + 0.62 * len(contrasts))
     for row, (contrast, points) in enumerate(zip(contrasts, differences, strict=True)):
         y = len(contrasts) - 1 - row
-        for i, (dataset, values) in enumerate(sorted(points.items())):
+        for i, (dataset, values) in enumerate(points.items()):
             offset = -0.2 - 0.16 * i / max(1, len(points) - 1)
             axes.plot(
                 values, [y + offset] * len(values), "o", ms=4, mew=0, alpha=0.5,
@@ -111,7 +111,7 @@ def network_gains(
             if name not in rows or rows[name].n == 0:
                 continue
             contrast = rows[name]
-            for i, (dataset, values) in enumerate(sorted(points[pair][name].items())):
+            for i, (dataset, values) in enumerate(points[pair][name].items()):
                 places = [y - 0.18 - 0.09 * i] * len(values)
                 axes.plot(values, places, "o", ms=3, mew=0, alpha=0.55, color=palette[dataset])
             if not math.isnan(contrast.low):
