@@ -1,7 +1,7 @@
 """Selection bias of a search, and whether proxy networks rank settings as other networks do.
 
 A search's best score is a maximum over trials that share the seeds of their networks. Scored with
-fresh seeds, the chosen setting loses its selection bias and the variance due to shared seeds;
+fresh seeds, the chosen setting loses its selection bias and what it owes to the shared seeds;
 settings of all ranks, scored again too, lose only the latter on average. Images and validation
 split stay the same, so selection on *their* chance shows on the test split only.
 """
@@ -21,6 +21,8 @@ from mgdm_ray.evaluation.stats import ALPHA, LEVEL, RANDOM_FLIPS, TIE, Floats
 
 FEWEST = 5
 """Fewest settings whose ranking can be significant: perfect agreement of 4 has p = 2/24."""
+FEWEST_SEEDS = 3
+"""Fewest fresh scores per network for an interval."""
 EXACT_SETTINGS = 7
 """Up to this many settings, all orders are enumerated."""
 
@@ -155,7 +157,9 @@ class Confirmed:
     """Trials scored again, the chosen one first."""
     chosen: Optimism
     shared: float
-    """Mean optimism of all settings: variance due to shared seeds; nan with one setting."""
+    """Mean optimism of all settings: the part due to shared seeds; nan with one setting."""
+    seeds: int
+    """Fresh scores of the chosen setting per network."""
     transfer: Agreement | None
     """Search scores against those of the other networks; None without other networks."""
     repeat: Agreement
@@ -184,10 +188,24 @@ class Confirmed:
             numbers=tuple(claimed),
             chosen=each[0],
             shared=float(np.mean([o.value for o in each])) if len(each) > 1 else math.nan,
+            seeds=min(map(len, proxies[next(iter(claimed))].values())),
             transfer=spearman(first, second) if has_others else None,
             repeat=spearman(first, [o.fresh for o in each]),
             means=tuple((o.claimed, o.fresh, y) for o, y in zip(each, second, strict=True)),
         )
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """95 % interval of the chosen setting's optimism; nan if it is too wide to say anything:
+        with fewer than FEWEST_SEEDS per network, or wider than the range of scores."""
+        low, high = self.chosen.low, self.chosen.high
+        too_wide = self.seeds < FEWEST_SEEDS or high - low > 1
+        return (math.nan, math.nan) if too_wide else (low, high)
+
+    @property
+    def is_contradicted(self) -> bool:
+        """Whether another setting has a higher fresh score than the chosen one."""
+        return any(fresh > self.chosen.fresh for _, fresh, _ in self.means)
 
     def metrics(self) -> dict[str, float]:
         """Metrics for the record; undefined ones are left out."""

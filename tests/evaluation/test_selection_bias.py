@@ -187,6 +187,9 @@ def test_what_a_confirmation_says_by_hand() -> None:
     found = Confirmed.of(content())
     assert (found.trials, found.numbers) == (8, (4, 0, 2))
     assert found.chosen.value == pytest.approx(0.3)
+    assert found.seeds == 2
+    assert math.isnan(found.bounds[0])  # two seeds are too few
+    assert not found.is_contradicted
     assert found.shared == pytest.approx((0.3 + 0.1 - 0.1) / 3)
     assert found.means[0] == pytest.approx((0.9, 0.6, 0.4))
     assert found.transfer is not None

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pandas as pd
 from markupsafe import Markup
 
-from mgdm_ray.evaluation.selection_bias import FEWEST, Agreement, Confirmed
+from mgdm_ray.evaluation.selection_bias import FEWEST, FEWEST_SEEDS, Agreement, Confirmed
 from mgdm_ray.pipeline.trials import Trial
 from mgdm_ray.results.report import words
 from mgdm_ray.results.report.builder import Builder
@@ -78,7 +78,7 @@ def _best_table(
         if again := confirmed.get(where):
             chosen = again.chosen
             optimism = number(chosen.value, sign=True)
-            fresh = [number(chosen.fresh), optimism, interval(chosen.low, chosen.high)]
+            fresh = [number(chosen.fresh), optimism, interval(*again.bounds)]
         trials = sum(other.where == where for other in report.trials)
         score = number(trial.score)
         rows.append([where, words.setting_text(trial.setting), score, *fresh, str(trials)])
@@ -91,19 +91,19 @@ def optimism_text(found: Confirmed) -> str:
     amount = f"{abs(chosen.value):.3f} too {'high' if chosen.value >= 0 else 'low'}"
     expected = chosen.value > 0 and found.trials > 1
     maximum = f", as expected of a maximum of {found.trials}" if expected else ""
-    if math.isnan(chosen.low):
-        interval = "no interval: one fresh seed, or seeds that make no difference"
+    if math.isnan(chosen.low) and found.seeds >= FEWEST_SEEDS:
+        interval = "no interval: seeds make no difference"
+    elif math.isnan(found.bounds[0]):
+        interval = f"{words.counted(found.seeds, 'seed')}: too few for an interval"
     else:
         interval = words.interval_text(chosen.low, chosen.high)
         interval += "" if chosen.is_resolved else ", which includes 0"
     text = f"the search's score was {amount}{maximum} ({interval})."
     if math.isnan(found.shared):
         return text
-    shared, rest = words.signed(found.shared), words.signed(chosen.value - found.shared)
     return (
-        f"{text} Over all {len(found.numbers)} settings that were scored again, the search's "
-        f"scores were off by {shared} on average, the variance due to shared seeds; selection "
-        f"accounts for the remaining {rest}."
+        f"{text} Over the {len(found.numbers)} rescored settings the mean drop was "
+        f"{words.signed(found.shared)}."
     )
 
 
