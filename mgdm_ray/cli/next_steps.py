@@ -10,12 +10,13 @@ from typing import NamedTuple
 from mgdm_ray.config import ScaleRange, StudyConfig
 from mgdm_ray.evaluation.chance import networks_at_chance
 from mgdm_ray.evaluation.stats import ALPHA, PRIMARY
+from mgdm_ray.results.report.assessed import Judge, guide_at_chance
 from mgdm_ray.storage.records import Record
 
-AT_CHANCE = 0.5
-"""A guide at chance at a larger share of the noise levels is reported."""
 EDGE = 0.05
 """A setting within this share of its range from an end lies at the edge."""
+LIMITED_BY_IMAGES = 0.2
+"""From this share of the variance on, more test images are advised."""
 FOR_ONE_RUN = ("--report-only", "--retry-failed", "--fail-fast")
 
 
@@ -44,27 +45,24 @@ def run_again(records: Sequence[Record], planned: int, command: str) -> list[Ste
     return [Step("resume", again)] if planned > len(records) else []
 
 
-def at_chance(records: Sequence[Record]) -> list[Step]:
+def at_chance(records: Iterable[Record], judges: Iterable[Judge]) -> list[Step]:
     """What to change for guides and judges at chance level."""
     steps = []
-    for name, check, advice in (
-        ("guide", guide_at_chance, "increase guide.steps, or use more images"),
-        ("judge", judge_at_chance, "increase judge.steps, or choose another judge.network"),
+    for name, found, advice in (
+        (
+            "guide",
+            [str(record.dataset) for record in records if guide_at_chance(record)],
+            "increase guide.steps, or use more images",
+        ),
+        (
+            "judge",
+            [judge.dataset for judge in judges if judge.at_chance],
+            "increase judge.steps, or choose another judge.network",
+        ),
     ):
-        if found := [str(record.dataset) for record in records if check(record)]:
+        if found:
             steps.append(Step("train", f"{name} of {', '.join(found)} at chance: {advice}"))
     return steps
-
-
-def guide_at_chance(record: Record) -> bool:
-    share = record.metrics.get("share_of_t_at_chance", 0.0)
-    return record.kind == "fit_guide" and share > AT_CHANCE
-
-
-def judge_at_chance(record: Record) -> bool:
-    accuracy = record.metrics.get("val_balanced_accuracy", 1.0)
-    chance = record.metrics.get("val_chance_below", 0.0)
-    return record.kind == "fit_judge" and accuracy <= chance
 
 
 def train_networks(
@@ -78,12 +76,13 @@ def train_networks(
     }
     dead: dict[str, list[str]] = {}
     for dataset, network in networks_at_chance(cells, chance, arms):
-        dead.setdefault(network, []).append(dataset)
-    if not dead:
-        return []
-    names = "; ".join(f"{network} ({', '.join(where)})" for network, where in dead.items())
-    advice = "at chance even with real images: train longer or drop them"
-    return [Step("train", f"{advice} (downstream.steps): {names}")]
+        dead.setdefault(dataset, []).append(network)
+    steps = []
+    for dataset, names in dead.items():
+        be, them = ("is", "it") if len(names) == 1 else ("are", "them")
+        where = f"{', '.join(names)} {be} at chance on {dataset} even with real images"
+        steps.append(Step("train", f"{where}: train longer (downstream.steps) or drop {them}"))
+    return steps
 
 
 def equal_trials(trials: Iterable[Record]) -> list[Step]:
@@ -100,13 +99,18 @@ def equal_trials(trials: Iterable[Record]) -> list[Step]:
     return [Step("search", text)]
 
 
-def at_the_edge(records: Iterable[Record], config: StudyConfig) -> list[Step]:
-    """Ranges of the search to widen: the chosen setting lies at their edge."""
+def at_the_edge(
+    records: Iterable[Record], config: StudyConfig, contradicted: Collection[str] = ()
+) -> list[Step]:
+    """Ranges of the search to widen: the chosen setting lies at their edge.
+
+    ``contradicted``: datasets whose confirmation scores another setting higher.
+    """
     if config.search is None:
         return []
     space, found = config.search.space, dict[str, list[str]]()
     for record in records:
-        if record.kind != "search" or record.status != "done":
+        if record.kind != "search" or record.status != "done" or record.dataset in contradicted:
             continue
         value = record.setting["uncertainty_scale"]
         measurement = record.setting["measurement"]
@@ -150,8 +154,10 @@ def unresolved(
     if excludes_zero and row.get("p_holm", 1.0) <= ALPHA:
         return []
     seeds = seeds_for(abs(row["difference"]))
+    by_images = numbers.get(f"contrast/{a}-{b}/image_share", 0.0) >= LIMITED_BY_IMAGES
+    more = "test images" if by_images else "networks"
     advice = (
-        "the difference is too small to resolve by adding seeds; use more test images or datasets"
+        f"the difference is too small to resolve by adding seeds; use more {more} or datasets"
         if seeds is None
         else f"a difference of this size needs about {seeds} seeds (seeds, now "
         f"{len(config.seeds)}), or as many more networks"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from mgdm_ray.cli import next_steps
 from mgdm_ray.cli.next_steps import Step, show
@@ -14,6 +16,7 @@ from mgdm_ray.pipeline.tasks.base import log_path
 from mgdm_ray.results.finalize import REPORT_FILE, Finalizer
 from mgdm_ray.results.mlflow import ui_command
 from mgdm_ray.results.report import result_table
+from mgdm_ray.results.report.assessed import Judge, guide_at_chance, judges
 from mgdm_ray.storage.records import Record
 
 MOST_SHOWN = 20
@@ -24,12 +27,13 @@ BLOCKED_BY = re.compile(r"needs \w+ (\w+), which \w+: ")
 
 def summary(finalizer: Finalizer, known: dict[str, Record]) -> bool:
     """Print results and next steps; False if a job failed or has not run."""
-    records = list(known.values())
+    records = [known[key] for key in finalizer.plan.jobs if key in known]
     _print_block([finalizer.answer()])
     print("\nbalanced accuracy on the test split, mean and sd over networks and seeds\n")
     print(result_table(records))
-    for warning in filter(None, map(warning_of, records)):
-        print(f"\nwarning: {warning}")
+    for record in records:
+        if warning := warning_of(record, finalizer.artefact):
+            print(f"\nwarning: {warning}")
     _print_block(refused_lines(records))
     planned = len(finalizer.plan.jobs)
     missing = planned - len(records)
@@ -101,10 +105,10 @@ def steps_after(finalizer: Finalizer, records: list[Record]) -> list[Step]:
     }
     steps = [
         *next_steps.run_again(records, len(finalizer.plan.jobs), finalizer.command),
-        *next_steps.at_chance(records),
+        *next_steps.at_chance(records, judges(records, finalizer.artefact).values()),
         *next_steps.train_networks(records, chance, finalizer.config.arms),
         *next_steps.equal_trials(trials),
-        *next_steps.at_the_edge(records, finalizer.config),
+        *next_steps.at_the_edge(records, finalizer.config, _contradicted(finalizer, records)),
         *next_steps.unresolved(
             finalizer.headline(),
             finalizer.config,
@@ -116,6 +120,24 @@ def steps_after(finalizer: Finalizer, records: list[Record]) -> list[Step]:
     if address := finalizer.compare_address():
         steps.append(Step("then", address))
     return steps
+
+
+def _contradicted(finalizer: Finalizer, records: Iterable[Record]) -> set[str]:
+    """Datasets whose chosen setting has a lower fresh score than another one."""
+    from mgdm_ray.evaluation.selection_bias import Confirmed
+
+    found = set()
+    for record in records:
+        if record.kind == "confirm" and record.status == "done":
+            folder = finalizer.artefact(record)
+            path = folder / "confirm.json" if folder else None
+            if (
+                path
+                and path.is_file()
+                and Confirmed.of(json.loads(path.read_text())).is_contradicted
+            ):
+                found.add(str(record.dataset))
+    return found
 
 
 def _seeds_to_see(finalizer: Finalizer, difference: float, records: list[Record]) -> int | None:
@@ -133,18 +155,20 @@ def _seeds_to_see(finalizer: Finalizer, difference: float, records: list[Record]
     return seeds_to_see(difference, finalizer.config, counts, cells)
 
 
-def warning_of(record: Record) -> str:
+def warning_of(record: Record, artefact: Callable[[Record], Path | None]) -> str:
     """A warning about a guide or judge at chance level; empty for all other records."""
-    if next_steps.guide_at_chance(record):
+    if guide_at_chance(record):
         share = 100 * record.metrics["share_of_t_at_chance"]
         return (
             f"the guide of {record.dataset} is at chance at {share:.0f} % of the noise levels: "
             "guidance carries little class information at these noise levels"
         )
-    if next_steps.judge_at_chance(record):
-        accuracy = record.metrics["val_balanced_accuracy"]
+    judge = Judge.of(record, artefact)
+    if judge and judge.at_chance:
+        where = " and ".join(f"{split} images" for split in judge.at_chance)
+        shown = ", ".join(f"{value:.2f}" for value in judge.at_chance.values())
         return (
-            f"the judge of {record.dataset} is at chance on validation images (balanced accuracy "
-            f"{accuracy:.2f}): its assessment of synthetic images is unreliable"
+            f"the judge of {record.dataset} is at chance on {where} (balanced accuracy {shown}): "
+            "its assessment of synthetic images is unreliable"
         )
     return ""

@@ -20,6 +20,7 @@ from mgdm_ray.cli.next_steps import (
 )
 from mgdm_ray.config import ScaleRange, StudyConfig
 from mgdm_ray.evaluation.power_analysis import MOST_SEEDS, resolution, seeds_to_see
+from mgdm_ray.results.report.assessed import Judge
 from mgdm_ray.storage.records import WORKER_DIED, Record
 from tests.conftest import TINY
 
@@ -59,10 +60,9 @@ def test_models_that_know_nothing_are_to_be_trained_longer() -> None:
     """Would catch advice for a model that is well, or none for one that is not."""
     guide = Record("g", "fit_guide", "done", dataset="d", metrics={"share_of_t_at_chance": 0.6})
     well = replace(guide, key="h", dataset="e", metrics={"share_of_t_at_chance": 0.5})
-    chance = {"val_chance_below": 0.3, "val_balanced_accuracy": 0.3}
-    judge = Record("j", "fit_judge", "done", dataset="f", metrics=chance)
-    assert at_chance([well, DONE]) == []
-    [one, two] = at_chance([guide, replace(guide, key="k", dataset="c"), well, judge])
+    judge = Judge("f", {"val_chance_below": 0.3, "val_balanced_accuracy": 0.3}, {})
+    assert at_chance([well, DONE], [Judge("e", {"balanced_accuracy": 0.9}, {})]) == []
+    [one, two] = at_chance([guide, replace(guide, key="k", dataset="c"), well], [judge])
     assert "guide of d, c " in one.text
     assert "guide.steps" in one.text
     assert "judge of f " in two.text
@@ -104,6 +104,7 @@ def test_the_range_to_widen_is_that_of_the_measurement() -> None:
     inside = replace(search, setting={**setting, "uncertainty_scale": 0.1})
     assert at_the_edge([inside, DONE], config) == []
     assert at_the_edge([search], study(search=None)) == []
+    assert at_the_edge([search], config, {"d"}) == []
     assert at_the_edge([search, replace(search, dataset="f"), own], config) == [
         Step("widen", "search.space.uncertainty_scale.high, now 0.5: d chose 0.49, f chose 0.49"),
         Step(
@@ -134,7 +135,10 @@ def test_only_what_is_not_resolved_asks_for_more(numbers: dict[str, float], said
     steps = unresolved(numbers, study(), lambda _: 7)
     assert [step.word for step in steps] == ["resolve"] * said
     assert all(" 7 seeds (seeds, now 1)" in step.text for step in steps)
-    assert unresolved(numbers, study(), lambda _: None) != steps or not said
+    shares = ((0.02, "more networks or"), (0.5, "more test images or"))
+    for share, advice in shares if said else ():
+        (step,) = unresolved({**numbers, **headline(image_share=share)}, study(), lambda _: None)
+        assert advice in step.text
 
 
 def test_seeds_that_would_do_agree_with_what_a_plan_says() -> None:
@@ -172,7 +176,7 @@ def test_networks_at_chance_in_every_arm_are_named() -> None:
     rows += [cell("saved", 0.5), cell("saved", 0.9, "disturb")]
     rows += [cell("alive", 0.5), cell("alive", 0.7, seed=1), cell("alive", 0.7, "disturb")]
     (step,) = train_networks(rows, {"d": 0.5}, arms)
-    assert "dead (d)" in step.text
+    assert step.text.startswith("dead is at chance on d ")
     assert "alive" not in step.text
     assert "saved" not in step.text
     assert train_networks(rows, {"d": 0.2}, arms) == []

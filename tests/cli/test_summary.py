@@ -82,4 +82,4 @@ def test_models_at_chance_are_warned_of(
     record: Record, metrics: dict[str, float], warned: bool
 ) -> None:
     """Would catch label flips that are believed although the judge knows nothing."""
-    assert bool(warning_of(replace(record, metrics=metrics))) is warned
+    assert bool(warning_of(replace(record, metrics=metrics), lambda _: None)) is warned

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from markupsafe import Markup
 
 from mgdm_ray.evaluation.stats import Contrast, datasets_needed, detectable_after, summarise
 from mgdm_ray.results.report import cells, page, words
+from mgdm_ray.results.report.assessed import guide_at_chance
 from mgdm_ray.results.report.builder import Builder
 from mgdm_ray.results.report.cells import CellId, Tested
 from mgdm_ray.results.report.figures import outcomes
@@ -56,6 +57,7 @@ def head(report: Builder) -> Markup:
 def save_headline(report: Builder) -> None:
     """``contrast/disturb-duplicate/difference``, ``/low``, ``/high``, ``/p_holm``, ``/cells``.
 
+    And ``/image_share``, the part of the variance that only more test images would reduce.
     Unknown numbers (the interval of a single pair) and contrasts that lack planned cells are left
     out. The lead sentence goes to a file of its own.
     """
@@ -69,6 +71,7 @@ def save_headline(report: Builder) -> None:
             ("high", t.contrast.high),
             ("p_holm", t.p_adjusted),
             ("cells", t.contrast.n),
+            ("image_share", t.contrast.here.image_share if t.contrast.here else math.nan),
         )
         if math.isfinite(value)
     }
@@ -88,7 +91,7 @@ def _answer(report: Builder) -> dict[str, object]:
         return {"lead": lead, "verdict": "", "which": "", "facts": []}
     first, *others = family
     absent = _absent(report, first.contrast)
-    caveats = f"{_sentence_of(first.contrast.note)} {_at_chance(report)}".strip()
+    caveats = [_sentence_of(first.contrast.note), _at_chance(report), *_weak_models(report)]
     return {
         "lead": answer(first, absent),
         "verdict": "incomplete" if absent else first.verdict,
@@ -98,7 +101,7 @@ def _answer(report: Builder) -> dict[str, object]:
             ("Against real alone", _against_real(report, first.contrast.arm_a)),
             ("Other controls", " ".join(_in_short(t, _absent(report, t.contrast)) for t in others)),
             ("Scope", scope_text(first.contrast, len(family))),
-            ("Caveats", caveats),
+            ("Caveats", " ".join(filter(None, caveats))),
         ],
     }
 
@@ -111,6 +114,32 @@ def _at_chance(report: Builder) -> str:
         f"In {len(report.at_chance)} of {pairs} dataset-network pairs the network is at chance in "
         "every arm: these pairs cannot show a difference, and pull the mean towards zero."
     )
+
+
+def _weak_models(report: Builder) -> Iterator[str]:
+    """Guides and judges at chance, and leaked test images, a sentence each."""
+    guides = [
+        f"{record.dataset} ({words.percent(record.metrics['share_of_t_at_chance'])})"
+        for record in report.records
+        if guide_at_chance(record)
+    ]
+    judges = [
+        f"{name} ({' and '.join(judge.at_chance)} images)"
+        for name, judge in report.judges.items()
+        if judge.at_chance
+    ]
+    leaks = [
+        f"{words.counted(len(images), 'test image')} of {name}"
+        for name, images in report.context.leaked.items()
+        if images
+    ]
+    for start, found in (
+        ("The guide is at chance at most noise levels: ", guides),
+        ("The judge is at chance: ", judges),
+        ("Leaked between splits: ", leaks),
+    ):
+        if found:
+            yield f"{start}{', '.join(found)}."
 
 
 def _against_real(report: Builder, arm: str) -> str:
@@ -176,7 +205,10 @@ def evidence_text(tested: Tested, family: int) -> str:
         text += f" With test images varied as well: {words.span(c.here.low, c.here.high)}."
     smallest = detectable_after(c, family)
     if not math.isnan(smallest):
-        text += f" Minimum detectable difference at 80 % power: {smallest:.3f}."
+        text += (
+            f" Minimum detectable difference at 80 % power: {smallest:.3f} (from this study's own "
+            "spread; --plan assumes or measures it beforehand)."
+        )
     return text
 
 

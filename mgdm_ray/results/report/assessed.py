@@ -18,6 +18,8 @@ from mgdm_ray.pipeline.job import FEATURES
 from mgdm_ray.results.report.cells import in_order
 from mgdm_ray.storage.records import Record
 
+AT_CHANCE = 0.5
+"""A guide at chance at a larger share of the noise levels is reported."""
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -30,6 +32,13 @@ class Judge:
     features: Arrays
     """``train/features``, ``train/labels``, ... ``val/``, ``test/``; empty without the artefact."""
 
+    @staticmethod
+    def of(record: Record, artefact: Callable[[Record], Path | None]) -> Judge | None:
+        """None for a record of another kind, and for a judge that is not done."""
+        if record.kind != "fit_judge" or record.status != "done" or not record.dataset:
+            return None
+        return Judge(record.dataset, record.metrics, _arrays(artefact(record)))
+
     @property
     def accuracy(self) -> float:
         """Balanced accuracy on the test split; nan where the record has none."""
@@ -38,15 +47,23 @@ class Judge:
                 return self.metrics[name]
         return math.nan
 
-    @property
-    def chance_limit(self) -> float:
-        """See ``evaluation.chance``; nan without test labels."""
-        labels = self.features.get("test/labels")
-        return math.nan if labels is None or len(labels) == 0 else chance_limit(labels)
+    def chance_limit(self, split: str) -> float:
+        """See ``evaluation.chance``; nan where neither labels nor the record tell it."""
+        labels = self.features.get(f"{split}/labels")
+        if labels is None or len(labels) == 0:
+            return self.metrics.get(f"{split}_chance_below", math.nan)
+        return chance_limit(labels)
 
     @property
-    def at_chance(self) -> bool:
-        return self.accuracy <= self.chance_limit
+    def at_chance(self) -> dict[str, float]:
+        """Balanced accuracy by split, of those on which the judge is within its chance limit."""
+        validation = self.metrics.get("val_balanced_accuracy", math.nan)
+        found = {"validation": ("val", validation), "test": ("test", self.accuracy)}
+        return {
+            name: value
+            for name, (split, value) in found.items()
+            if value <= self.chance_limit(split)
+        }
 
 
 @dataclass(frozen=True)
@@ -79,11 +96,14 @@ def judges(
     records: Iterable[Record], artefact: Callable[[Record], Path | None]
 ) -> dict[str, Judge]:
     """By dataset."""
-    return {
-        record.dataset: Judge(record.dataset, record.metrics, _arrays(artefact(record)))
-        for record in records
-        if record.kind == "fit_judge" and record.status == "done" and record.dataset
-    }
+    found = (Judge.of(record, artefact) for record in records)
+    return {judge.dataset: judge for judge in found if judge}
+
+
+def guide_at_chance(record: Record) -> bool:
+    """Whether it is a guide at chance at more than AT_CHANCE of the noise levels."""
+    share = record.metrics.get("share_of_t_at_chance", 0.0)
+    return record.kind == "fit_guide" and share > AT_CHANCE
 
 
 def assessments(

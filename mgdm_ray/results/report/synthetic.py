@@ -90,16 +90,19 @@ def _judges(report: Builder) -> Markup:
     rows: list[Row] = [
         [
             dataset,
-            number(judge.metrics.get("val_balanced_accuracy")),
-            number(judge.accuracy),
             number(report.chance.get(dataset)),
-            number(judge.chance_limit),
-            "at chance" if judge.at_chance else "",
+            number(judge.metrics.get("val_balanced_accuracy")),
+            number(judge.chance_limit("val")),
+            number(judge.accuracy),
+            number(judge.chance_limit("test")),
+            f"at chance on {' and '.join(judge.at_chance)} images" if judge.at_chance else "",
         ]
         for dataset, judge in report.judges.items()
     ]
-    header = ["judge of", "validation", "test", "chance", "chance, upper 95 % limit", "caveat"]
-    return report.table("judges", header, rows, "Balanced accuracy of the judge", words=(5,))
+    header = ["judge of", "chance", "validation", "chance limit, validation", "test",
+              "chance limit, test", "caveat"]  # fmt: skip
+    caption = "Balanced accuracy of the judge, and the upper 95 % limit of chance in each split"
+    return report.table("judges", header, rows, caption, words=(6,))
 
 
 def _overall(report: Builder, dataset: str, found: Sequence[Assessed]) -> Markup:

@@ -52,7 +52,8 @@ SEARCHES = {
     "not resolvable": {"transfer": Agreement(0.9, 0.5, 1.0, 0.06, 6)},
     "too low": {"chosen": Optimism(0.5, 0.6, -0.2, -0.1, 4)},
     "interval with 0": {"chosen": Optimism(0.6, 0.5, -0.1, 0.3, 4)},
-    "no interval": {"chosen": Optimism(0.6, 0.5, math.nan, math.nan, 1)},
+    "two seeds": {"chosen": Optimism(0.6, 0.5, -0.7, 0.9, 4), "seeds": 2},
+    "no interval": {"chosen": Optimism(0.6, 0.5, math.nan, math.nan, 3)},
 }
 NEARER = {"a": (1.0, 0.0, 0.3), "b": (2.0, 0.0, 0.2), "c": (3.0, 0.0, 0.1)}
 FARTHER = {
@@ -62,8 +63,8 @@ FARTHER = {
 
 def search_result(**changes: object) -> Confirmed:
     values: dict[str, object] = {
-        "trials": 8, "numbers": (1, 2), "chosen": Optimism(0.6, 0.5, 0.05, 0.15, 4), "shared": 0.0,
-        "transfer": None, "repeat": SELF, "means": (),
+        "trials": 8, "numbers": (1, 2), "chosen": Optimism(0.6, 0.5, 0.05, 0.15, 4),
+        "shared": 0.0, "seeds": 3, "transfer": None, "repeat": SELF, "means": (),
     }  # fmt: skip
     return Confirmed(**{**values, **changes})  # type: ignore[arg-type]
 

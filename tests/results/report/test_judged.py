@@ -70,7 +70,9 @@ def test_a_judge_that_guesses_is_called_so(tmp_path: Path, written: tuple[Path, 
     """Catches flips and entropies of a judge that knows nothing taken at face value."""
     assert [row["caveat"] for row in rows_of(written[0], "judges")] == [""]
     path, _ = report(small(tmp_path / "b", accuracy=0.55), tmp_path / "t")
-    assert [row["caveat"] for row in rows_of(path, "judges")] == ["at chance"]
+    assert [row["caveat"] for row in rows_of(path, "judges")] == [
+        "at chance on validation and test images"
+    ]
     assert 'class="warning">On d' in path.read_text()
     assert 'class="warning">On d' not in written[0].read_text()
 
@@ -82,6 +84,8 @@ def test_a_judge_at_chance_by_hand() -> None:
     assert judge.at_chance
     assert not replace(judge, metrics={"test_balanced_accuracy": 0.6}).at_chance
     assert not Judge("d", {"balanced_accuracy": 0.5}, {}).at_chance  # the limit is unknown
+    weak = {"balanced_accuracy": 0.9, "val_balanced_accuracy": 0.3, "val_chance_below": 0.3}
+    assert Judge("d", weak, {}).at_chance == {"validation": 0.3}
 
 
 def test_records_without_files_give_the_table_only(tmp_path: Path) -> None:
