@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -190,6 +191,7 @@ def test_what_a_confirmation_says_by_hand() -> None:
     assert found.seeds == 2
     assert math.isnan(found.bounds[0])  # two seeds are too few
     assert not found.is_contradicted
+    assert replace(found, means=(*found.means, (0.5, 0.7, 0.1))).is_contradicted
     assert found.shared == pytest.approx((0.3 + 0.1 - 0.1) / 3)
     assert found.means[0] == pytest.approx((0.9, 0.6, 0.4))
     assert found.transfer is not None

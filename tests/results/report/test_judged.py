@@ -12,6 +12,7 @@ import pytest
 from mgdm_ray.results.report import breakdowns, cells, words, write_report
 from mgdm_ray.results.report.assessed import Judge
 from mgdm_ray.results.report.synthetic import rank_correlation
+from mgdm_ray.storage.records import Record
 from tests.judged_example import add_judged, add_ratios
 from tests.results.report.test_report import cell, read_page, rows_of
 from tests.study_example import ARMS, Example
@@ -69,7 +70,12 @@ def test_copies_stand_beside_the_share_of_real_images(written: tuple[Path, str])
 def test_a_judge_that_guesses_is_called_so(tmp_path: Path, written: tuple[Path, str]) -> None:
     """Catches flips and entropies of a judge that knows nothing taken at face value."""
     assert [row["caveat"] for row in rows_of(written[0], "judges")] == [""]
-    path, _ = report(small(tmp_path / "b", accuracy=0.55), tmp_path / "t")
+    example = small(tmp_path / "b", accuracy=0.55)
+    metrics = {"share_of_t_at_chance": 0.75}
+    example.records.append(Record("g", "fit_guide", "done", dataset="d", metrics=metrics))
+    path, words = report(example, tmp_path / "t")
+    assert "The guide is at chance at most noise levels: d (75 %)." in words
+    assert "The judge is at chance: d (validation and test images)." in words
     assert [row["caveat"] for row in rows_of(path, "judges")] == [
         "at chance on validation and test images"
     ]

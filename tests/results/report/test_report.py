@@ -232,6 +232,20 @@ def test_result_rows_by_hand() -> None:
     assert len({len(line) for line in text.splitlines()[:2]}) == 1
 
 
+def test_means_that_differ_by_rounding_are_all_bold(tmp_path: Path, example: Example) -> None:
+    """Catches a winner among equals, by the order of a sum; and another order of datasets than
+    the study's."""
+    values = {"real": 0.9, "duplicate": 0.9, "disturb": 0.9031250000000001}
+    records = [cell(a, v, dataset=d) for d in ("e", "d") for a, v in values.items()]
+    records.append(cell("generate", 0.903125, dataset="e"))
+    infos = [{"name": name} for name in ("e", "d")]
+    path = write_report(tmp_path, records, example.context(expected_cells=(), datasets=infos))
+    bold = re.findall(r'<td class="best"[^>]*>([\d.]+)', path.read_text())
+    assert bold == ["0.903"] * 6
+    assert result_rows(records)[0] == ["arm", "e", "vs real", "d", "vs real"]
+    assert path.read_text().index("Balanced accuracy: e") < path.read_text().index("accuracy: d")
+
+
 def test_result_table_without_cells() -> None:
     assert result_table([]) == "no cell has been evaluated yet"
 

@@ -129,7 +129,9 @@ def test_without_leaked_images(tmp_path: Path) -> None:
                 right[leaked] = arm == "disturb"
                 study.add("p", network, arm, seed, right)
     path = write_report(tmp_path, study.records, study.context(leaked={"p": leaked}))
-    assert "16 of p" in read_page(path)[0].sections["statistics"]
+    page, _ = read_page(path)
+    assert "16 of p" in page.sections["statistics"]
+    assert "Leaked between splits: 16 test images of p." in page.sections["head"]
     (row,) = rows_of(path, "without_leaked")
     paired = pair_predictions(
         read_predictions(study.records, lambda record: study.root / record.key),
