@@ -14,7 +14,7 @@ from mgdm_ray.config import NETWORKS, TORCHVISION, DownstreamConfig, InputError,
 from mgdm_ray.data.load import to_tensor
 from mgdm_ray.data.phantoms import draw_split
 
-STEPS = {"alexnet": 40, "squeezenet1_1": 60}
+STEPS = {"alexnet": 24, "squeezenet1_1": 60}
 """Steps until the loss has fallen, where it takes more than 8: neither has batch norm."""
 LIGHT = ("squeezenet1_1", "mobilenet_v2")
 
@@ -39,6 +39,9 @@ def test_the_loss_falls_on_a_phantom(name: str, dataset: str, channels: int, cla
     """
     images, labels = phantom(dataset)
     network = build_network(name, classes, channels, 28, "phantom", 0)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # its luck differs between processors
     config = DownstreamConfig(steps=STEPS.get(name, 8), batch_size=16, learning_rate=5e-4)
     history = fit(network, images, labels, Recipe(config, classes, ("phantom", 0))).history
     losses = [row["loss"] for row in history]
