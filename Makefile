@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
 # Tests that need the .npz files of MGDM_DATA_DIR skip without. PYTEST_ARGS adds options.
-PYTEST = $(BIN)/python -m pytest -n 2 --dist loadscope $(PYTEST_ARGS)
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 FAST := not slow and not long and not cluster and not network
 
 .PHONY: study test test-rest test-all test-long check docs cluster-check setup clean

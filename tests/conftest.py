@@ -34,10 +34,16 @@ HEAVY = {"browser", "bucket", "site", "workshop"}
 """Fixtures that take so long that the tests that use them are slow ones."""
 
 
+FIRST = ("test_study.py", "test_search.py", "test_store_crashes.py", "test_networks.py")
+"""Modules that take longest: started last, one of two workers would wait for the other."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HEAVY.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+    places = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(FIRST)))
 
 
 TINY: dict[str, Any] = {

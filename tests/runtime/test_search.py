@@ -180,6 +180,7 @@ def test_a_trial_whose_worker_is_killed_starts_over(
     assert rows == undisturbed
 
 
+@pytest.mark.slow
 def test_a_trial_whose_worker_dies_too_often_is_tried_at_the_next_start(
     tmp_path: Path, undisturbed: list[dict[str, Any]]
 ) -> None:
@@ -211,6 +212,7 @@ def test_a_trial_that_fails_says_why_and_the_others_go_on(tmp_path: Path) -> Non
     assert all(set(row) >= {"setting", "number", "seconds", "status"} - {"seconds"} for row in rows)
 
 
+@pytest.mark.slow
 def test_a_search_in_which_all_has_failed_starts_anew(tmp_path: Path) -> None:
     """Would catch --retry-failed that reads the old failures and tries nothing."""
     job = search_job(trials=2, start=[], space={"measurement": ["energy"]})
@@ -244,6 +246,7 @@ def test_two_objectives_choose_the_most_accurate_setting_of_the_front(tmp_path: 
             assert not any(o["score"] > row["score"] and o["cost"] < row["cost"] for o in rows)
 
 
+@pytest.mark.slow
 def test_repeats_are_averaged(tmp_path: Path) -> None:
     """Would catch repeats of one seed, and means over networks that weigh seeds."""
     one = example.run(search_job(trials=2), tmp_path / "one")[1]

@@ -173,7 +173,14 @@ FILE_OPERATIONS = [
     ),
 ]
 OPERATIONS = [*STORE_OPERATIONS, *FILE_OPERATIONS]
-BY_NAME = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda o: o.name)
+LONG = ("commit after another", "commit over rubbish")
+BY_NAME = pytest.mark.parametrize(
+    "operation",
+    [
+        pytest.param(o, id=o.name, marks=[pytest.mark.slow] if o.name in LONG else [])
+        for o in OPERATIONS
+    ],
+)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from mgdm_ray.evaluation.stats import Contrast, datasets_needed, detectable_afte
 from mgdm_ray.results.report import cells, page, words
 from mgdm_ray.results.report.assessed import guide_at_chance
 from mgdm_ray.results.report.builder import Builder
-from mgdm_ray.results.report.cells import CellId, Tested
+from mgdm_ray.results.report.cells import CellId, AdjustedContrast
 from mgdm_ray.results.report.figures import outcomes
 from mgdm_ray.results.report.table import Cell, Row, number
 
@@ -159,7 +159,7 @@ def _absent(report: Builder, c: Contrast) -> int:
     return sum(cell not in report.cells for cell in report.expected if cell[2] in arms)
 
 
-def answer(tested: Tested, absent: int = 0) -> str:
+def answer(tested: AdjustedContrast, absent: int = 0) -> str:
     """The answer in one sentence with its interval; none where planned cells are ``absent``."""
     c, verdict = tested.contrast, tested.verdict
     if c.n == 0:
@@ -193,7 +193,7 @@ def _unresolved(c: Contrast) -> str:
     return "not resolvable, the tests do not all agree with this interval"
 
 
-def evidence_text(tested: Tested, family: int) -> str:
+def evidence_text(tested: AdjustedContrast, family: int) -> str:
     """p, wins and losses, and the minimum detectable difference."""
     c = tested.contrast
     if c.n == 0:
@@ -225,7 +225,7 @@ def scope_text(c: Contrast, family: int) -> str:
     return f"Not covered: {', '.join(other)}, longer training."
 
 
-def _in_short(tested: Tested, absent: int) -> str:
+def _in_short(tested: AdjustedContrast, absent: int) -> str:
     c, verdict = tested.contrast, "incomplete" if absent else tested.verdict
     against = NOUN.get(c.arm_b, f"{c.arm_b} ({c.arm_a})")
     if c.n == 0:

@@ -18,7 +18,7 @@ from mgdm_ray.evaluation.stats import PRIMARY, ImageContrast, image_contrast
 from mgdm_ray.pipeline.trials import Trial
 from mgdm_ray.results.report import cells, jobs, page, paired_predictions
 from mgdm_ray.results.report.assessed import assessments, judges
-from mgdm_ray.results.report.cells import CellId, Tested
+from mgdm_ray.results.report.cells import CellId, AdjustedContrast
 from mgdm_ray.results.report.figures import base
 from mgdm_ray.results.report.table import Cell, Table, csv_text
 from mgdm_ray.results.report.thumbnails import light
@@ -110,13 +110,13 @@ class Builder:
         self.assessed = self._in_order(assessments(self.records, context.artefact))
         self.problems = jobs.problems(self.records, self.expected)
 
-    def contrasts(self, pairs: Sequence[tuple[str, str]]) -> list[Tested]:
+    def contrasts(self, pairs: Sequence[tuple[str, str]]) -> list[AdjustedContrast]:
         why = cells.reasons(self.records)
         return cells.contrasts(
             self.cells, pairs, self.arms, self.expected, self.origins, why, self.over_images
         )
 
-    def contrasts_above_chance(self, pairs: Sequence[tuple[str, str]]) -> list[Tested]:
+    def contrasts_above_chance(self, pairs: Sequence[tuple[str, str]]) -> list[AdjustedContrast]:
         """The same without networks at chance in every arm, over cells only."""
         kept = {cell: v for cell, v in self.cells.items() if cell[:2] not in self.at_chance}
         expected = [cell for cell in self.expected if cell[:2] not in self.at_chance]

@@ -50,7 +50,7 @@ CellId = tuple[str, str, str, int]
 
 
 @dataclass(frozen=True)
-class Tested:
+class AdjustedContrast:
     """A contrast and its Holm-adjusted p within its family."""
 
     contrast: Contrast
@@ -164,7 +164,7 @@ def contrasts(
     origins: Mapping[str, str] | None = None,
     why: Mapping[CellId, str] | None = None,
     over_images: Callable[[tuple[str, str]], ImageContrast | None] = lambda pair: None,  # noqa: ARG005
-) -> list[Tested]:
+) -> list[AdjustedContrast]:
     """The contrasts of those pairs whose arms the study has, as one Holm family.
 
     A pair that lacks some of the ``expected`` cells is not tested, but counts in the family;
@@ -191,4 +191,4 @@ def contrasts(
         )
     ]
     adjusted = holm([math.nan if c.missing else c.p_tested for c in found])
-    return [Tested(contrast, p) for contrast, p in zip(found, adjusted, strict=True)]
+    return [AdjustedContrast(contrast, p) for contrast, p in zip(found, adjusted, strict=True)]

@@ -14,7 +14,7 @@ from mgdm_ray.results.report import cells
 from mgdm_ray.results.report.answer import badge, mean_cell
 from mgdm_ray.results.report.breakdowns import networks, ratios
 from mgdm_ray.results.report.builder import Builder
-from mgdm_ray.results.report.cells import CellId, Tested
+from mgdm_ray.results.report.cells import CellId, AdjustedContrast
 from mgdm_ray.results.report.figures import outcomes
 from mgdm_ray.results.report.page import render
 from mgdm_ray.results.report.table import Cell, Row, interval, number, p_value
@@ -125,7 +125,7 @@ def contrasts(report: Builder) -> Markup:
 
 
 def _contrast_table(
-    report: Builder, name: str, caption: str, family: Sequence[Tested]
+    report: Builder, name: str, caption: str, family: Sequence[AdjustedContrast]
 ) -> Markup | str:
     header = ["contrast", "difference", "95 % interval", "p", "p (Holm)", "p (datasets)", "dz",
               "wins", "ties", "losses", "verdict"]  # fmt: skip
@@ -173,7 +173,7 @@ def _size_cell(c: Contrast) -> Cell:
     return replace(cell, parts={"rank_biserial": c.rank_biserial}, small=small)
 
 
-def _notes(family: Iterable[Tested]) -> list[str]:
+def _notes(family: Iterable[AdjustedContrast]) -> list[str]:
     """Every caveat once, with the contrasts that it belongs to."""
     notes: dict[str, list[str]] = {}
     for t in family:

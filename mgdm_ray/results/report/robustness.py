@@ -19,7 +19,7 @@ from mgdm_ray.evaluation.stats import (
 )
 from mgdm_ray.evaluation.stats.ranks import critical_difference
 from mgdm_ray.results.report.builder import Builder
-from mgdm_ray.results.report.cells import Tested
+from mgdm_ray.results.report.cells import AdjustedContrast
 from mgdm_ray.results.report.figures import outcomes
 from mgdm_ray.results.report.page import render
 from mgdm_ray.results.report.paired_predictions import common_cells, pair_predictions, without
@@ -48,12 +48,12 @@ def robustness(report: Builder) -> Markup | None:
     )
 
 
-def _tested(report: Builder) -> list[Tested]:
+def _tested(report: Builder) -> list[AdjustedContrast]:
     return [t for t in report.primary or report.secondary if t.contrast.n]
 
 
 def _paired(
-    report: Builder, tested: Tested, together: bool = False
+    report: Builder, tested: AdjustedContrast, together: bool = False
 ) -> dict[str, PairedPredictions] | None:
     """Predictions of both arms by dataset; ``together``: variants of a dataset in one group."""
     common = common_cells(report.cells, tested.pair)

@@ -12,7 +12,7 @@ from mgdm_ray.evaluation.selection_bias import Agreement, Confirmed, Optimism
 from mgdm_ray.evaluation.stats import Contrast
 from mgdm_ray.results.report import ANSWER_FILE, HEADLINE_FILE, write_report
 from mgdm_ray.results.report.answer import answer, evidence_text, scope_text
-from mgdm_ray.results.report.cells import Tested
+from mgdm_ray.results.report.cells import AdjustedContrast
 from mgdm_ray.results.report.searches import optimism_text, transfer_text
 from mgdm_ray.results.report.synthetic import distance_text
 from mgdm_ray.results.report.words import signed, span
@@ -23,12 +23,12 @@ from tests.study_example import make_example
 
 def found(
     difference: float, low: float, high: float, p: float = 0.01, p_datasets: float = 0.5
-) -> Tested:
+) -> AdjustedContrast:
     contrast = Contrast(
         difference, low, high, p, 20, 3, 17, 0.1, 40, "rough", "disturb", "duplicate", 4,
         p_datasets,
     )  # fmt: skip
-    return Tested(contrast, p)
+    return AdjustedContrast(contrast, p)
 
 
 CASES = {
