@@ -13,7 +13,7 @@ from mgdm_ray.evaluation.stats import Contrast, datasets_needed, detectable_afte
 from mgdm_ray.results.report import cells, page, words
 from mgdm_ray.results.report.assessed import guide_at_chance
 from mgdm_ray.results.report.builder import Builder
-from mgdm_ray.results.report.cells import CellId, AdjustedContrast
+from mgdm_ray.results.report.cells import AdjustedContrast, CellId
 from mgdm_ray.results.report.figures import outcomes
 from mgdm_ray.results.report.table import Cell, Row, number
 

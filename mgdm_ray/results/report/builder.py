@@ -18,7 +18,7 @@ from mgdm_ray.evaluation.stats import PRIMARY, ImageContrast, image_contrast
 from mgdm_ray.pipeline.trials import Trial
 from mgdm_ray.results.report import cells, jobs, page, paired_predictions
 from mgdm_ray.results.report.assessed import assessments, judges
-from mgdm_ray.results.report.cells import CellId, AdjustedContrast
+from mgdm_ray.results.report.cells import AdjustedContrast, CellId
 from mgdm_ray.results.report.figures import base
 from mgdm_ray.results.report.table import Cell, Table, csv_text
 from mgdm_ray.results.report.thumbnails import light

@@ -14,7 +14,7 @@ from mgdm_ray.results.report import cells
 from mgdm_ray.results.report.answer import badge, mean_cell
 from mgdm_ray.results.report.breakdowns import networks, ratios
 from mgdm_ray.results.report.builder import Builder
-from mgdm_ray.results.report.cells import CellId, AdjustedContrast
+from mgdm_ray.results.report.cells import AdjustedContrast, CellId
 from mgdm_ray.results.report.figures import outcomes
 from mgdm_ray.results.report.page import render
 from mgdm_ray.results.report.table import Cell, Row, interval, number, p_value
