@@ -22,7 +22,7 @@ from mgdm_ray.storage.remote.store import RemoteStore
 from tests.chaos.storm import PATIENCE_S, PHASES, Storm, check_results, processes, quick_head
 from tests.conftest import TINY
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+pytestmark = [pytest.mark.long, pytest.mark.cluster]
 
 
 class Machines:
@@ -115,7 +115,6 @@ def test_machines_that_go_change_nothing(
     assert not [name for name in left if name.startswith(("work/", "claims/", "drivers/"))]
 
 
-@pytest.mark.long
 def test_two_studies_share_a_cluster(bucket: str, machines: Machines, tmp_path: Path) -> None:
     """Would catch a study that waits until the other one is through: half of the first one's
     cells must not be over before the second one has any."""

@@ -286,7 +286,7 @@ TINY_RUN = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_init_writes_runs(tmp_path: Path, here: Path) -> None:
     """Catches a study that plans but whose sizes no job takes, down to the report."""
     root = tree(tmp_path / "scans", {"a": 20, "b": 16})
