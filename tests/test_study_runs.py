@@ -47,6 +47,7 @@ def wait_until(happened: Callable[[], object], patience_s: float = 300) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.long
 def test_two_drivers_from_nothing_give_the_one_result(
     finished_study: Finished, tmp_path: Path
 ) -> None:

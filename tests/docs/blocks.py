@@ -3,7 +3,7 @@
 A comment above a block, which no reader sees, is its verdict:
 
     <!-- test: run -->              each command is run; where the block shows output, it must come
-    <!-- test: run slow -->         the same, in a test that is marked slow
+    <!-- test: run slow -->         the same, in a test that is marked slow (or: run long)
     <!-- test: run, exit 2 -->      the same, for commands that are meant to fail
     <!-- test: serve -->            the last command is a server: it must answer
     <!-- test: parse (reason) -->   not run here: programs and options must exist
@@ -19,6 +19,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import pytest
 
 from tests.conftest import ROOT
 
@@ -49,8 +51,10 @@ class Block:
         return self.verdict.startswith("run")
 
     @property
-    def is_slow(self) -> bool:
-        return self.verdict.startswith("run slow")
+    def marks(self) -> list[pytest.MarkDecorator]:
+        """Of the test that runs it: ``slow``, ``long`` or none."""
+        word = self.verdict.removeprefix("run ").partition(",")[0]
+        return [getattr(pytest.mark, word)] if word in ("slow", "long") else []
 
     @property
     def exit_code(self) -> int:

@@ -23,7 +23,7 @@ from tests.docs.blocks import (
 from tests.docs.workshop import Workshop
 
 BLOCKS = all_blocks()
-VERDICTS = r"run( slow)?(, exit \d)?|serve|parse \(.+\)|output|file [\w./-]+"
+VERDICTS = r"run( slow| long)?(, exit \d)?|serve|parse \(.+\)|output|file [\w./-]+"
 A_COMMAND = re.compile(r"^\$ |^(python|make|pip|mlflow|ray|bash|cluster/\S+\.sh)\b", re.MULTILINE)
 CHANGING = re.compile(r"\s*(\d+:\d\d |warning:|train:|search:|resolve:|widen:)")
 BASE = {"name": "base", "datasets": ["phantom-fundus"], "networks": ["alexnet"]}
@@ -31,9 +31,7 @@ BASE = {"name": "base", "datasets": ["phantom-fundus"], "networks": ["alexnet"]}
 
 def named(found: list[Block]) -> list[object]:
     """As parameters; a slow block's test is marked so."""
-    return [
-        pytest.param(b, id=b.name, marks=[pytest.mark.slow] if b.is_slow else []) for b in found
-    ]
+    return [pytest.param(b, id=b.name, marks=b.marks) for b in found]
 
 
 @pytest.mark.parametrize("block", named(BLOCKS))

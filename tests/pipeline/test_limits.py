@@ -34,7 +34,7 @@ def stamps(storage: Path) -> dict[str, int]:
     return {str(p): p.stat().st_mtime_ns for p in storage.glob("artifacts/*/*/done")}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_limits_refuse_and_show_again_and_compute_nothing_twice(tmp_path: Path) -> None:
     """Would catch cells of refused images that are trained, shown or forgotten; cells from a time
     without limits that are shown before anyone has looked at their images; limits that change a
