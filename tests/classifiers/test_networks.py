@@ -40,7 +40,7 @@ def test_the_loss_falls_on_a_phantom(name: str, dataset: str, channels: int, cla
     images, labels = phantom(dataset)
     network = build_network(name, classes, channels, 28, "phantom", 0)
     for module in network.modules():
-        if isinstance(module, torch.nn.Dropout):
+        if name == "alexnet" and isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # its luck differs between processors
     config = DownstreamConfig(steps=STEPS.get(name, 8), batch_size=16, learning_rate=5e-4)
     history = fit(network, images, labels, Recipe(config, classes, ("phantom", 0))).history
