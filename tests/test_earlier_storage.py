@@ -1,10 +1,13 @@
 """A storage that an earlier version made is the same storage: nothing is computed again.
 
-To keep the archive small it lacks the judge's weights: the judge counts as damaged.
+To keep the archive small it lacks the judge's weights: the judge counts as damaged. The tests run
+with the ``VERSIONS`` that it was made with (``earlier-versions.json``): a version raised since
+makes new jobs on purpose, and everything else that could lose the old ones is still caught.
 """
 
 from __future__ import annotations
 
+import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from mgdm_ray.config.file import read_study
+from mgdm_ray.pipeline.job import VERSIONS
 from mgdm_ray.runtime import engine
 from mgdm_ray.storage.records import read_records
 from mgdm_ray.storage.store import Store
@@ -20,6 +24,13 @@ from tests.finished import plan_of
 
 FIXTURES = Path(__file__).parent / "fixtures"
 STUDY = FIXTURES / "earlier.yaml"
+
+
+@pytest.fixture(autouse=True)
+def versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    then = json.loads((FIXTURES / "earlier-versions.json").read_text(encoding="utf-8"))
+    for kind, version in then.items():
+        monkeypatch.setitem(VERSIONS, kind, version)
 
 
 @pytest.fixture

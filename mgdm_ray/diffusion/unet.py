@@ -47,6 +47,7 @@ def build_denoiser(
             num_res_blocks=config.num_res_blocks,
             num_head_channels=HEAD_CHANNELS,
             norm_num_groups=_norm_groups(config),
+            use_flash_attention=True,
             num_class_embeds=num_classes + 1,
         )
     return model
@@ -83,6 +84,7 @@ def build_guide(
             num_res_blocks=[config.num_res_blocks] * len(config.channels),
             num_head_channels=HEAD_CHANNELS,
             norm_num_groups=_norm_groups(config),
+            use_flash_attention=True,
         )
         model.out = PooledHead(config.channels[-1], num_classes, dropout)
     return model

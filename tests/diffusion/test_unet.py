@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.networks.blocks.selfattention import SABlock
 from torch import nn
 
 from mgdm_ray.config import UNetConfig
 from mgdm_ray.diffusion.unet import MEMBERS, build_denoiser, build_guide, null_label
+from tests.diffusion.conftest import give_every_weight_influence
 
 DEFAULT = UNetConfig(channels=(16, 32, 48))
 
@@ -58,6 +60,50 @@ def test_an_untrained_denoiser_predicts_zero():
     model = build_denoiser(DEFAULT, 1, 2, 0)
     x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     assert not bool(model(x, torch.tensor([5]), class_labels=torch.tensor([1])).any())
+
+
+def attention_off_flash(network):
+    """Make MONAI's attention blocks compute the whole matrix; how many there are."""
+    blocks = [m for m in network.modules() if isinstance(m, SABlock)]
+    assert all(block.use_flash_attention for block in blocks)
+    for block in blocks:
+        block.use_flash_attention = False
+    return len(blocks)
+
+
+@pytest.mark.parametrize("build", [build_denoiser, build_guide])
+def test_flash_attention_is_attention(build):
+    """Catches an attention without its scale or heads, other weights, and one that is not on: the
+    matrix of 256 x 256 positions and two heads would be kept for backward, 512 KiB an image."""
+    config = UNetConfig(channels=(32, 32), attention=(True, True))
+    flash, plain = build(config, 3, 2, 0), build(config, 3, 2, 0)
+    for network in (flash, plain):
+        give_every_weight_influence(network)
+    assert attention_off_flash(plain) >= 2
+    assert list(flash.state_dict()) == list(plain.state_dict())
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    labels = {"class_labels": torch.tensor([0, 1])} if build is build_denoiser else {}
+    outputs, gradients, largest = [], [], []
+    for network in (flash, plain):
+        sizes = []
+
+        def kept(tensor, sizes=sizes):
+            sizes.append(tensor.untyped_storage().nbytes())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
+            outputs.append(network(x, torch.tensor([5, 900]), **labels))
+        outputs[-1].square().sum().backward()
+        gradients.append({n: p.grad for n, p in network.named_parameters()})
+        largest.append(max(sizes))
+    scale = float(outputs[1].detach().abs().max())
+    assert float((outputs[0] - outputs[1]).detach().abs().max()) < 2e-6 * max(1.0, scale)
+    for name, gradient in gradients[0].items():
+        other = gradients[1][name]
+        bound = 1e-5 * float(other.abs().max()) + 1e-6
+        torch.testing.assert_close(gradient, other, rtol=0, atol=bound, msg=name)
+    matrix = 2 * 2 * 256 * 256 * 4
+    assert largest[1] >= matrix > largest[0]
 
 
 def test_no_norm_works_on_single_channels():

@@ -1,7 +1,9 @@
 """Keys of results are what they were when the layout changed: nobody has to compute anew.
 
-``keys.json`` was written before that change. A deliberate change of a result raises a kind's
-version, and then ``python -m tests.pipeline.test_keys`` writes it again.
+``keys.json`` was written before that change and holds the ``VERSIONS`` of then, with which the
+plans are made here: a kind whose version was raised since, for a deliberate change of a result, has
+other keys, but all that enters them besides is still proved to be the same. New cases:
+``python -m tests.pipeline.test_keys`` writes the file again, with the versions that it holds.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from mgdm_ray.config.file import read_study
+from mgdm_ray.pipeline.job import KINDS, VERSIONS
 from mgdm_ray.pipeline.plan import make_plan
 from mgdm_ray.seeding import content_key
 from tests.conftest import ROOT
@@ -113,20 +116,49 @@ def cases() -> dict[str, tuple[str, list[str]]]:
     }
 
 
+def golden() -> tuple[dict[str, int], dict[str, Any]]:
+    """The versions that ``keys.json`` was written with, and the keys of each case."""
+    found = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    return found.pop("versions"), found
+
+
 @pytest.mark.parametrize("case", cases())
-def test_keys_are_what_they_were(case: str) -> None:
+def test_keys_are_what_they_were(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch a default, a field or a form in the inputs that makes all users compute anew."""
-    assert keys(*cases()[case]) == json.loads(GOLDEN.read_text(encoding="utf-8"))[case]
+    versions, found = golden()
+    for kind, version in versions.items():
+        monkeypatch.setitem(VERSIONS, kind, version)
+    assert keys(*cases()[case]) == found[case]
+
+
+def test_versions_only_rise() -> None:
+    """Would catch a version that falls back, and finds artefacts of other code; a kind that
+    ``keys.json`` does not know."""
+    versions, _ = golden()
+    assert sorted(versions) == sorted(KINDS)
+    assert all(VERSIONS[kind] >= version >= 1 for kind, version in versions.items())
+
+
+def test_a_raised_version_changes_its_kind_and_what_needs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Would catch a version that enters no key: the versions above would then prove nothing."""
+    before = keys("quickstart", [])
+    monkeypatch.setitem(VERSIONS, "fit_guide", VERSIONS["fit_guide"] + 1)
+    after = keys("quickstart", [])
+    same = {kind for kind in before if before[kind] == after[kind]}
+    assert same == {"fit_denoiser", "generate", "encode", "fit_judge"}
 
 
 def test_every_field_of_a_study_that_enters_keys_is_varied() -> None:
     """Would catch variants that all give the same keys, which would prove nothing."""
-    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
-    same = {name for name, found in golden.items() if found == golden["quickstart"]}
+    _, cases = golden()
+    same = {name for name, found in cases.items() if found == cases["quickstart"]}
     assert same == {"quickstart", "quickstart, limits", "quickstart, where it runs"}
 
 
 if __name__ == "__main__":
-    found = {name: keys(*case) for name, case in cases().items()}
+    VERSIONS |= golden()[0]
+    found = {"versions": dict(VERSIONS), **{name: keys(*case) for name, case in cases().items()}}
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(kinds)}" for name, kinds in found.items())
     GOLDEN.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
