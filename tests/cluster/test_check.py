@@ -11,6 +11,7 @@ import pytest
 
 from cluster.check import FOLDER, RULES, problems
 from cluster.rules import common, ray_up
+from cluster.rules import ready as ready_check
 
 Break = Callable[..., list[str]]
 
@@ -52,12 +53,74 @@ def test_a_wrong_file_ends_with_exit_code_1(tmp_path: Path) -> None:
     assert f"onprem.yaml: " in run.stdout  # noqa: F541
 
 
+def ready(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(FOLDER / "check.py"), "--ready", *words],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("gpu.yaml", []),
+        ("gcp.yaml", ["project_id: EDIT", "images/family/EDIT", "email: EDIT"]),
+        ("onprem.yaml", ["head_ip: EDIT", "worker_ips: [EDIT, EDIT]", "ssh_user: EDIT"]),
+        ("kuberay.yaml", ["image: REGISTRY/mgdm-ray"] * 3 + ["--storage s3://BUCKET/mgdm"]),
+        ("docker-compose.yaml", []),
+        ("slurm.sh", []),
+    ],
+)
+def test_what_is_left_to_edit_is_named(name: str, left: list[str]) -> None:
+    """Would catch a placeholder that only the cloud refuses, and an exit code of 0 for it."""
+    text = (FOLDER / name).read_text(encoding="utf-8").splitlines()
+    found = []
+    for problem in ready_check.check(FOLDER / name):
+        if problem.startswith("line "):
+            number = int(problem.split(":")[0].removeprefix("line "))
+            found.append(text[number - 1].strip())
+    assert len(found) == len(left)
+    assert all(expected in line for expected, line in zip(left, found, strict=True))
+    run = ready(str(FOLDER / name))
+    missing = [line for line in run.stdout.splitlines() if ": line " not in line]
+    assert run.returncode == (2 if left or not missing[0].startswith("ok ") else 0)
+    assert run.stdout.count(": line ") == len(left)
+
+
+def test_a_file_in_use_needs_its_token_and_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch `ray up` that fails after it has rented a head."""
+    path = tmp_path / "onprem.yaml"
+    text = (FOLDER / "onprem.yaml").read_text(encoding="utf-8").replace("EDIT", "node")
+    path.write_text(text.replace("~/.ssh/mgdm", f"{tmp_path}/key"), encoding="utf-8")
+    monkeypatch.setattr(common, "ROOT", tmp_path)
+    token, key = ready_check.check(path)
+    assert token == "cluster/secrets/ray_token: missing; run cluster/secrets.sh"
+    assert f"{tmp_path}/key is missing" in key
+    (tmp_path / "cluster" / "secrets").mkdir(parents=True)
+    (tmp_path / "cluster" / "secrets" / "ray_token").write_text("t")
+    (tmp_path / "key").write_text("k")
+    assert list(ready_check.check(path)) == []
+
+
+def test_ready_is_for_named_and_correct_files(tmp_path: Path) -> None:
+    """Would catch a wrong file that is called unfinished only."""
+    assert ready().returncode == 2
+    path = tmp_path / "gcp.yaml"
+    path.write_text((FOLDER / "gcp.yaml").read_text("utf-8").replace("max_workers", "max_wrokers"))
+    run = ready(str(path), str(FOLDER / "gcp.yaml"))
+    assert run.returncode == 1
+    assert "max_wrokers" in run.stdout
+    assert "EDIT is to be replaced: project_id: EDIT" in run.stdout
+
+
 def test_every_launch_file_has_rules() -> None:
     """Would catch a new launch file that nothing checks."""
     there = {
         p.name
         for p in FOLDER.iterdir()
-        if p.suffix in (".yaml", ".sh") or p.name.startswith("Dockerfile")
+        if p.suffix in (".yaml", ".sh", ".json") or p.name.startswith("Dockerfile")
     }
     without = {"instances.yaml", "kuberay.schema.yaml", "Dockerfile.dockerignore"}
     assert there - without == set(RULES)
@@ -103,6 +166,14 @@ def test_every_launch_file_has_rules() -> None:
         ("Dockerfile", "--no-install-recommends ", "", "DL3015"),
         ("Dockerfile", "WORKDIR /opt/mgdm-ray", "WORKDIR opt/mgdm-ray", "DL3000"),
         ("Dockerfile", " -c constraints.txt", "", "without `-c constraints.txt`"),
+        # rights on AWS
+        ("iam-head.json", '"ec2:TerminateInstances"', '"ec2:*"', "'ec2:*': name each action"),
+        ("iam-head.json", "role/mgdm-worker", "role/*", "PassRole is for mgdm-worker only"),
+        ("iam-worker.json", '"arn:aws:s3:::BUCKET/*"', '"*"', "'*': name a kind"),
+        ("iam-worker.json", '"arn:aws:s3:::BUCKET/*"', '"arn:aws:s3:::*"', "name a kind"),
+        ("iam-worker.json", '"Resource"', '"NotResource"', "NotResource"),
+        ("iam-worker.json", "2012-10-17", "2008-10-17", "Version"),
+        ("iam-head.json", '"Version"', "Version", "not valid JSON"),
         # what a launch file says of itself
         ("gpu.yaml", "# Cost: ", "# ", "'Cost'"),
         ("slurm.sh", "# Stop: ", "# End: ", "'Stop'"),

@@ -126,7 +126,7 @@ def test_dockerfile_is_not_root() -> None:
         ("gpu.yaml", "    GroupName: mgdm-ray\n",
          "    GroupName: mgdm-ray\n    IpPermissions: [{FromPort: 8265, ToPort: 8265}]\n",
          "opens 8265"),
-        ("onprem.yaml", "head_ip: 192.168.1.10", "head_ip: 8.8.8.8", "public address"),
+        ("onprem.yaml", "head_ip: EDIT", "head_ip: 8.8.8.8", "public address"),
         ("slurm.sh", " RAY_AUTH_MODE=token\n", "\n", "no `export RAY_AUTH_MODE=token`"),
         ("slurm.sh", "--dashboard-host=127.0.0.1", "--dashboard-host=$address", "127.0.0.1"),
         ("kuberay.yaml", "mode: token", "mode: disabled", "must be token"),

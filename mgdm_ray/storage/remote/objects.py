@@ -64,12 +64,14 @@ class Objects:
             raise ObjectsError(f"{url}: {error}; known: s3://, gs://, or a folder") from error
 
     def require(self) -> None:
-        """Raise ObjectsError unless objects can be written, read, listed and created only once."""
+        """Raise ObjectsError unless objects can be written once, read, listed and deleted."""
         name = f"tmp/{uuid.uuid4().hex}"
         try:
             won = [self.create(name, b"first"), self.create(name, b"second")]
             there = self.read(name), list(self.sizes(name))
             self.remove([name])
+            if self.exists(name):  # s3fs does not report what it may not delete
+                raise PermissionError(f"{name} cannot be deleted")
         except OSError as error:
             raise ObjectsError(
                 f"{self.url} cannot be used: {type(error).__name__}: {error}. Does the bucket "
