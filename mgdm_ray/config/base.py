@@ -88,19 +88,17 @@ class InputError(Exception):
     """Wrong input: what came, what is allowed, what to do (exit code 2)."""
 
 
-def require_known(value: str, what: str, known: Iterable[str]) -> str:
-    """Return ``value`` if it is in ``known``; else raise ValueError with a suggestion."""
+def require_known(value: str, what: str, known: Iterable[str], listed: str = "") -> str:
+    """Return ``value`` if it is in ``known``; else raise ValueError with the closest of them.
+
+    ``listed`` replaces a list of all of ``known`` in the message.
+    """
     options = list(known)
     if value in options:
         return value
-    raise ValueError(unknown(what, value, options, ", ".join(options)))
-
-
-def unknown(what: str, value: str, options: Iterable[str], known: str) -> str:
-    """An error message with the closest of ``options``; ``known`` lists what is allowed."""
-    close = difflib.get_close_matches(value, list(options), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(value, options, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else "."
-    return f"unknown {what} {value!r}{hint} Known: {known}"
+    raise ValueError(f"unknown {what} {value!r}{hint} Known: {listed or ', '.join(options)}")
 
 
 class Frozen(BaseModel):
@@ -113,9 +111,14 @@ class Frozen(BaseModel):
     )
 
 
-def distinct(what: str) -> AfterValidator:
-    """For a field's annotation: refuse a tuple that names a ``what`` twice."""
-    return AfterValidator(lambda values: unique(values, what))
+def distinct(what: str, key: str = "") -> AfterValidator:
+    """For a field's annotation: refuse a tuple with a ``what`` (its attribute ``key``) twice."""
+
+    def checked(values: tuple[T, ...]) -> tuple[T, ...]:
+        unique(tuple(getattr(v, key) if key else v for v in values), what)
+        return values
+
+    return AfterValidator(checked)
 
 
 def unique(values: tuple[T, ...], what: str) -> tuple[T, ...]:
@@ -130,13 +133,11 @@ def known_network(name: str) -> str:
 
     ``classifiers.weights.require_timm`` looks it up in timm, whose import takes seconds.
     """
-    if name in TORCHVISION:
-        return name
-    if name.startswith(TIMM):
-        if re.fullmatch(TIMM_NAME, name.removeprefix(TIMM)):
-            return name
+    if not name.startswith(TIMM):
+        also = f"any other classification model of torchvision; or {TIMM}NAME"
+        return require_known(name, "network", TORCHVISION, f"{', '.join(NETWORKS)}; {also}")
+    if not re.fullmatch(TIMM_NAME, name.removeprefix(TIMM)):
         raise ValueError(
             f"unknown network {name!r}: after {TIMM!r} comes a name of timm.list_models()"
         )
-    also = f"any other classification model of torchvision; or {TIMM}NAME"
-    raise ValueError(unknown("network", name, TORCHVISION, f"{', '.join(NETWORKS)}; {also}"))
+    return name

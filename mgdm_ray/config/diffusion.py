@@ -58,16 +58,7 @@ class TrainConfig(Frozen):
 
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "small": {
-        "schedule": "cosine",
-        "prediction": "v",
-        "loss_weight": "uniform",
-        "learning_rate": 1e-3,
-        "warmup": 50,
-        "decay": True,
-        "grad_clip": 1.0,
-        "class_balanced": True,
-    },
+    "small": {},  # the defaults of the fields
     "paper": {
         "schedule": "linear",
         "prediction": "epsilon",
@@ -101,11 +92,8 @@ class DenoiserConfig(TrainConfig):
     @model_validator(mode="before")
     @classmethod
     def _recipe(cls, data: Any) -> Any:
-        if isinstance(data, Mapping):
-            recipe = data.get("recipe", "small")
-            if isinstance(recipe, str) and recipe in RECIPES:
-                return {**RECIPES[recipe], **data}
-        return data
+        recipe = data.get("recipe") if isinstance(data, Mapping) else None
+        return {**RECIPES[recipe], **data} if recipe in tuple(RECIPES) else data
 
 
 class GuideConfig(TrainConfig):

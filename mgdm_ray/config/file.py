@@ -110,14 +110,10 @@ def read_study(path: str | Path, overrides: Sequence[str] = ()) -> tuple[StudyCo
         # pydantic adds "too short" to a list whose entries are wrong: noise
         errors = [e for e in errors if not (e["type"] == "too_short" and e["loc"] in places)]
         errors = [e for e in errors if not _of_image_size(source, e["loc"])]
-        told = dict.fromkeys(_cut(_explain(source, e)) for e in errors[:MOST_TOLD])
+        told = [_explain(source, e) for e in errors[:MOST_TOLD]]
+        told = [t if len(t) <= 2000 else f"{t[:1500]} ... {t[-300:]}" for t in told]
         more = [f"and {len(errors) - MOST_TOLD} more mistakes"] if len(errors) > MOST_TOLD else []
-        raise InputError("\n".join([*told, *more])) from None
-
-
-def _cut(message: str) -> str:
-    """``message``, shortened to a readable length."""
-    return message if len(message) <= 2000 else f"{message[:1500]} ... {message[-300:]}"
+        raise InputError("\n".join([*dict.fromkeys(told), *more])) from None
 
 
 def shipped_studies() -> Path:
@@ -197,22 +193,17 @@ def _size(node: yaml.Node, known: dict[int, int], depth: int = 0) -> int:
     return known[id(node)]
 
 
-def _lines(node: yaml.Node, place: Place) -> Iterator[tuple[Place, int]]:
-    yield place, node.start_mark.line + 1
+def _lines(node: yaml.Node, place: Place, line: int = 0) -> Iterator[tuple[Place, int]]:
+    """An entry of a mapping is at the line of its key, not of its value."""
+    yield place, line or node.start_mark.line + 1
     if len(place) > 20:  # anchors can make a cycle
         return
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            yield (*place, str(key.value)), key.start_mark.line + 1
-            yield from _lines_below(value, (*place, str(key.value)))
+            yield from _lines(value, (*place, str(key.value)), key.start_mark.line + 1)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            yield from _lines(value, (*place, index))
-
-
-def _lines_below(node: yaml.Node, place: Place) -> Iterator[tuple[Place, int]]:
-    # An entry of a mapping is at the line of its key, not of its value.
-    return (item for item in _lines(node, place) if item[0] != place)
+            yield from _lines(value, (*place, index), value.start_mark.line + 1)
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
@@ -229,26 +220,23 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     *parents, last = where.strip().split(".")
     target: Any = data
     for part in parents:
-        if isinstance(target, list):
-            target = target[_index(override, part, target)]
-        elif isinstance(target, dict):
-            if target.get(part) is None:
-                target[part] = {}
-            target = target[part]
+        if isinstance(target, dict) and target.get(part) is None:
+            target[part] = {}
+        target = target[_key(override, part, target)]
         if not isinstance(target, dict | list):
             what = f"{_short(part)!r} is a single value without keys"
             raise InputError(f"--set {_short(override)}: {what}")
-    if isinstance(target, list):
-        target[_index(override, last, target)] = value
-    else:
-        target[last] = value
+    target[_key(override, last, target)] = value
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 120 else f"{text[:117]}..."
+def _short(text: str, most: int = 120) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def _index(override: str, part: str, values: list[Any]) -> int:
+def _key(override: str, part: str, values: dict[str, Any] | list[Any]) -> Any:
+    """``part`` as a key of ``values``, or as an index."""
+    if isinstance(values, dict):
+        return part
     # int() takes digits of other scripts, and refuses thousands of digits.
     if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(values):
         raise InputError(
@@ -267,11 +255,31 @@ def _of_image_size(source: Source, place: Place) -> bool:
 
 
 def _explain(source: Source, error: Mapping[str, Any]) -> str:
-    location = tuple(error["loc"])
+    """Where the mistake is, and what came, is allowed or is close."""
+    location, kind = tuple(error["loc"]), error["type"]
     dotted = dotted_place(source.written(location))
     override = source.override(location)
     origin = f"--set {_short(override)}" if override else f"{source.path}:{source.line(location)}"
-    return f"{origin}: {_what(error, location, dotted)}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    came = _short(repr(error.get("input")), 80)
+    try:
+        if kind == "extra_forbidden":
+            dotted = dotted if len(location) > 1 else ""
+            require_known(str(location[-1]), "key", _keys_at(location[:-1]))
+        elif kind == "literal_error":
+            options = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+            require_known(str(error["input"]), "value", options)
+    except ValueError as reason:
+        kind, message = "value_error", str(reason)
+    if kind == "value_error":
+        return f"{origin}: {_placed(message, dotted)}"
+    if kind == "missing":
+        return f"{origin}: {dotted}: this key is required and missing"
+    if kind == "tuple_type":
+        forms = "a number of seeds (5) or a list ([0, 1, 2])"
+        forms = forms if dotted == "seeds" else "a list ([...])"
+        return f"{origin}: {dotted} must be {forms}; got {came}"
+    return f"{origin}: {dotted}: {message[0].lower()}{message[1:]}; got {came}"
 
 
 def dotted_place(place: Place) -> str:
@@ -280,31 +288,6 @@ def dotted_place(place: Place) -> str:
     for part in place:
         dotted += f"[{part}]" if isinstance(part, int) else f".{part}" if dotted else str(part)
     return dotted
-
-
-def _what(error: Mapping[str, Any], location: Place, dotted: str) -> str:
-    came = repr(error.get("input"))
-    came = came if len(came) <= 80 else came[:77] + "..."
-    if error["type"] == "extra_forbidden":
-        try:
-            require_known(str(location[-1]), "key", _keys_at(location[:-1]))
-        except ValueError as reason:
-            return _placed(str(reason), dotted if len(location) > 1 else "")
-    if error["type"] == "missing":
-        return f"{dotted}: this key is required and missing"
-    if error["type"] == "literal_error":
-        options = re.findall(r"'([^']*)'", error["ctx"]["expected"])
-        try:
-            require_known(str(error["input"]), "value", options)
-        except ValueError as reason:
-            return _placed(str(reason), dotted)
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return _placed(message, dotted)
-    if error["type"] == "tuple_type":
-        forms = "a number of seeds (5) or a list ([0, 1, 2])"
-        return f"{dotted} must be {forms if dotted == 'seeds' else 'a list ([...])'}; got {came}"
-    return f"{dotted}: {message[0].lower()}{message[1:]}; got {came}"
 
 
 def _placed(message: str, dotted: str) -> str:
@@ -321,10 +304,8 @@ def _keys_at(location: Sequence[str | int]) -> list[str]:
     """Keys allowed at a place of the study file."""
     model: Any = StudyConfig
     for part in location:
-        if isinstance(part, int):
-            continue
-        annotation = model.model_fields[part].annotation
-        model = next(m for m in _models(annotation))
+        if isinstance(part, str):
+            model = next(_models(model.model_fields[part].annotation))
     return list(model.model_fields)
 
 

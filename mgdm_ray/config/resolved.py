@@ -88,7 +88,7 @@ def _origin(place: Place, source: Source) -> str:
 def _candidates(place: Place, source: Source) -> Iterator[Place]:
     """Places in the file that may set ``place``: itself, or a short form."""
     yield place
-    if place[0] == "denoiser" and any(place[1:] == (key,) for key in RECIPES["small"]):
+    if place[0] == "denoiser" and place[1:] in [(key,) for key in RECIPES["paper"]]:
         yield ("denoiser", "recipe")
     if place[0] != "datasets":
         return

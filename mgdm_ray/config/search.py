@@ -167,19 +167,15 @@ class SearchConfig(Frozen):
         if len(self.start) > self.trials:
             raise ValueError(f"'start' has {len(self.start)} points, but 'trials' is {self.trials}")
         for index, point in enumerate(self.start):
-            self._require_inside(index, point)
+            if point.measurement not in self.space.measurement:
+                raise ValueError(
+                    f"start[{index}]: measurement {point.measurement!r} is not in "
+                    f"space.measurement {list(self.space.measurement)}"
+                )
+            strength = self.space.strength_of(point.measurement)
+            if not strength.holds(point.uncertainty_scale):
+                raise ValueError(
+                    f"start[{index}]: uncertainty_scale {point.uncertainty_scale:g} is outside the "
+                    f"space's {strength.low:g} to {strength.high:g} for {point.measurement!r}"
+                )
         return self
-
-    def _require_inside(self, index: int, point: StartPoint) -> None:
-        where = f"start[{index}]"
-        if point.measurement not in self.space.measurement:
-            raise ValueError(
-                f"{where}: measurement {point.measurement!r} is not in space.measurement "
-                f"{list(self.space.measurement)}"
-            )
-        strength = self.space.strength_of(point.measurement)
-        if not strength.holds(point.uncertainty_scale):
-            raise ValueError(
-                f"{where}: uncertainty_scale {point.uncertainty_scale:g} is outside the space's "
-                f"{strength.low:g} to {strength.high:g} for {point.measurement!r}"
-            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -18,7 +18,6 @@ from mgdm_ray.config.base import (
     Positive,
     ReferenceFault,
     distinct,
-    unique,
 )
 from mgdm_ray.config.data import DatasetConfig, LimitsConfig, SyntheticConfig
 from mgdm_ray.config.diffusion import DenoiserConfig, GuidanceSetting, GuideConfig, SamplingConfig
@@ -96,13 +95,11 @@ class ResourcesConfig(Frozen):
 
     @property
     def least_train_workers(self) -> int:
-        value = self.train_workers
-        return value if isinstance(value, int) else value[0]
+        return self.train_workers if isinstance(self.train_workers, int) else self.train_workers[0]
 
     @property
     def most_train_workers(self) -> int:
-        value = self.train_workers
-        return value if isinstance(value, int) else value[1]
+        return self.train_workers if isinstance(self.train_workers, int) else self.train_workers[1]
 
 
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
@@ -138,6 +135,7 @@ class TrackingConfig(Frozen):
 
 
 MOST_SEEDS = 1000
+Datasets = tuple[DatasetConfig, ...]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 SeedCount = Annotated[int, Field(ge=1, le=MOST_SEEDS)]
 
@@ -147,7 +145,9 @@ class StudyConfig(Frozen):
 
     name: Name
     """Name of the results folder and of the MLflow parent run."""
-    datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
+    datasets: Annotated[tuple[DatasetConfig, ...], distinct("dataset", "name")] = Field(
+        min_length=1
+    )
     """Names, or mappings with more keys."""
     networks: Annotated[tuple[Network, ...], distinct("network")] = Field(min_length=1)
     """Downstream networks."""
@@ -187,16 +187,12 @@ class StudyConfig(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping):
+        if not isinstance(data, Mapping) or not isinstance(data.get("datasets"), list | tuple):
             return data
-        out = dict(data)
-        size = out.get("image_size", 28)
-        if isinstance(out.get("datasets"), list | tuple):
-            out["datasets"] = [
-                {"size": size, **one} if isinstance(one, Mapping) else one
-                for _, one in expanded(out["datasets"])
-            ]
-        return out
+        size = {"size": data.get("image_size", 28)}
+        entries = [one for _, one in expanded(data["datasets"])]
+        entries = [{**size, **e} if isinstance(e, Mapping) else e for e in entries]
+        return {**data, "datasets": entries}
 
     @field_validator("seeds", mode="before", json_schema_input_type=SeedCount | Seeds)
     @classmethod
@@ -207,48 +203,11 @@ class StudyConfig(Frozen):
             return tuple(range(value))
         return value
 
-    @field_validator("datasets")
-    @classmethod
-    def _datasets(cls, value: tuple[DatasetConfig, ...]) -> tuple[DatasetConfig, ...]:
-        unique(tuple(d.name for d in value), "dataset")
-        return value
-
     @model_validator(mode="after")
-    def _inversion(self) -> Self:
-        if self.sampling.inversion_iterations and self.denoiser.prediction != "v":
-            raise ValueError(
-                "sampling.inversion_iterations needs denoiser.prediction 'v': with "
-                f"{self.denoiser.prediction!r} the iteration diverges near pure noise"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _independent(self) -> Self:
-        if self.judge is None:
-            if self.limits != LimitsConfig():
-                raise ValueError("'limits' needs a 'judge', which measures the images")
-            return self
-        searched = self.search.networks if self.search else ()
-        if self.judge.network in (*self.networks, *searched):
-            raise ValueError(
-                f"judge.network {self.judge.network!r} is evaluated or searched with as well, and "
-                "the judge must be another one: change judge.network, or set judge: null"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _curve(self) -> Self:
-        curve = self.synthetic.curve
-        for what, wanted, have in (
-            ("arms", curve and curve.arms, self.arms),
-            ("networks", curve and curve.networks, self.networks),
-        ):
-            for name in wanted or ():
-                if name not in have:
-                    raise ValueError(
-                        f"synthetic.curve.{what} names {name!r}, which is not among the study's: "
-                        f"{', '.join(have)}"
-                    )
+    def _rules(self) -> Self:
+        for rule in (_images_are_judged, _names_are_known, _method_is_possible, _shapes_fit):
+            if broken := next(rule(self), None):
+                raise ValueError(broken)
         return self
 
     def stage_one(self) -> list[tuple[float, float]]:
@@ -263,9 +222,7 @@ class StudyConfig(Frozen):
         """``point`` with its stage-1 scales filled in; ValueError if they are no candidate."""
         given = (point.guidance_scale, point.classifier_scale)
         found = [
-            candidate
-            for candidate in self.stage_one()
-            if all(g is None or g == c for g, c in zip(given, candidate, strict=True))
+            (g, s) for g, s in self.stage_one() if given[0] in (None, g) and given[1] in (None, s)
         ]
         if len(found) != 1:
             every = ", ".join(f"{g:g} and {s:g}" for g, s in self.stage_one())
@@ -273,78 +230,89 @@ class StudyConfig(Frozen):
                 "guidance_scale and classifier_scale must name one of the stage-1 candidates "
                 f"(here {every}); got {given[0]} and {given[1]}"
             )
-        names = ("guidance_scale", "classifier_scale")
-        return point.model_copy(update=dict(zip(names, found[0], strict=True)))
+        [(free, guided)] = found
+        return point.model_copy(update={"guidance_scale": free, "classifier_scale": guided})
 
-    @model_validator(mode="after")
-    def _start_points(self) -> Self:
-        for index, point in enumerate(self.search.start if self.search else ()):
-            try:
-                self.placed(point)
-            except ValueError as error:
-                raise ValueError(f"search.start[{index}]: {error}") from None
-        if self.search and self.search.warm_start == self.name:
-            raise ValueError(
-                f"search.warm_start {self.name!r} is this study itself; name an earlier study"
-            )
-        return self
 
-    @model_validator(mode="after")
-    def _faults(self) -> Self:
-        if "alignment" in self.reference and self.sampling.inversion_iterations:
-            raise ValueError(
-                "reference 'alignment' needs sampling.inversion_iterations 0, as in the published "
-                "code: its encoder ends at pure noise, where a step cannot be inverted"
-            )
-        if "clip" in self.reference and self.sampling.clip_stage_two:
-            raise ValueError(
-                "reference 'clip' clips in decode only; set sampling.clip_stage_two to false"
-            )
-        return self
+# Rules across sections: each function yields what is wrong.
 
-    @model_validator(mode="after")
-    def _members(self) -> Self:
-        searched = () if self.search is None else self.search.space.measurement
-        for name in (self.setting.measurement, *searched):
-            if name in MEMBER_MEASUREMENTS and not self.guide.dropout:
-                raise ValueError(
-                    f"measurement {name!r} needs a guide with dropout, but guide.dropout is 0; "
-                    "set guide.dropout, e.g. to 0.2"
+
+def _images_are_judged(study: StudyConfig) -> Iterator[str]:
+    searched = study.search.networks if study.search else ()
+    if study.judge is None and study.limits != LimitsConfig():
+        yield "'limits' needs a 'judge', which measures the images"
+    if study.judge and study.judge.network in (*study.networks, *searched):
+        yield (
+            f"judge.network {study.judge.network!r} is evaluated or searched with as well, and "
+            "the judge must be another one: change judge.network, or set judge: null"
+        )
+
+
+def _names_are_known(study: StudyConfig) -> Iterator[str]:
+    curve = study.synthetic.curve
+    for what, wanted, have in (
+        ("arms", curve and curve.arms, study.arms),
+        ("networks", curve and curve.networks, study.networks),
+    ):
+        for name in wanted or ():
+            if name not in have:
+                yield (
+                    f"synthetic.curve.{what} names {name!r}, which is not among the study's: "
+                    f"{', '.join(have)}"
                 )
-        return self
+    for index, point in enumerate(study.search.start if study.search else ()):
+        try:
+            study.placed(point)
+        except ValueError as error:
+            yield f"search.start[{index}]: {error}"
+    if study.search and study.search.warm_start == study.name:
+        yield f"search.warm_start {study.name!r} is this study itself; name an earlier study"
 
-    @model_validator(mode="after")
-    def _sharded(self) -> Self:
-        halves = [w for w in ("denoiser", "guide") if getattr(self, w).precision == "float16"]
-        if halves and self.resources.sharding == "fsdp":
-            raise ValueError(
-                f"{halves[0]}.precision 'float16' is incompatible with resources.sharding 'fsdp', "
+
+def _method_is_possible(study: StudyConfig) -> Iterator[str]:
+    if study.sampling.inversion_iterations and study.denoiser.prediction != "v":
+        yield (
+            "sampling.inversion_iterations needs denoiser.prediction 'v': with "
+            f"{study.denoiser.prediction!r} the iteration diverges near pure noise"
+        )
+    if "alignment" in study.reference and study.sampling.inversion_iterations:
+        yield (
+            "reference 'alignment' needs sampling.inversion_iterations 0, as in the published "
+            "code: its encoder ends at pure noise, where a step cannot be inverted"
+        )
+    if "clip" in study.reference and study.sampling.clip_stage_two:
+        yield "reference 'clip' clips in decode only; set sampling.clip_stage_two to false"
+    searched = study.search.space.measurement if study.search else ()
+    for name in (study.setting.measurement, *searched):
+        if name in MEMBER_MEASUREMENTS and not study.guide.dropout:
+            yield (
+                f"measurement {name!r} needs a guide with dropout, but guide.dropout is 0; "
+                "set guide.dropout, e.g. to 0.2"
+            )
+
+
+def _shapes_fit(study: StudyConfig) -> Iterator[str]:
+    models = {"denoiser": study.denoiser, "guide": study.guide}
+    for what, model in models.items():
+        if model.precision == "float16" and study.resources.sharding == "fsdp":
+            yield (
+                f"{what}.precision 'float16' is incompatible with resources.sharding 'fsdp', "
                 "where a worker sees only its own overflows; use 'bfloat16'"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _batches(self) -> Self:
-        most = self.resources.most_train_workers
-        for what, train in (("denoiser", self.denoiser), ("guide", self.guide)):
-            if train.batch_size < most:
-                raise ValueError(
-                    f"{what}.batch_size {train.batch_size} is below the {most} workers that "
-                    "share it (resources.train_workers)"
+    for what, model in models.items():
+        if model.batch_size < (most := study.resources.most_train_workers):
+            yield (
+                f"{what}.batch_size {model.batch_size} is below the {most} workers that "
+                "share it (resources.train_workers)"
+            )
+    for what, model in models.items():
+        levels = len(model.unet.channels)
+        for dataset in study.datasets:
+            if dataset.size % (factor := 2 ** (levels - 1)):
+                yield (
+                    f"dataset {dataset.name!r} has size {dataset.size}, but {what}.unet with "
+                    f"{levels} levels needs a multiple of {factor}"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _sizes(self) -> Self:
-        for what, unet in (("denoiser", self.denoiser.unet), ("guide", self.guide.unet)):
-            factor = 2 ** (len(unet.channels) - 1)
-            for dataset in self.datasets:
-                if dataset.size % factor:
-                    raise ValueError(
-                        f"dataset {dataset.name!r} has size {dataset.size}, but {what}.unet with "
-                        f"{len(unet.channels)} levels needs a multiple of {factor}"
-                    )
-        return self
 
 
 def expanded(entries: Sequence[Any]) -> list[tuple[int, Any]]:
