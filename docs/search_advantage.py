@@ -22,7 +22,7 @@ from mgdm_ray import environment
 from mgdm_ray.config import ResourcesConfig, StudyConfig
 from mgdm_ray.data.load import fingerprint
 from mgdm_ray.evaluation.selection_bias import Confirmed
-from mgdm_ray.evaluation.stats import Contrast, paired_contrast, summarise
+from mgdm_ray.evaluation.stats.paired import Contrast, paired_contrast, summarise
 from mgdm_ray.pipeline.job import Job
 from mgdm_ray.pipeline.plan import make_plan
 from mgdm_ray.pipeline.tasks import base

@@ -44,7 +44,6 @@ class Example:
     def context(self, **changes: object) -> ReportContext:
         values: dict[str, object] = {
             "study_name": "quickstart",
-            "question": "Does measurement guidance make synthetic images worth more than copies?",
             "config_yaml": "name: quickstart\nseeds: [0, 1]\n# a < b & c\n",
             "command": "python -m mgdm_ray.study studies/quickstart.yaml",
             "started": "2026-11-22T18:40:00+00:00",

@@ -11,8 +11,9 @@ import numpy as np
 
 from mgdm_ray.config import DatasetConfig, StudyConfig
 from mgdm_ray.evaluation import METRIC
-from mgdm_ray.evaluation.stats import ALPHA, PRIMARY, Design, datasets_needed, detectable
-from mgdm_ray.evaluation.stats.power import CELL_SD, COMMON, DISAGREE, POWER
+from mgdm_ray.evaluation.stats.paired import ALPHA, datasets_needed
+from mgdm_ray.evaluation.stats.power import CELL_SD, COMMON, DISAGREE, POWER, Design, detectable
+from mgdm_ray.evaluation.stats.table import PRIMARY
 
 DETECTABLE = "minimum detectable difference in balanced accuracy"
 MOST_SEEDS = 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import yaml
@@ -19,11 +20,6 @@ if TYPE_CHECKING:
     from mgdm_ray.config import DatasetConfig
     from mgdm_ray.results.finalize import Finalizer
 
-QUESTION = (
-    "Do synthetic images make these classifiers better, and does adding them beat adding copies "
-    "of real images?"
-)
-
 
 def report_context(study: Finalizer, seconds: float) -> ReportContext:
     """``seconds``: duration of this invocation so far. Opens test data."""
@@ -31,7 +27,6 @@ def report_context(study: Finalizer, seconds: float) -> ReportContext:
     findings = {dataset.name: _findings(dataset, data_dir) for dataset in study.read}
     return ReportContext(
         study_name=config.name,
-        question=QUESTION,
         config_yaml=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
         command=study.command,
         started=study.started,
@@ -42,7 +37,7 @@ def report_context(study: Finalizer, seconds: float) -> ReportContext:
         mlflow_command=ui_command(study.mlflow.uri),
         artefact=study.artefact,
         without_pictures=frozenset(d.name for d in config.datasets if not d.pictures),
-        datasets=[dataset_info(d, data_dir) for d in study.read],
+        datasets=[asdict(dataset_info(d, data_dir)) for d in study.read],
         findings={
             d.name: [f.message for f in findings[d.name] if f.serious] + _own_data(d, data_dir)
             for d in config.datasets

@@ -20,7 +20,7 @@ from mgdm_ray.cli.next_steps import (
 )
 from mgdm_ray.config import ScaleRange, StudyConfig
 from mgdm_ray.evaluation.power_analysis import MOST_SEEDS, resolution, seeds_to_see
-from mgdm_ray.results.report.assessed import Judge
+from mgdm_ray.results.report.artefacts import Judge
 from mgdm_ray.storage.records import WORKER_DIED, Record
 from tests.conftest import TINY
 

@@ -11,7 +11,7 @@ import pytest
 from mgdm_ray.config import DatasetConfig, PhantomConfig, StudyConfig
 from mgdm_ray.data.load import SPLITS, data_source, load_split, npz_path
 from mgdm_ray.evaluation.power_analysis import resolution, spread
-from mgdm_ray.evaluation.stats import Design, detectable
+from mgdm_ray.evaluation.stats.power import Design, detectable
 from tests.conftest import TINY
 
 PAIRS = [("disturb", "duplicate")]

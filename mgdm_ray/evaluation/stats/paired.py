@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from mgdm_ray.evaluation.stats.images import LEVEL, ImageContrast
 
 Floats = NDArray[np.float64]
+CellId = tuple[str, str, str, int]
+"""Dataset, network, arm, seed."""
 
 ALPHA = 0.05
 EXACT_PAIRS = 14
@@ -56,9 +58,10 @@ class Contrast:
     or unknown. ``rank_biserial``: in [-1, 1]. ``datasets``: those that share no images. ``note``:
     caveats in plain words. With ``n == 0`` all numbers are nan.
 
-    ``missing``: planned cells without a result, as (arm, dataset, network, seed), of ``planned``
+    ``missing``: planned cells without a result, as (dataset, network, arm, seed), of ``planned``
     pairs; with any, the numbers cover the rest and are no answer. ``here``: the contrast over
-    cells and test images of these datasets; None without predictions.
+    cells and test images of these datasets; None without predictions. ``p_adjusted``: Holm's p
+    within its family; nan if it was not tested in one.
     """
 
     difference: float
@@ -76,9 +79,32 @@ class Contrast:
     datasets: int = 1
     p_datasets: float = 1.0
     rank_biserial: float = math.nan
-    missing: tuple[tuple[str, str, str, int], ...] = ()
+    missing: tuple[CellId, ...] = ()
     planned: int = 0
     here: ImageContrast | None = None
+    p_adjusted: float = math.nan
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        return self.arm_a, self.arm_b
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm_a} \N{MINUS SIGN} {self.arm_b}"
+
+    @property
+    def verdict(self) -> str:
+        """``better``, ``worse``, ``not resolvable``, ``incomplete`` or ``no data``.
+
+        The first two need a complete grid, every interval excluding 0 and p <= 0.05;
+        ``better here`` and ``worse here`` hold for these datasets and images only.
+        """
+        if self.n == 0 or self.missing:
+            return "incomplete" if self.n else "no data"
+        p = self.p_tested if math.isnan(self.p_adjusted) else self.p_adjusted
+        if self.spans_zero or p > ALPHA:
+            return "not resolvable"
+        return ("better" if self.difference > 0 else "worse") + (" here" if self.scope else "")
 
     @property
     def scope(self) -> str:

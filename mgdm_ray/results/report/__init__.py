@@ -2,7 +2,7 @@
 
 from mgdm_ray.results.report.answer import ANSWER_FILE, HEADLINE_FILE
 from mgdm_ray.results.report.builder import ReportContext
-from mgdm_ray.results.report.text_table import result_rows, result_table
+from mgdm_ray.results.report.cells import result_rows, result_table
 from mgdm_ray.results.report.write import write_report
 
 __all__ = [

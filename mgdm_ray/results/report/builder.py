@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from mgdm_ray.evaluation.chance import networks_at_chance
-from mgdm_ray.evaluation.stats import PRIMARY, ImageContrast, image_contrast
-from mgdm_ray.pipeline.trials import Trial
-from mgdm_ray.results.report import cells, jobs, page, paired_predictions
-from mgdm_ray.results.report.assessed import assessments, judges
-from mgdm_ray.results.report.cells import AdjustedContrast, CellId
+from mgdm_ray.evaluation.stats.images import ImageContrast, image_contrast
+from mgdm_ray.evaluation.stats.paired import CellId, Contrast
+from mgdm_ray.evaluation.stats.table import PRIMARY, contrast_table
+from mgdm_ray.results.report import artefacts, cells, jobs, page
 from mgdm_ray.results.report.figures import base
 from mgdm_ray.results.report.table import Cell, Table, csv_text
-from mgdm_ray.results.report.thumbnails import light
 from mgdm_ray.storage.records import Record
-
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -32,7 +27,6 @@ class ReportContext:
     """What the report needs besides the records."""
 
     study_name: str
-    question: str
     config_yaml: str
     """The resolved configuration."""
     command: str
@@ -52,12 +46,11 @@ class ReportContext:
     """Per dataset the test images that are (nearly) in another split as well."""
     storage: str = ""
     mlflow_command: str = ""
-    artefact: Callable[[Record], Path | None] = lambda record: None  # noqa: ARG005
-    """Folder of a record's artefact, or None."""
+    artefact: artefacts.Artefact = lambda record: None  # noqa: ARG005
     without_pictures: frozenset[str] = frozenset()
     """Datasets whose images must not be shown."""
-    datasets: Sequence[Any] = ()
-    """Per dataset a dataclass or mapping: name, task, classes, licence, citation, ..."""
+    datasets: Sequence[Mapping[str, Any]] = ()
+    """Per dataset name, task, classes, licence, citation, ..."""
     expected_cells: Sequence[CellId] = ()
     """(dataset, network, arm, seed) of every planned cell."""
     plan_counts: Mapping[str, int] = field(default_factory=dict)
@@ -81,7 +74,7 @@ class Builder:
     def __init__(self, folder: Path, records: Sequence[Record], context: ReportContext) -> None:
         self.folder = folder
         self.context = context
-        self.info = {info["name"]: info for info in map(_as_mapping, context.datasets)}
+        self.info = {info["name"]: info for info in context.datasets}
         order = {name: place for place, name in enumerate(self.info)}  # the study's
         self.records = sorted(
             records,
@@ -91,7 +84,7 @@ class Builder:
         )  # fmt: skip
         self.written: set[Path] = set()
         self.cells = cells.scores(self.records)
-        planned = context.expected_cells or map(cells.cell_id, filter(_is_cell, self.records))
+        planned = context.expected_cells or [cells.cell_id(r) for r in self.records if r.is_cell]
         self.expected = list(dict.fromkeys(planned))
         every = [*self.expected, *self.cells]
         self.datasets = list(dict.fromkeys(cell[0] for cell in every))
@@ -100,42 +93,43 @@ class Builder:
         self.seeds = sorted({cell[3] for cell in every})
         self.chance = {n: 1 / len(i["classes"]) for n, i in self.info.items() if i.get("classes")}
         """Balanced accuracy of guessing, by dataset."""
+        self.at_chance = networks_at_chance(self.cells, self.chance, self.arms)
         self.origins = {d: context.origins.get(d, d) for d in self.datasets}
-        self.predictions = paired_predictions.read_predictions(self.records, context.artefact)
+        self.predictions = artefacts.read_predictions(self.records, context.artefact)
         self.primary = self.contrasts(PRIMARY)
         self.secondary = self.contrasts(cells.SECONDARY)
-        self.at_chance = networks_at_chance(self.cells, self.chance, self.arms)
-        self.trials: list[Trial] = jobs.trials(self.records, context.artefact)
-        self.judges = self._in_order(judges(self.records, context.artefact))
-        self.assessed = self._in_order(assessments(self.records, context.artefact))
+        self.trials = jobs.trials(self.records, context.artefact)
+        self.judges = artefacts.judges(self.records, context.artefact)
+        self.assessed = artefacts.assessments(self.records, context.artefact)
         self.problems = jobs.problems(self.records, self.expected)
 
-    def contrasts(self, pairs: Sequence[tuple[str, str]]) -> list[AdjustedContrast]:
-        why = cells.reasons(self.records)
-        return cells.contrasts(
-            self.cells, pairs, self.arms, self.expected, self.origins, why, self.over_images
+    def contrasts(
+        self, pairs: Sequence[tuple[str, str]], above_chance: bool = False
+    ) -> list[Contrast]:
+        """Of those pairs whose arms the study has; ``above_chance``: without networks at chance in
+        every arm, and over cells only."""
+        out = self.at_chance if above_chance else []
+        return contrast_table(
+            {cell: value for cell, value in self.cells.items() if cell[:2] not in out},
+            [pair for pair in pairs if set(pair) <= set(self.arms)],
+            [cell for cell in self.expected if cell[:2] not in out],
+            self.origins,
+            cells.reasons(self.records),
+            (lambda _: None) if above_chance else self.over_images,
         )
-
-    def contrasts_above_chance(self, pairs: Sequence[tuple[str, str]]) -> list[AdjustedContrast]:
-        """The same without networks at chance in every arm, over cells only."""
-        kept = {cell: v for cell, v in self.cells.items() if cell[:2] not in self.at_chance}
-        expected = [cell for cell in self.expected if cell[:2] not in self.at_chance]
-        why = cells.reasons(self.records)
-        return cells.contrasts(kept, pairs, self.arms, expected, self.origins, why)
 
     def over_images(self, pair: tuple[str, str]) -> ImageContrast | None:
         """Over cells and test images of all datasets; None without stored predictions."""
-        common = paired_predictions.common_cells(self.cells, pair)
-        found = paired_predictions.pair_predictions(self.predictions, pair, common, self.origins)
+        found = artefacts.pair_predictions(self.predictions, pair, self.cells, self.origins)
         return image_contrast(list(found.values())) if found else None
+
+    def absent(self, contrast: Contrast) -> int:
+        """Planned cells of the contrast's arms that are missing."""
+        return sum(c not in self.cells for c in self.expected if c[2] in contrast.pair)
 
     def classes(self, dataset: str) -> list[str]:
         """Names of the classes; empty where they are unknown."""
         return [str(name) for name in self.info.get(dataset, {}).get("classes") or ()]
-
-    def _in_order(self, found: Mapping[str, Found]) -> dict[str, Found]:
-        """By dataset, in the study's order; none of others."""
-        return {dataset: found[dataset] for dataset in self.datasets if dataset in found}
 
     def save(self, name: str, content: bytes) -> Path:
         path = self.folder / name
@@ -155,7 +149,7 @@ class Builder:
     def picture(self, file: str, data: bytes, alt: str, name: str, caption: str) -> Picture:
         """Keep an image as ``figures/FILE.png``, with a lighter one for the page."""
         self.save(f"figures/{file}.png", data)
-        return Picture(page.data_uri(light(data)), alt, name, caption)
+        return Picture(page.data_uri(page.light(data)), alt, name, caption)
 
     def table(
         self,
@@ -179,26 +173,14 @@ class Builder:
         frame = pd.DataFrame(list(rows), columns=list(header), dtype=object)
         self.save(f"tables/{name}.csv", csv_text(frame).encode())
 
-    def json_of(self, record: Record, name: str) -> Any:
-        """Content of a file of the record's artefact; None where there is no such file."""
-        folder = self.context.artefact(record)
-        path = folder / name if folder else None
-        if path is None or not path.is_file():
-            return None
-        return json.loads(path.read_text(encoding="utf-8"))
+    def file(self, record: Record, name: str) -> Path | None:
+        return artefacts.file_of(record, self.context.artefact, name)
+
+    def json(self, record: Record, name: str) -> Any:
+        return artefacts.json_of(record, self.context.artefact, name)
 
     def clean(self) -> None:
         """Remove figures and tables of an earlier report that this one does not have."""
         for path in [*self.folder.glob("figures/*.*"), *self.folder.glob("tables/*.*")]:
             if path.suffix in (".png", ".csv", ".tex") and path not in self.written:
                 path.unlink()
-
-
-def _is_cell(record: Record) -> bool:
-    return record.is_cell
-
-
-def _as_mapping(info: Any) -> dict[str, Any]:
-    if is_dataclass(info) and not isinstance(info, type):
-        return asdict(info)
-    return dict(info)

@@ -5,22 +5,12 @@ All statistics come from ``evaluation.stats``; nothing here draws or writes.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
 
 from mgdm_ray.evaluation import METRIC
-from mgdm_ray.evaluation.stats import (
-    ALPHA,
-    Contrast,
-    ImageContrast,
-    Summary,
-    contrast_table,
-    holm,
-    summarise,
-)
-from mgdm_ray.results.report.words import GAMMA, MINUS
+from mgdm_ray.evaluation.stats.paired import CellId, Summary, summarise
+from mgdm_ray.results.report.words import DASH, GAMMA, signed
 from mgdm_ray.storage.records import Record
 
 ARM_MEANING = {
@@ -45,53 +35,10 @@ SECONDARY = (
 BLOCKED = re.compile(r"^(?:needs \w+ [0-9a-f]+, which \w+: )+")
 """Start of the reason of a job that did not run because one that it needs failed."""
 
-CellId = tuple[str, str, str, int]
-"""Dataset, network, arm, seed."""
-
-
-@dataclass(frozen=True)
-class AdjustedContrast:
-    """A contrast and its Holm-adjusted p within its family."""
-
-    contrast: Contrast
-    p_adjusted: float
-
-    @property
-    def pair(self) -> tuple[str, str]:
-        return self.contrast.arm_a, self.contrast.arm_b
-
-    @property
-    def name(self) -> str:
-        return pair_name(self.pair)
-
-    @property
-    def verdict(self) -> str:
-        """``better``, ``worse``, ``not resolvable``, ``incomplete`` or ``no data``.
-
-        The rule is that of ``stats.sentence``; ``better here`` and ``worse here`` hold for these
-        datasets and images only.
-        """
-        if self.contrast.n == 0:
-            return "no data"
-        if self.contrast.missing:
-            return "incomplete"
-        if self.contrast.spans_zero or not self.p_adjusted <= ALPHA:
-            return "not resolvable"
-        verdict = "better" if self.contrast.difference > 0 else "worse"
-        return f"{verdict} here" if self.contrast.scope else verdict
-
-
-def pair_name(pair: tuple[str, str]) -> str:
-    return f"{pair[0]} {MINUS} {pair[1]}"
-
 
 def cell_id(record: Record) -> CellId:
-    return (
-        record.dataset or "?",
-        record.network or "?",
-        record.arm or "?",
-        -1 if record.seed is None else record.seed,
-    )
+    seed = -1 if record.seed is None else record.seed
+    return record.dataset or "?", record.network or "?", record.arm or "?", seed
 
 
 def scores(records: Iterable[Record], metric: str = METRIC) -> dict[CellId, float]:
@@ -119,21 +66,18 @@ def in_order(arms: Iterable[str]) -> list[str]:
 
 
 def select(
-    cells: Mapping[CellId, float],
-    dataset: str | None = None,
-    network: str | None = None,
-    arm: str | None = None,
-) -> dict[CellId, float]:
-    wanted = (dataset, network, arm)
-    return {
-        key: value
-        for key, value in cells.items()
-        if all(want is None or want == have for want, have in zip(wanted, key[:3], strict=True))
-    }
+    cells: Iterable[CellId], dataset: str, arm: str, network: str | None = None
+) -> list[CellId]:
+    """Those of an arm on a dataset; of all networks by default."""
+    return [c for c in cells if c[0] == dataset and c[2] == arm and network in (None, c[1])]
 
 
-def summary(cells: Mapping[CellId, float]) -> Summary | None:
-    return summarise(cells.values()) if cells else None
+def mean(
+    cells: Mapping[CellId, float], dataset: str, arm: str, network: str | None = None
+) -> Summary | None:
+    """Over the cells of an arm on a dataset; None without any."""
+    found = select(cells, dataset, arm, network)
+    return summarise(cells[cell] for cell in found) if found else None
 
 
 def paired_gains(
@@ -144,51 +88,54 @@ def paired_gains(
     network: str | None = None,
 ) -> dict[tuple[str, int], float]:
     """``arm`` minus ``base`` per (network, seed) that has both; of all networks by default."""
-    gains = {}
-    for (_, name, _, seed), value in select(cells, dataset, network, arm).items():
-        reference = cells.get((dataset, name, base, seed))
-        if reference is not None:
-            gains[name, seed] = value - reference
-    return gains
+    return {
+        (name, seed): cells[dataset, name, arm, seed] - cells[dataset, name, base, seed]
+        for _, name, _, seed in select(cells, dataset, arm, network)
+        if (dataset, name, base, seed) in cells
+    }
 
 
-def mean_gain(gains: Mapping[tuple[str, int], float]) -> float | None:
+def mean_gain(
+    cells: Mapping[CellId, float], arm: str, dataset: str, network: str | None = None
+) -> float | None:
+    """The mean paired gain over ``real``; None without a pair."""
+    gains = paired_gains(cells, arm, dataset, network=network)
     return summarise(gains.values()).mean if gains else None
 
 
-def contrasts(
-    cells: Mapping[CellId, float],
-    pairs: Sequence[tuple[str, str]],
-    arms: Sequence[str],
-    expected: Iterable[CellId] = (),
-    origins: Mapping[str, str] | None = None,
-    why: Mapping[CellId, str] | None = None,
-    over_images: Callable[[tuple[str, str]], ImageContrast | None] = lambda pair: None,  # noqa: ARG005
-) -> list[AdjustedContrast]:
-    """The contrasts of those pairs whose arms the study has, as one Holm family.
+def result_rows(records: Sequence[Record], metric: str = METRIC) -> list[list[str]]:
+    """Header and one row per arm: per dataset mean ± sd over networks and seeds, gain over real;
+    datasets in the order of their records.
 
-    A pair that lacks some of the ``expected`` cells is not tested, but counts in the family;
-    ``why`` has the reasons. ``over_images`` gives a pair's contrast over cells and test images.
+    A ``*`` marks means over fewer cells than another arm has; gains are always paired.
     """
-    rows = [
-        {"dataset": d, "network": n, "arm": a, "seed": s, "value": v}
-        for (d, n, a, s), v in cells.items()
-    ]
-    wanted = [pair for pair in pairs if set(pair) <= set(arms)]
-    if not wanted:
-        return []
-    planned = [(d, n, s) for d, n, _, s in expected]
-    reasons = {(a, d, n, s): reason for (d, n, a, s), reason in (why or {}).items()}
-    found = [
-        replace(contrast, here=over_images((contrast.arm_a, contrast.arm_b)))
-        for contrast in contrast_table(
-            rows,
-            wanted,
-            drop_incomplete=True,  # here they are marked, and their numbers are for orientation
-            expected=planned,
-            origins=origins,
-            reasons=reasons,
-        )
-    ]
-    adjusted = holm([math.nan if c.missing else c.p_tested for c in found])
-    return [AdjustedContrast(contrast, p) for contrast, p in zip(found, adjusted, strict=True)]
+    cells = scores(records, metric)
+    datasets = list(dict.fromkeys(record.dataset or "?" for record in records if record.is_cell))
+    arms = in_order(record.arm or "?" for record in records if record.is_cell)
+    rows = [["arm", *(name for dataset in datasets for name in (dataset, "vs real"))]]
+    for arm in arms:
+        row = [arm]
+        for dataset in datasets:
+            most = max(len(select(cells, dataset, other)) for other in arms)
+            found, gain = mean(cells, dataset, arm), mean_gain(cells, arm, dataset)
+            mark = "*" if found and found.n < most else ""
+            row.append(found.text() + mark if found else DASH)
+            row.append("" if gain is None or arm == "real" else signed(gain))
+        rows.append(row)
+    return rows
+
+
+def result_table(records: Sequence[Record], metric: str = METRIC) -> str:
+    """``result_rows`` as plain text for a terminal; one line where no cell is there yet."""
+    rows = result_rows(records, metric)
+    if len(rows) == 1:
+        return "no cell has been evaluated yet"
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        first, *others = (text.rjust(width) for text, width in zip(row, widths, strict=True))
+        lines.append("  ".join([first.strip().ljust(widths[0]), *others]).rstrip())
+    lines.insert(1, "-" * max(map(len, lines)))
+    if any("*" in line for line in lines):
+        lines.append("* some cells are missing: compare by 'vs real', which is paired")
+    return "\n".join(lines)

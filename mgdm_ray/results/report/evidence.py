@@ -9,7 +9,7 @@ from pathlib import Path
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from mgdm_ray.evaluation.stats import summarise
+from mgdm_ray.evaluation.stats.paired import summarise
 from mgdm_ray.results.report import cells, jobs
 from mgdm_ray.results.report.builder import Builder, Picture
 from mgdm_ray.results.report.figures import training
@@ -32,7 +32,7 @@ def models(report: Builder) -> Markup | None:
     at_chance = []
     for record in report.records:
         guide = record.kind == "fit_guide"
-        table = report.json_of(record, "accuracy_over_t.json") if guide else None
+        table = report.json(record, "accuracy_over_t.json") if guide else None
         if not table or not table["t"]:
             continue
         name = record.dataset or "?"
@@ -53,7 +53,7 @@ def _loss_plots(report: Builder) -> dict[str, Figure | None]:
     networks: dict[str, dict[str, list[Curve]]] = {}
     for record in report.records:
         known = record.kind in MODELS or record.is_cell
-        history = report.json_of(record, "history.json") if known else None
+        history = report.json(record, "history.json") if known else None
         if not history:
             continue
         curve = [(float(row["step"]), float(row["loss"])) for row in history]

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from mgdm_ray.evaluation.stats.paired import CellId
 from mgdm_ray.pipeline.trials import TRIALS_FILE, Trial, best_trial, read_trials
-from mgdm_ray.results.report.cells import BLOCKED, CellId, cell_id
-from mgdm_ray.results.report.words import TIMES, job_title
+from mgdm_ray.results.report.cells import BLOCKED, cell_id
+from mgdm_ray.results.report.words import cell_title, job_title
 from mgdm_ray.storage.records import Record
 
 
@@ -55,7 +56,7 @@ def problems(
     there = {cell_id(record) for record in records if record.is_cell}
     absent = [cell for cell in expected if cell not in there]
     if absent:
-        names = [f"cell {f' {TIMES} '.join(cell[:3])}, seed {cell[3]}" for cell in absent]
+        names = [f"cell {cell_title(cell)}" for cell in absent]
         groups["not run", "no record: the study stopped early"] = names
     order = ["failed", "refused", "blocked", "not run"]
     return [

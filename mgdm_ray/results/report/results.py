@@ -1,28 +1,31 @@
-"""Sections: the question, the results cell by cell, and the contrasts between arms."""
+"""Sections: the question, the results cell by cell, by network and by ratio, and the contrasts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from markupsafe import Markup
 
 from mgdm_ray.evaluation import METRIC
-from mgdm_ray.evaluation.stats import Contrast, sentence
+from mgdm_ray.evaluation.stats.paired import CellId, Contrast, Summary, paired_contrast, summarise
 from mgdm_ray.results.report import cells
-from mgdm_ray.results.report.answer import badge, mean_cell
-from mgdm_ray.results.report.breakdowns import networks, ratios
+from mgdm_ray.results.report.answer import mean_cell
 from mgdm_ray.results.report.builder import Builder
-from mgdm_ray.results.report.cells import AdjustedContrast, CellId
 from mgdm_ray.results.report.figures import outcomes
-from mgdm_ray.results.report.page import render
+from mgdm_ray.results.report.page import render, say
 from mgdm_ray.results.report.table import Cell, Row, interval, number, p_value
-from mgdm_ray.results.report.words import DASH, counted, signed, span
+from mgdm_ray.results.report.words import DASH, MINUS, counted, first_of, signed, span
+from mgdm_ray.storage.records import Record
 
 ROUNDING = 1e-9
 """Means that differ by less are equal."""
 METRIC_NAMES = {METRIC: "Balanced accuracy", "auroc": "AUROC"}
+PANELS = 4  # pairs of arms whose networks are shown
+LOST_SHOWN = 8  # missing cells that a sentence names
+Curves = dict[str, dict[str, dict[float, Summary]]]
+"""Dataset, arm, ratio."""
 
 
 def question(report: Builder) -> Markup:
@@ -34,18 +37,25 @@ def question(report: Builder) -> Markup:
 
 
 def results(report: Builder) -> Markup:
-    _save_cells(report)
-    found = {metric: cells.scores(report.records, metric) for metric in METRIC_NAMES}
+    done = [r for r in report.records if r.is_cell and r.status == "done"]
+    metrics = sorted({name for record in done for name in record.metrics})
+    rows = [[*cells.cell_id(r), *(r.metrics.get(m) for m in metrics), r.key] for r in done]
+    report.table_file("cells", ["dataset", "network", "arm", "seed", *metrics, "key"], rows)
     tables = {
-        METRIC_NAMES[metric]: [_score_table(report, metric, scores, d) for d in report.datasets]
-        for metric, scores in found.items()
-        if scores
+        name: [_score_table(report, metric, scores, dataset) for dataset in report.datasets]
+        for metric, name in METRIC_NAMES.items()
+        if (scores := cells.scores(report.records, metric))
     }
+    gains = {
+        d: {a: cells.paired_gains(report.cells, a, d) for a in report.arms if a != "real"}
+        for d in report.datasets
+    }
+    drawn = any(any(arms.values()) for arms in gains.values())
     return render(
         "results",
         tables=tables,
         main=METRIC_NAMES[METRIC],
-        gains=_gain_plot(report) if tables else "",
+        gains=report.plot("gains", outcomes.gains(gains)) if tables and drawn else "",
         networks=networks(report),
         ratios=ratios(report),
     )
@@ -57,16 +67,10 @@ def _score_table(
     rows = [_score_row(report, scores, dataset, network) for network in report.networks]
     rows.append(["all networks", *_score_row(report, scores, dataset, None)[1:]])
     task, classes = report.info.get(dataset, {}).get("task"), report.classes(dataset)
-    facts = [str(task)] if task else []
-    facts += [f"{len(classes)} classes"] if classes else []
-    described = f"{dataset} ({', '.join(facts)})" if facts else dataset
-    return report.table(
-        f"{metric}-{dataset}",
-        ["network", *report.arms],
-        rows,
-        caption=f"{METRIC_NAMES[metric]}: {described}",
-        class_="totalled",
-    )
+    facts = ", ".join(str(f) for f in (task, classes and f"{len(classes)} classes") if f)
+    described = f"{dataset} ({facts})" if facts else dataset
+    header, caption = ["network", *report.arms], f"{METRIC_NAMES[metric]}: {described}"
+    return report.table(f"{metric}-{dataset}", header, rows, caption, class_="totalled")
 
 
 def _score_row(
@@ -74,113 +78,174 @@ def _score_row(
 ) -> Row:
     found = {arm: mean_cell(scores, arm, dataset, network) for arm in report.arms}
     # An arm that lost cells has a mean over other cells: only its paired gain can be compared.
-    full = max(n for _, n in found.values())
-    means = [_number(cell.value) for cell, n in found.values() if n == full and n]
+    full = max(summary.n if summary else 0 for _, summary in found.values())
+    means = [summary.mean for _, summary in found.values() if summary and summary.n == full]
     tied = not means or max(means) - min(means) < ROUNDING
     row: Row = [network or "all"]
-    for arm, (cell, n) in found.items():
-        planned = len(cells.select(dict.fromkeys(report.expected, 0.0), dataset, network, arm))
-        small = cell.small
+    for arm, (cell, summary) in found.items():
+        planned = len(cells.select(report.expected, dataset, arm, network))
+        small, n = cell.small, summary.n if summary else 0
         if n < planned:
             missing = f"{n} of {counted(planned, 'cell')}" if n else "no cell done"
             small = f"{small} · {missing}" if small else missing
-        best = n == full and not tied and _number(cell.value) > max(means) - ROUNDING
+        best = summary and n == full and not tied and summary.mean > max(means) - ROUNDING
         row.append(replace(cell, small=small, class_="best" if best else ""))
     return row
 
 
-def _number(value: object) -> float:
-    return value if isinstance(value, float) else math.nan
-
-
-def _gain_plot(report: Builder) -> str:
-    arms = [arm for arm in report.arms if arm != "real"]
-    per_dataset = {
-        d: {arm: cells.paired_gains(report.cells, arm, d) for arm in arms} for d in report.datasets
-    }
-    if not any(gains for row in per_dataset.values() for gains in row.values()):
-        return ""
-    return report.plot("gains", outcomes.gains(per_dataset))
-
-
-def _save_cells(report: Builder) -> None:
-    done = [r for r in report.records if r.is_cell and r.status == "done"]
-    metrics = sorted({name for record in done for name in record.metrics})
-    rows = [[*cells.cell_id(r), *(r.metrics.get(m) for m in metrics), r.key] for r in done]
-    report.table_file("cells", ["dataset", "network", "arm", "seed", *metrics, "key"], rows)
-
-
 def contrasts(report: Builder) -> Markup:
-    family = [*report.primary, *report.secondary]
-    said = [sentence(t.contrast, t.p_adjusted) for t in report.primary]
+    said = map(contrast_text, report.primary)
+    notes: dict[str, list[str]] = {}  # every caveat once, with the contrasts that it belongs to
+    for c in (*report.primary, *report.secondary):
+        if c.note:
+            notes.setdefault(c.note, []).append(c.name)
+    total = sum(map(len, notes.values()))
     return render(
         "contrasts",
         primary=_contrast_table(report, "contrasts", "Primary contrasts", report.primary),
-        sentences=[words[:1].upper() + words[1:] for words in said],
+        sentences=[text[:1].upper() + text[1:] for text in said],
         secondary=_contrast_table(
             report, "contrasts-secondary", "Secondary contrasts (exploratory)", report.secondary
         ),
-        notes=_notes(family),
+        notes=[
+            f"{'All' if len(pairs) == total > 1 else ', '.join(pairs)}: {note}."
+            for note, pairs in notes.items()
+        ],
     )
 
 
+def contrast_text(c: Contrast) -> str:
+    lost = [f"{a}: {d} x {n} x seed {s}" for d, n, a, s in c.missing]
+    return say("contrast", c, first_of(lost, LOST_SHOWN))
+
+
 def _contrast_table(
-    report: Builder, name: str, caption: str, family: Sequence[AdjustedContrast]
+    report: Builder, name: str, caption: str, family: Sequence[Contrast]
 ) -> Markup | str:
     header = ["contrast", "difference", "95 % interval", "p", "p (Holm)", "p (datasets)", "dz",
               "wins", "ties", "losses", "verdict"]  # fmt: skip
     rows: list[Row] = []
-    for t in family:
-        c = t.contrast
+    for c in family:
         facts = {"pairs": c.n, "missing": len(c.missing), "note": c.note}
+        badge = Markup('<span class="badge {}">{}</span>').format(c.verdict.split()[0], c.verdict)
+        ends, p, dz = interval(c.low, c.high), p_value(c.p), number(c.dz, 2, sign=True)
+        if c.here and not math.isnan(c.here.low):  # over cells and test images, below
+            here = {"low, test images": c.here.low, "high, test images": c.here.high}
+            small = span(c.here.low, c.here.high)
+            ends = replace(ends, parts={**ends.parts, **here}, small=small)
+        if c.here and not math.isnan(c.here.p):
+            p = replace(p, parts={"test images": c.here.p}, small=p_value(c.here.p).shown)
+        if not math.isnan(c.rank_biserial):
+            small = f"r {signed(c.rank_biserial, 2)}"
+            dz = replace(dz, parts={"rank_biserial": c.rank_biserial}, small=small)
         rows.append(
             [
-                Cell(t.name, parts={"a": c.arm_a, "b": c.arm_b}),
+                Cell(c.name, parts={"a": c.arm_a, "b": c.arm_b}),
                 number(c.difference, sign=True),
-                _interval_cell(c),
-                _p_cell(c),
-                p_value(t.p_adjusted),
+                ends,
+                p,
+                p_value(c.p_adjusted),
                 p_value(c.p_datasets if c.n else math.nan),
-                _size_cell(c),
+                dz,
                 *(str(count) if c.n else DASH for count in (c.wins, c.ties, c.losses)),
-                Cell(t.verdict, t.verdict, facts, html=badge(t.verdict)),
+                Cell(c.verdict, c.verdict, facts, html=badge),
             ]
         )
     return report.table(name, header, rows, caption=caption) if rows else ""
 
 
-def _interval_cell(c: Contrast) -> Cell:
-    """The interval clustered by dataset; below it the one over cells and test images."""
-    cell = interval(c.low, c.high)
-    if c.here is None or math.isnan(c.here.low):
-        return cell
-    here = {"low, test images": c.here.low, "high, test images": c.here.high}
-    return replace(cell, parts={**cell.parts, **here}, small=span(c.here.low, c.here.high))
+def networks(report: Builder) -> Markup | str:
+    """Contrasts per network; empty with one network or no pair of arms."""
+    found: dict[str, dict[str, Contrast]] = {}
+    points: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for a, b in _pairs(report) if len(report.networks) > 1 else ():
+        for network in report.networks:
+            gains = {d: cells.paired_gains(report.cells, a, d, b, network) for d in report.datasets}
+            kept = {d: [values[k] for k in sorted(values)] for d, values in gains.items() if values}
+            if kept:
+                name = f"{a} {MINUS} {b}"
+                found.setdefault(name, {})[network] = _contrast(kept)
+                points.setdefault(name, {})[network] = kept
+    if not found:
+        return ""
+    rows: list[Row] = []
+    for network in report.networks:
+        row: Row = [network]
+        for name in found:
+            c = found[name].get(network)
+            row += [number(c.difference, sign=True), interval(c.low, c.high)] if c else [DASH, DASH]
+        rows.append(row)
+    header = ["network", *(part for name in found for part in (name, f"{name}, 95 % interval"))]
+    table = report.table("networks", header, rows, caption="Differences network by network")
+    plot = report.plot("networks", outcomes.network_gains(found, points))
+    return render("networks", plot=plot, table=table)
 
 
-def _p_cell(c: Contrast) -> Cell:
-    cell = p_value(c.p)
-    if c.here is None or math.isnan(c.here.p):
-        return cell
-    return replace(cell, parts={"test images": c.here.p}, small=p_value(c.here.p).shown)
+def _pairs(report: Builder) -> list[tuple[str, str]]:
+    """The primary pairs of arms, after their first arm against real."""
+    family = report.primary or [c for c in report.secondary if c.arm_a in cells.SYNTHETIC]
+    pairs = [c.pair for c in family if c.n]
+    if pairs and "real" in report.arms:
+        pairs.insert(0, (pairs[0][0], "real"))
+    return list(dict.fromkeys(pairs))[:PANELS]
 
 
-def _size_cell(c: Contrast) -> Cell:
-    cell = number(c.dz, 2, sign=True)
-    if math.isnan(c.rank_biserial):
-        return cell
-    small = f"r {signed(c.rank_biserial, 2)}"
-    return replace(cell, parts={"rank_biserial": c.rank_biserial}, small=small)
+def _contrast(by_dataset: Mapping[str, Sequence[float]]) -> Contrast:
+    values = [value for group in by_dataset.values() for value in group]
+    clusters = [dataset for dataset, group in by_dataset.items() for _ in group]
+    return paired_contrast(values, [0.0] * len(values), clusters, n_boot=4000)
 
 
-def _notes(family: Iterable[AdjustedContrast]) -> list[str]:
-    """Every caveat once, with the contrasts that it belongs to."""
-    notes: dict[str, list[str]] = {}
-    for t in family:
-        if t.contrast.note:
-            notes.setdefault(t.contrast.note, []).append(t.name)
-    total = sum(map(len, notes.values()))
-    return [
-        f"{'All' if len(pairs) == total > 1 else ', '.join(pairs)}: {note}."
-        for note, pairs in notes.items()
+def ratios(report: Builder) -> Markup | str:
+    """Gain by the number of added images; empty if the study has no such cells."""
+    every = ratio_curves(report.records, report.cells, report.context.ratio)
+    found = {dataset: every[dataset] for dataset in report.datasets if dataset in every}
+    if not found:
+        return ""
+    shown = sorted({r for arms in found.values() for curve in arms.values() for r in curve})
+    rows: list[Row] = [
+        [dataset, arm, *(_gain_cell(curve.get(ratio)) for ratio in shown)]
+        for dataset, arms in found.items()
+        for arm, curve in arms.items()
     ]
+    header = ["dataset", "arm", *(f"{ratio:g}" for ratio in shown)]
+    caption = "Gain over real by the ratio of added images to real ones"
+    plot = report.plot("ratios", outcomes.ratio_curves(found))
+    table = report.table("ratios", header, rows, caption, words=(1,))
+    return render("ratios", plot=plot, table=table)
+
+
+def ratio_curves(
+    records: Sequence[Record], scores: Mapping[CellId, float], ratio: float | None
+) -> Curves:
+    """Paired gains over ``real`` at each ratio; at ``ratio`` those of the cells that the curve has
+    elsewhere (same dataset, arm, network, seed)."""
+    points = [
+        (cells.cell_id(record), record.metrics["ratio"], record.metrics[METRIC])
+        for record in records
+        if record.kind == "fit_at_ratio"
+        and record.status == "done"
+        and {"ratio", METRIC} <= record.metrics.keys()
+    ]
+    if ratio is not None:
+        on_curve = sorted({cell for cell, _, _ in points})
+        points += [(cell, ratio, scores[cell]) for cell in on_curve if cell in scores]
+    gains: dict[tuple[str, str, float], list[float]] = {}
+    for (dataset, network, arm, seed), at, value in points:
+        base = scores.get((dataset, network, "real", seed))
+        if base is not None:
+            gains.setdefault((dataset, arm, at), []).append(value - base)
+    found: Curves = {}
+    arms = cells.in_order(arm for _, arm, _ in gains)
+    for dataset, arm, at in sorted(gains, key=lambda key: (key[0], arms.index(key[1]), key[2])):
+        curve = found.setdefault(dataset, {}).setdefault(arm, {})
+        curve[at] = summarise(gains[dataset, arm, at])
+    return found
+
+
+def _gain_cell(summary: Summary | None) -> Cell:
+    if summary is None:
+        return Cell(DASH)
+    sd = "" if summary.n < 2 else f"± {summary.sd:.3f}"
+    parts = {"sd": summary.sd, "cells": summary.n}
+    return Cell(signed(summary.mean), summary.mean, parts, small=sd)

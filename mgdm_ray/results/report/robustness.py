@@ -8,23 +8,15 @@ from collections.abc import Mapping
 from markupsafe import Markup
 
 from mgdm_ray.evaluation.chance import NEAR_CHANCE
-from mgdm_ray.evaluation.stats import (
-    Contrast,
-    ImageContrast,
-    PairedPredictions,
-    Ranking,
-    image_contrast,
-    rank,
-    summarise,
-)
-from mgdm_ray.evaluation.stats.ranks import critical_difference
+from mgdm_ray.evaluation.stats.images import ImageContrast, PairedPredictions, image_contrast
+from mgdm_ray.evaluation.stats.paired import Contrast, summarise
+from mgdm_ray.evaluation.stats.ranks import Ranking, critical_difference, rank
+from mgdm_ray.results.report.artefacts import pair_predictions
 from mgdm_ray.results.report.builder import Builder
-from mgdm_ray.results.report.cells import AdjustedContrast
 from mgdm_ray.results.report.figures import outcomes
-from mgdm_ray.results.report.page import render
-from mgdm_ray.results.report.paired_predictions import common_cells, pair_predictions, without
+from mgdm_ray.results.report.page import render, say
 from mgdm_ray.results.report.table import Cell, Row, interval, number, p_value
-from mgdm_ray.results.report.words import DASH, p_text, percent
+from mgdm_ray.results.report.words import DASH, percent
 
 ALL = "all, datasets fixed"
 
@@ -48,50 +40,41 @@ def robustness(report: Builder) -> Markup | None:
     )
 
 
-def _tested(report: Builder) -> list[AdjustedContrast]:
-    return [t for t in report.primary or report.secondary if t.contrast.n]
+def _tested(report: Builder) -> list[Contrast]:
+    return [c for c in report.primary or report.secondary if c.n]
 
 
 def _paired(
-    report: Builder, tested: AdjustedContrast, together: bool = False
+    report: Builder, contrast: Contrast, together: bool = False
 ) -> dict[str, PairedPredictions] | None:
     """Predictions of both arms by dataset; ``together``: variants of a dataset in one group."""
-    common = common_cells(report.cells, tested.pair)
     origins = report.origins if together else None
-    return pair_predictions(report.predictions, tested.pair, common, origins)
+    return pair_predictions(report.predictions, contrast.pair, report.cells, origins)
 
 
 def _by_dataset(report: Builder) -> Markup | str:
     rows: list[Row] = []
-    for tested in _tested(report):
-        by_dataset = _paired(report, tested) or {}
+    for contrast in _tested(report):
+        by_dataset = _paired(report, contrast) or {}
         for dataset in filter(by_dataset.get, report.datasets):
             paired = by_dataset[dataset]
-            found = image_contrast([paired])
-            if found is not None:
-                smallest = min(len(k) for k in paired.classes())
-                rows.append(_row(tested.name, dataset, found, str(smallest)))
-        if tested.contrast.here is not None:
-            rows.append(_row(tested.name, ALL, tested.contrast.here, DASH))
+            smallest = str(min(len(k) for k in paired.classes()))
+            rows += _row(contrast.name, dataset, image_contrast([paired]), smallest)
+        rows += _row(contrast.name, ALL, contrast.here, DASH)
     header = ["contrast", "dataset", "difference", "95 % interval", "p",
               "variance from test images", "pairs of cells", "test images",
               "test images of the rarest class"]  # fmt: skip
     return report.table("contrasts_by_dataset", header, rows, words=(1,)) if rows else ""
 
 
-def _row(name: str, dataset: str, found: ImageContrast, smallest: str) -> Row:
+def _row(name: str, dataset: str, found: ImageContrast | None, smallest: str) -> list[Row]:
+    """None without ``found``."""
+    if found is None:
+        return []
     share = found.image_share
-    return [
-        name,
-        dataset,
-        number(found.difference, sign=True),
-        interval(found.low, found.high),
-        p_value(found.p),
-        Cell(DASH) if math.isnan(share) else Cell(percent(share), share),
-        str(found.cells),
-        str(found.images),
-        smallest,
-    ]
+    shown = Cell(DASH) if math.isnan(share) else Cell(percent(share), share)
+    counts = str(found.cells), str(found.images), smallest
+    return [[name, dataset, *_numbers(found), p_value(found.p), shown, *counts]]
 
 
 def _numbers(found: Contrast | ImageContrast | None) -> list[Cell]:
@@ -103,33 +86,30 @@ def _numbers(found: Contrast | ImageContrast | None) -> list[Cell]:
 def _above_chance(report: Builder) -> Markup | str:
     """The contrasts again without networks at chance."""
     tested = _tested(report)
-    others = report.contrasts_above_chance([t.pair for t in tested])
+    others = report.contrasts([c.pair for c in tested], above_chance=True)
     rows: list[Row] = [
-        [t.name, *_numbers(t.contrast), str(t.contrast.n), *_numbers(o.contrast), str(o.contrast.n)]
-        for t, o in zip(tested, others, strict=True)
+        [c.name, *_numbers(c), str(c.n), *_numbers(other), str(other.n)]
+        for c, other in zip(tested, others, strict=True)
     ]
     header = ["contrast", "all networks", "95 % interval", "pairs of cells",
-              "without those at chance",
-              "95 % interval without", "pairs without"]  # fmt: skip
+              "without those at chance", "95 % interval without", "pairs without"]  # fmt: skip
     return report.table("without_guessing", header, rows) if rows else ""
 
 
 def _without_leaks(report: Builder, leaked: Mapping[str, list[int]]) -> Markup | str:
     """The contrasts again without test images that are (nearly) in another split."""
     # An image that leaks into the training set of one variant is left out of all of them.
-    by_origin: dict[str, list[int]] = {}
+    out: dict[str, list[int]] = {}
     for name, images in leaked.items():
-        by_origin.setdefault(report.origins.get(name, name), []).extend(images)
+        out.setdefault(report.origins.get(name, name), []).extend(images)
     rows: list[Row] = []
-    for tested in _tested(report):
-        paired, here = _paired(report, tested, together=True), tested.contrast.here
-        if paired is None or here is None:
-            continue
-        some_left = all(
-            len(set(by_origin.get(name, ()))) < len(group.labels) for name, group in paired.items()
-        )
-        found = image_contrast(without(paired, by_origin)) if some_left else None
-        rows.append([tested.name, *_numbers(here), *_numbers(found)])
+    for contrast in _tested(report):
+        paired = _paired(report, contrast, together=True)
+        if paired and contrast.here:
+            left = all(len(set(out.get(n, ()))) < len(g.labels) for n, g in paired.items())
+            kept = [g.without(out.get(n, ())) for n, g in paired.items()] if left else []
+            found = image_contrast(kept) if kept else None
+            rows.append([contrast.name, *_numbers(contrast.here), *_numbers(found)])
     header = ["contrast", "all test images", "95 % interval", "without leaked",
               "95 % interval without"]  # fmt: skip
     return report.table("without_leaked", header, rows) if rows else ""
@@ -162,18 +142,8 @@ def _block_means(report: Builder, place: int, name: str) -> dict[str, float]:
 
 
 def _ranked(report: Builder, what: str, found: Ranking) -> tuple[str, str]:
-    if found.refused:
-        return f"Not tested: {found.refused}.", ""
-    averaged = "networks" if what == "arms" else "arms"
-    words = (
-        f"Friedman's test over {found.blocks} datasets, each averaged over {averaged} and seeds: "
-        f"{p_text(found.p)} (Iman and Davenport). "
-    )
     if not found.differs:
-        return f"{words}The ranks of {what} are not resolvable, so they are not shown.", ""
-    cd = critical_difference(len(found.mean_ranks), found.blocks)
-    words += (
-        f"Mean ranks, 1 is best; {what} joined by a bar do not differ by Nemenyi's test (critical "
-        f"difference {cd:.2f})."
-    )
-    return words, report.plot(f"ranks-{what}", outcomes.rank_diagram(found))
+        return say("ranks", what, found, 0), ""
+    difference = critical_difference(len(found.mean_ranks), found.blocks)
+    diagram = report.plot(f"ranks-{what}", outcomes.rank_diagram(found))
+    return say("ranks", what, found, difference), diagram

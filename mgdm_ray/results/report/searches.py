@@ -10,13 +10,13 @@ from dataclasses import replace
 import pandas as pd
 from markupsafe import Markup
 
-from mgdm_ray.evaluation.selection_bias import FEWEST, FEWEST_SEEDS, Agreement, Confirmed
+from mgdm_ray.evaluation.selection_bias import FEWEST, FEWEST_SEEDS, Confirmed
 from mgdm_ray.pipeline.trials import Trial
 from mgdm_ray.results.report import words
 from mgdm_ray.results.report.builder import Builder
 from mgdm_ray.results.report.figures import searches as plots
 from mgdm_ray.results.report.jobs import best_trials, where_of
-from mgdm_ray.results.report.page import render
+from mgdm_ray.results.report.page import render, say
 from mgdm_ray.results.report.table import Cell, Row, interval, number
 from mgdm_ray.storage.records import Record
 
@@ -44,8 +44,8 @@ def search(report: Builder) -> Markup | None:
     return render(
         "search",
         best=_best_table(report, best, confirmed) if best else "",
-        optimism={where: optimism_text(found) for where, found in confirmed.items()},
-        transfer={where: transfer_text(found) for where, found in confirmed.items()},
+        optimism={k: say("optimism", found, FEWEST_SEEDS) for k, found in confirmed.items()},
+        transfer={k: say("transfer", found, FEWEST) for k, found in confirmed.items()},
         plots=_trial_plots(report, best),
         importance=importance,
         unknown=unknown,
@@ -60,7 +60,7 @@ def _confirmed(report: Builder) -> dict[str, Confirmed]:
     found = {}
     for record in report.records:
         if record.kind == "confirm" and record.status == "done":
-            content = report.json_of(record, "confirm.json")
+            content = report.json(record, "confirm.json")
             if content is not None:
                 found[where_of(record)] = Confirmed.of(content)
     return found
@@ -85,65 +85,6 @@ def _best_table(
     return report.table("searches", header, rows, caption="The chosen settings", words=(1,))
 
 
-def optimism_text(found: Confirmed) -> str:
-    """Selection bias of the best score, and the part of it that is due to choosing."""
-    chosen = found.chosen
-    amount = f"{abs(chosen.value):.3f} too {'high' if chosen.value >= 0 else 'low'}"
-    expected = chosen.value > 0 and found.trials > 1
-    maximum = f", as expected of a maximum of {found.trials}" if expected else ""
-    if math.isnan(chosen.low) and found.seeds >= FEWEST_SEEDS:
-        interval = "no interval: seeds make no difference"
-    elif math.isnan(found.bounds[0]):
-        interval = f"{words.counted(found.seeds, 'seed')}: too few for an interval"
-    else:
-        interval = words.interval_text(chosen.low, chosen.high)
-        interval += "" if chosen.is_resolved else ", which includes 0"
-    text = f"the search's score was {amount}{maximum} ({interval})."
-    if math.isnan(found.shared):
-        return text
-    return (
-        f"{text} Over the {len(found.numbers)} rescored settings the mean drop was "
-        f"{words.signed(found.shared)}."
-    )
-
-
-def transfer_text(found: Confirmed) -> str:
-    """Whether the proxy networks rank settings as the others do."""
-    agreement = found.transfer
-    if agreement is None:
-        return "the study has no network besides its proxies."
-    if math.isnan(agreement.rho):
-        which = "one setting gives" if agreement.n < 2 else "equal scores of all settings give"
-        return f"{which} no ranking."
-    rho = _rho(agreement)
-    if agreement.n < FEWEST:
-        return (
-            f"{rho}; fewer than {FEWEST} settings cannot resolve a ranking "
-            "(search.confirm.settings)."
-        )
-    if agreement.is_resolved:
-        way = "as the others do" if agreement.rho > 0 else "in the opposite order of the others"
-        text = f"the proxy networks rank settings {way}: {rho}."
-    else:
-        settings = words.counted(agreement.n, "setting")
-        text = f"agreement with the other networks is not resolvable with {settings}: {rho}."
-    if math.isfinite(found.repeat.rho):
-        text += (
-            f" With fresh seeds the proxy networks agree with themselves by "
-            f"{words.signed(found.repeat.rho, 2)}, an upper limit for any other network."
-        )
-    return text
-
-
-def _rho(agreement: Agreement) -> str:
-    text = f"Spearman {words.signed(agreement.rho, 2)} over {words.counted(agreement.n, 'setting')}"
-    if math.isnan(agreement.low):
-        return text
-    return (
-        f"{text} ({words.interval_text(agreement.low, agreement.high, 2)}, p = {agreement.p:.3f})"
-    )
-
-
 def _importance(report: Builder, done: Sequence[Record]) -> tuple[str, str]:
     """The plot, and for each search without importance the reason."""
     shares: dict[str, dict[str, float]] = {}
@@ -151,7 +92,7 @@ def _importance(report: Builder, done: Sequence[Record]) -> tuple[str, str]:
     rows: list[list[object]] = []
     for record in done:
         where = where_of(record)
-        found = report.json_of(record, "importance.json") or {"reason": OLD, "importance": {}}
+        found = report.json(record, "importance.json") or {"reason": OLD, "importance": {}}
         if found["importance"]:
             shares[where] = {PARAMETERS.get(k, k): v for k, v in found["importance"].items()}
             rows += [[where, k, v, found["trials"]] for k, v in found["importance"].items()]

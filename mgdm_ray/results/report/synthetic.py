@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 from scipy.stats import spearmanr
 
-from mgdm_ray.evaluation.stats import summarise
+from mgdm_ray.evaluation.stats.paired import summarise
 from mgdm_ray.results.report import cells
-from mgdm_ray.results.report.assessed import Assessed
+from mgdm_ray.results.report.artefacts import Assessed
 from mgdm_ray.results.report.builder import Builder, Picture
 from mgdm_ray.results.report.figures import judged
-from mgdm_ray.results.report.page import render
+from mgdm_ray.results.report.page import render, say
 from mgdm_ray.results.report.table import Cell, Row, number
 from mgdm_ray.results.report.words import DASH, decimal, percent
 
@@ -78,11 +78,11 @@ def pictures_of(report: Builder, dataset: str, what: str) -> list[Picture]:
     """``closest`` pairs, or images with their ``entropy``, of all arms; none if withheld."""
     shown = []
     for one in report.assessed.get(dataset, ()):
-        data = one.picture(f"{what}.png")
-        if data is not None and dataset not in report.context.without_pictures:
+        path = one.folder / f"{what}.png" if one.folder else None
+        if path and path.is_file() and dataset not in report.context.without_pictures:
             file = f"{what}-{dataset}-{one.name.replace(' ', '-')}"
             alt = f"{dataset}, {one.name}: {what}"
-            shown.append(report.picture(file, data, alt, one.name, what))
+            shown.append(report.picture(file, path.read_bytes(), alt, one.name, what))
     return shown
 
 
@@ -164,8 +164,7 @@ def _distances(report: Builder) -> Panels:
     panels: dict[str, dict[str, tuple[float, float, float]]] = {}
     for dataset, found in report.assessed.items():
         for one in found:
-            paired = cells.paired_gains(report.cells, one.arm, dataset, network=one.network)
-            gain = cells.mean_gain(paired)
+            gain = cells.mean_gain(report.cells, one.arm, dataset, one.network)
             if "fd" in one.metrics and gain is not None:
                 real = one.metrics.get("fd_real", math.nan)
                 panels.setdefault(dataset, {})[one.name] = (one.metrics["fd"], real, gain)
@@ -193,24 +192,10 @@ def rank_correlation(points: Mapping[str, tuple[float, float, float]]) -> float:
 
 def distance_text(panels: Panels) -> str:
     """Signs of the rank correlations, and the limits of so few arms."""
-    found = {dataset: rank_correlation(points) for dataset, points in panels.items()}
-    known = [rho for rho in found.values() if not math.isnan(rho)]
-    if not known:
-        return f"Unknown: a rank needs at least {FEWEST} arms with different values."
-    nearer = sum(rho < 0 for rho in known)
-    most = max(len(points) for points in panels.values())
-    words = (
-        f"If it did, the correlation would be negative (smaller distance, larger gain). It is in "
-        f"{nearer} of {len(known)} dataset{'' if len(known) == 1 else 's'}. With at most {most} "
-        f"arms this is descriptive: even a perfect ranking of {most} has "
-        f"p = {2 / math.factorial(most):.2g}."
-    )
-    if any("duplicate" in points for points in panels.values()):
-        words += (
-            " Copies of real images have a small distance but add no information: see also the "
-            "ranks without duplicate."
-        )
-    return words
+    known = [rho for rho in map(rank_correlation, panels.values()) if not math.isnan(rho)]
+    most = max(map(len, panels.values()), default=0)
+    copies = any("duplicate" in points for points in panels.values())
+    return say("distances", known, FEWEST, most, 2 / math.factorial(most), copies)
 
 
 def _entropies(report: Builder) -> dict[str, dict[str, dict[str, Sequence[float]]]]:

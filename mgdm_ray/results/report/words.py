@@ -68,6 +68,11 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def cell_title(cell: Sequence[object]) -> str:
+    """``breastmnist × resnet18 × disturb, seed 0`` of (dataset, network, arm, seed)."""
+    return f"{f' {TIMES} '.join(map(str, cell[:3]))}, seed {cell[3]}"
+
+
 def job_title(record: Record) -> str:
     """``cell breastmnist × resnet18 × disturb, seed 0``."""
     kind = "cell" if record.is_cell else record.kind

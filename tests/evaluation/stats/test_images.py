@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgdm_ray.evaluation.stats import PairedPredictions, components, image_contrast
+from mgdm_ray.evaluation.stats.images import PairedPredictions, components, image_contrast
 
 
 def two_way(

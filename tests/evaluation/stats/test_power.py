@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from mgdm_ray.evaluation.stats import (
-    Contrast,
+from mgdm_ray.evaluation.stats.images import PairedPredictions, image_contrast
+from mgdm_ray.evaluation.stats.paired import Contrast
+from mgdm_ray.evaluation.stats.power import (
+    COMMON,
+    DISAGREE,
     Design,
-    PairedPredictions,
     detectable,
     detectable_after,
-    image_contrast,
+    student_t,
 )
-from mgdm_ray.evaluation.stats.power import COMMON, DISAGREE, student_t
 
 
 @pytest.mark.parametrize("df", [4, 8, 30, 200])

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from mgdm_ray.evaluation.stats import critical_difference, rank
+from mgdm_ray.evaluation.stats.ranks import critical_difference, rank
 
 # AUC of C4.5 with and without tuned m and cf on 14 data sets: table 6 of Demsar, JMLR 7 (2006).
 # One value has a digit more than is printed there, so that its rank is the printed one.

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mgdm_ray.evaluation.selection_bias import Agreement, Confirmed, Optimism
-from mgdm_ray.evaluation.stats import Contrast
+from mgdm_ray.evaluation.selection_bias import FEWEST, FEWEST_SEEDS, Agreement, Confirmed, Optimism
+from mgdm_ray.evaluation.stats.images import ImageContrast
+from mgdm_ray.evaluation.stats.paired import Contrast, datasets_needed
+from mgdm_ray.evaluation.stats.power import detectable_after
 from mgdm_ray.results.report import ANSWER_FILE, HEADLINE_FILE, write_report
-from mgdm_ray.results.report.answer import answer, evidence_text, scope_text
-from mgdm_ray.results.report.cells import AdjustedContrast
-from mgdm_ray.results.report.searches import optimism_text, transfer_text
+from mgdm_ray.results.report.page import say
+from mgdm_ray.results.report.results import contrast_text
 from mgdm_ray.results.report.synthetic import distance_text
 from mgdm_ray.results.report.words import signed, span
 from tests import golden
+from tests.evaluation.stats.test_paired import CLAIMS, contrast
 from tests.results.report.test_report import read_page, rows_of
 from tests.study_example import make_example
 
 
 def found(
     difference: float, low: float, high: float, p: float = 0.01, p_datasets: float = 0.5
-) -> AdjustedContrast:
-    contrast = Contrast(
+) -> Contrast:
+    return Contrast(
         difference, low, high, p, 20, 3, 17, 0.1, 40, "rough", "disturb", "duplicate", 4,
-        p_datasets,
+        p_datasets, p_adjusted=p,
     )  # fmt: skip
-    return AdjustedContrast(contrast, p)
 
 
 CASES = {
@@ -71,15 +73,20 @@ def search_result(**changes: object) -> Confirmed:
 
 def test_sentences() -> None:
     """Catches a changed claim: "raised" where nothing is resolved, a ranking of three settings."""
-    lines = [f"{name}: {answer(case)}" for name, case in CASES.items()]
-    lines.append(f"incomplete: {answer(CASES['better'], absent=2)}")
-    lines.append(f"evidence: {evidence_text(CASES['unresolved'], 3)}")
+    lines = [f"{name}: {say('answer', case, 0)}" for name, case in CASES.items()]
+    lines.append(f"incomplete: {say('answer', CASES['better'], 2)}")
+    smallest = detectable_after(CASES["unresolved"], 3)
+    lines.append(f"evidence: {say('evidence', CASES['unresolved'], smallest)}")
     scopes = ("better", "worse", "better here")
-    lines += [f"scope, {name}: {scope_text(CASES[name].contrast, 3)}" for name in scopes]
+    lines += [f"scope, {name}: {say('scope', CASES[name], datasets_needed(3))}" for name in scopes]
+    for sentence in ("against_real", "other"):
+        lines += [f"{sentence}: {say(sentence, CASES['better here'], absent)}" for absent in (0, 1)]
+    lines.append(f"caveats: {say('caveats', 'rough', 1, 4, ['d (75 %)'], ['d', 'e'], [])}")
     for name, changes in SEARCHES.items():
         result = search_result(**changes)
-        text = optimism_text if "chosen" in changes else transfer_text
-        lines.append(f"search, {name}: {text(result)}")
+        text = ("optimism", result, FEWEST_SEEDS)
+        text = text if "chosen" in changes else ("transfer", result, FEWEST)
+        lines.append(f"search, {name}: {say(*text)}")
     lines.append(f"distance: {distance_text({'x': NEARER, 'y': FARTHER, 'z': {}})}")
     lines.append(f"distance, one arm: {distance_text({'z': {'a': (1.0, 0.0, 0.1)}})}")
     golden.check("report-sentences", "\n".join(lines))
@@ -89,20 +96,37 @@ def test_sentences() -> None:
 def test_the_answer_is_one_sentence_with_the_verdict_of_the_contrast(name: str) -> None:
     """Catches a verdict, sign or interval that the numbers do not support."""
     case = CASES[name]
-    words = answer(case)
+    words = say("answer", case, 0)
     assert words.count(". ") == 0
     resolved = case.verdict.startswith(("better", "worse"))
     assert (case.verdict in words) == resolved or case.verdict == "not resolvable"
-    assert resolved or signed(case.contrast.difference) in words
-    if not math.isnan(case.contrast.low):
-        assert span(case.contrast.low, case.contrast.high) in words
+    assert resolved or signed(case.difference) in words
+    if not math.isnan(case.low):
+        assert span(case.low, case.high) in words
     assert ("better" in words) == case.verdict.startswith("better")
 
 
 def test_an_incomplete_grid_is_no_answer() -> None:
     """Catches a resolved contrast of the cells that are left, sold as the answer."""
-    assert "better" in answer(CASES["better"])
-    assert "better" not in answer(CASES["better"], absent=2)
+    assert "better" in say("answer", CASES["better"], 0)
+    assert "better" not in say("answer", CASES["better"], 2)
+
+
+def test_the_words_of_every_verdict() -> None:
+    """Would catch a sentence that claims more than the verdict, or hides what is missing."""
+    some = contrast(0.01, 0.03, 0.01)
+    crossed = ImageContrast(0.02, -0.01, 0.05, 0.2, 0.015, 9, 0.5, 12, 100)
+    lost = tuple(("q", "y", "duplicate", seed) for seed in range(9))
+    cases = [replace(contrast(*case[:3]), p_adjusted=case[3]) for case in CLAIMS]
+    cases += [
+        replace(some, p_datasets=1.0, datasets=1),
+        replace(some, here=crossed),
+        replace(some, low=math.nan, high=math.nan, n=1),
+        replace(some, missing=lost, planned=24),
+        replace(some, missing=lost[:1], planned=24, n=0),
+        replace(some, n=0),
+    ]
+    golden.check("verdicts", "\n".join(map(contrast_text, cases)))
 
 
 def test_the_first_screen_of_a_complete_study(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from mgdm_ray.evaluation.stats import Contrast, Summary
+from mgdm_ray.evaluation.stats.paired import Contrast, Summary
 from mgdm_ray.results.report.figures import base, judged, outcomes, searches
 from mgdm_ray.results.report.figures.base import png
 from mgdm_ray.results.report.figures.searches import gamma_edges

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mgdm_ray.results.report import breakdowns, cells, words, write_report
-from mgdm_ray.results.report.assessed import Judge
+from mgdm_ray.results.report import cells, results, words, write_report
+from mgdm_ray.results.report.artefacts import Judge
 from mgdm_ray.results.report.synthetic import rank_correlation
 from mgdm_ray.storage.records import Record
 from tests.judged_example import add_judged, add_ratios
@@ -148,12 +148,12 @@ def test_ratio_curves_by_hand(tmp_path: Path) -> None:
     cells = {("d", n, a, s): 0.5 for n in "nm" for a in ("real", "disturb") for s in (0, 1, 2)}
     cells |= {("d", "n", "real", 1): 0.6, ("d", "n", "disturb", 0): 0.8}
     del cells["d", "n", "disturb", 1]
-    curve = breakdowns.ratio_curves(example.records, cells, 1.0)["d"]["disturb"]
+    curve = results.ratio_curves(example.records, cells, 1.0)["d"]["disturb"]
     assert {ratio: (round(s.mean, 9), s.n) for ratio, s in curve.items()} == {
         0.5: (0.15, 2), 1.0: (0.3, 1),
     }  # fmt: skip
-    assert list(breakdowns.ratio_curves(example.records, cells, None)["d"]["disturb"]) == [0.5]
-    assert breakdowns.ratio_curves([], cells, 1.0) == {}
+    assert list(results.ratio_curves(example.records, cells, None)["d"]["disturb"]) == [0.5]
+    assert results.ratio_curves([], cells, 1.0) == {}
 
 
 def test_ratio_points_are_no_cells_of_the_tables(tmp_path: Path) -> None:

@@ -10,14 +10,11 @@ import pytest
 from safetensors.numpy import save_file
 from sklearn.metrics import balanced_accuracy_score
 
-from mgdm_ray.evaluation.stats import image_contrast
+from mgdm_ray.evaluation.stats.images import image_contrast
 from mgdm_ray.results.report import ReportContext, write_report
+from mgdm_ray.results.report.artefacts import PREDICTIONS, pair_predictions, read_predictions
 from mgdm_ray.results.report.builder import Builder
-from mgdm_ray.results.report.paired_predictions import (
-    PREDICTIONS,
-    pair_predictions,
-    read_predictions,
-)
+from mgdm_ray.results.report.cells import cell_id
 from mgdm_ray.storage.records import Record
 from tests.results.report.test_report import read_page, rows_of
 
@@ -63,7 +60,7 @@ class Study:
     def context(self, **changes: object) -> ReportContext:
         cells = [(d, n, a, s) for d in self.datasets for n in NETWORKS for a in ARMS for s in SEEDS]
         values: dict[str, object] = {
-            "study_name": "s", "question": "", "config_yaml": "", "command": "", "started": "",
+            "study_name": "s", "config_yaml": "", "command": "", "started": "",
             "seconds": 1.0, "artefact": lambda record: self.root / record.key,
             "expected_cells": cells,
         }  # fmt: skip
@@ -107,10 +104,10 @@ def test_the_luck_of_a_test_split_is_no_finding(tmp_path: Path) -> None:
     study = Study(tmp_path / "a", ["p", "q"], level, common=True)
     report = Builder(tmp_path, study.records, study.context())
     (tested,) = report.primary
-    assert tested.contrast.p < 0.01  # over cells alone it is beyond doubt
-    assert tested.contrast.here is not None
-    assert tested.contrast.here.p > 0.05
-    assert tested.p_adjusted == tested.contrast.here.p
+    assert tested.p < 0.01  # over cells alone it is beyond doubt
+    assert tested.here is not None
+    assert tested.here.p > 0.05
+    assert tested.p_adjusted == tested.here.p
     assert tested.verdict == "not resolvable"
 
 
@@ -136,7 +133,7 @@ def test_without_leaked_images(tmp_path: Path) -> None:
     paired = pair_predictions(
         read_predictions(study.records, lambda record: study.root / record.key),
         ("disturb", "duplicate"),
-        [("p", n, s) for n in sorted(NETWORKS) for s in SEEDS],
+        {cell_id(record) for record in study.records},
     )
     assert paired is not None
     whole, left = paired["p"].mean(), paired["p"].without(leaked).mean()
@@ -168,7 +165,7 @@ def test_ranks_need_six_datasets_that_share_no_images(tmp_path: Path) -> None:
 def test_cells_on_other_images_are_not_compared_image_by_image(tmp_path: Path) -> None:
     """Catches an interval from paired to different questions, and a crash for a lost file."""
     study = Study(tmp_path / "a", ["p"], EFFECT)
-    cells = [("p", n, s) for n in NETWORKS for s in SEEDS]
+    cells = {cell_id(record) for record in study.records}
     pair = ("disturb", "duplicate")
     answered = read_predictions(study.records, lambda record: study.root / record.key)
     assert pair_predictions(answered, pair, cells) is not None

@@ -9,7 +9,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mgdm_ray.evaluation.stats import Contrast, Ranking, Summary, summarise
+from mgdm_ray.evaluation.stats.paired import Contrast, Summary, summarise
+from mgdm_ray.evaluation.stats.ranks import Ranking
 from mgdm_ray.results.report.figures import base
 from mgdm_ray.results.report.words import MINUS, signed
 
