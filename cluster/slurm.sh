@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Slurm: one job starts a Ray cluster and runs the study on it; both end with the job.
 # Cost: the allocation, nodes x GPUs x hours, busy or not: choose --time by `--plan`; there is no autoscaling.
-# Edit: the #SBATCH lines (partition, account, GPUs), ENV: a virtual environment in a folder
+# Edit: the #SBATCH lines (partition, account, GPUs: driver 580.65.06 or newer, no V100), ENV: a virtual environment in a folder
 #   visible to all nodes: python3.11 -m venv ENV && ENV/bin/pip install -c constraints.txt -e '.[s3]'
 # Submit, in the project's root: sbatch cluster/slurm.sh studies/grid.yaml --storage /shared/mgdm
 #   (a folder visible to all nodes, or s3://BUCKET/mgdm); the same line again resumes.

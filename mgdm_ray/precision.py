@@ -62,6 +62,16 @@ def has_depthwise(network: nn.Module) -> bool:
     )
 
 
+def built_for() -> tuple[str, tuple[int, int] | None] | None:
+    """CUDA's version that torch is built for, oldest compute capability; None for a CPU build."""
+    if torch.version.cuda is None:
+        return None
+    codes = [arch.removeprefix("sm_") for arch in torch.cuda.get_arch_list()]
+    # sm_75 is 7.5, sm_120 is 12.0; compute_90 and sm_90a are variants.
+    known = [(int(code[:-1]), int(code[-1])) for code in codes if code.isdigit()]
+    return torch.version.cuda, min(known, default=None)
+
+
 def describe_device() -> tuple[str, str]:
     """The device type that torch computes on here, and a line about it."""
     device = "cuda" if torch.cuda.is_available() else "cpu"

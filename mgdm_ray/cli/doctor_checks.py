@@ -124,11 +124,28 @@ def computing(_: Setup) -> Iterator[str]:
 
     device, text = describe_device()
     yield text
+    if wrong := _driver_faults(works=device == "cuda"):
+        raise Problem("; ".join(wrong), "update NVIDIA's driver, or use a newer GPU")
     if device == "cuda":
         return
     if gpus():
         raise Problem(f"torch cannot use {gpus()} GPUs", "install torch for their driver")
     raise Limitation("no GPU", "fine for small studies (28 px, hours); larger ones need one")
+
+
+def _driver_faults(*, works: bool) -> list[str]:
+    """Why torch cannot use a GPU of this machine; ``works``: it accepts the driver."""
+    from mgdm_ray.cli import gpu_driver
+    from mgdm_ray.precision import built_for
+
+    built = built_for()
+    if built is None:
+        return []
+    try:
+        gpus = gpu_driver.listed()
+    except gpu_driver.DriverError as error:
+        return [] if works else [str(error)]
+    return gpu_driver.faults(gpus, *built, driver=not works)
 
 
 def ray_starts(_: Setup, seconds: float = RAY_STARTS_IN_S, task: str = RAY_TASK) -> Iterator[str]:
