@@ -33,8 +33,9 @@ from mgdm_ray.config import (
     UNetConfig,
 )
 from mgdm_ray.data.info import dataset_info
-from mgdm_ray.data.load import load_split, npz_path, to_tensor
+from mgdm_ray.data.load import load_split, to_tensor
 from mgdm_ray.data.mix import synthetic_labels
+from mgdm_ray.data.npz import npz_path
 from mgdm_ray.diffusion.batches import TrainingData
 from mgdm_ray.diffusion.inference import Execution
 from mgdm_ray.diffusion.parallel import Workers

@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 
 PACKAGE = ROOT / "mgdm_ray"
 COMMANDS = {"__init__", "__main__", "study", "sample", "doctor", "move", "data/__main__"}
-LEAVES = {"seeding", "precision", "provenance", "environment"}
+LEAVES = {"seeding", "precision", "provenance", "environment", "templates"}
 ORDER = [
     "commands",
     "cli",

@@ -9,7 +9,7 @@ import hashlib
 from pathlib import Path
 
 from mgdm_ray.config import TIMM, InputError, StudyConfig
-from mgdm_ray.data.load import resolve_data_dir
+from mgdm_ray.data.npz import resolve_data_dir
 from mgdm_ray.storage.remote.cache import at_hand
 
 HUB = "hub"

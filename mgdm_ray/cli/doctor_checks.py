@@ -203,7 +203,7 @@ def _enough(found: str, free: float, few: tuple[float, str], some: tuple[float, 
 
 
 def data_folder(setup: Setup) -> Iterator[str]:
-    from mgdm_ray.data.load import resolve_data_dir
+    from mgdm_ray.data.npz import resolve_data_dir
     from mgdm_ray.storage.remote.objects import Objects, is_url
 
     location = resolve_data_dir(setup.data_dir)

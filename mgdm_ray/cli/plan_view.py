@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from mgdm_ray.pipeline.cost_model import Estimate, add_probe
 from mgdm_ray.pipeline.job import CELLS, Job
 from mgdm_ray.pipeline.plan import Plan
 from mgdm_ray.storage.remote.objects import is_url
+from mgdm_ray.templates import templates
 
 if TYPE_CHECKING:
     from mgdm_ray.pipeline.tasks.base import Context
@@ -68,37 +69,53 @@ def measure(estimate: PlanEstimate, context: Context) -> bool:
 
 
 def show(estimate: PlanEstimate) -> None:
-    """Print the whole plan."""
-    c, plan = estimate.config, estimate.plan
+    """Print the whole plan: plan.txt.j2."""
+    c, jobs, node = estimate.config, list(estimate.todo.values()), estimate.node
     axes = {"dataset": c.datasets, "arm": c.arms, "network": c.networks, "seed": c.seeds}
-    product = " x ".join(_counted(len(values), name) for name, values in axes.items())
-    cells, jobs = _counted(len(plan.cells()), "cell"), _counted(len(plan.jobs), "job")
-    print(f"study {c.name}: {product} = {cells}, {jobs}")
-    print(f"storage {estimate.store.location}")
-    print("\n".join(resolution(c, estimate.test_counts, estimate.manifests.values())))
-    absent = [d.name for d in c.datasets if d.name not in estimate.train_images]
-    if absent:
-        print(f"not on this machine yet, downloaded at the start: {', '.join(absent)}")
-    print()
-    _show_table(estimate)
-    print(f"\n{sharing(plan)}")
-    _show_failures(estimate)
-    if not estimate.todo:
-        print("nothing left to do")
-        return
-    _show_cost(estimate)
-    _show_fit(estimate)
+    failures = list(estimate.failures.values())
+    blocking = (r for r in failures if not r.reason.startswith("needs "))
+    machine = f"{_counted(node['CPU'], 'core')} and {_counted(node['GPU'], 'GPU')}"
+    fits = bool(jobs) and not estimate.shortages
+    text = (
+        templates(__file__, keep_trailing_newline=True)
+        .get_template("plan.txt.j2")
+        .render(
+            counted=_counted,
+            size_text=_size,
+            name=c.name,
+            estimate=estimate,
+            plan=estimate.plan,
+            product=" x ".join(_counted(len(values), name) for name, values in axes.items()),
+            resolution=resolution(c, estimate.test_counts, estimate.manifests.values()),
+            absent=[d.name for d in c.datasets if d.name not in estimate.train_images],
+            table=_table(estimate),
+            sharing=sharing(estimate.plan),
+            failures=failures,
+            first=next(blocking, failures[0]) if failures else None,
+            jobs=jobs,
+            unknown=estimate.unknown,
+            estimates=estimate.estimates,
+            machine=machine,
+            wall=f"about {_duration(estimate.seconds())} on {machine}" if fits else "",
+            known=" (known part)" if estimate.unknown else "",
+            hours=estimate.hours(jobs),
+            size=estimate.bytes(jobs),
+            free=free_bytes(estimate.store.root),
+            remote=is_url(estimate.store.location),
+        )
+    )
+    print(text, end="")
 
 
-def _show_table(estimate: PlanEstimate) -> None:
-    print(_line(*COLUMNS))
+def _table(estimate: PlanEstimate) -> Iterator[str]:
+    yield _line(*COLUMNS)
     plan = estimate.plan
     for kind in plan.counts():
-        _show_row(estimate, kind, [job for job in plan.jobs.values() if job.kind == kind])
-    _show_row(estimate, "all", list(plan.jobs.values()))
+        yield _row(estimate, kind, [job for job in plan.jobs.values() if job.kind == kind])
+    yield _row(estimate, "all", list(plan.jobs.values()))
 
 
-def _show_row(estimate: PlanEstimate, kind: str, jobs: list[Job]) -> None:
+def _row(estimate: PlanEstimate, kind: str, jobs: list[Job]) -> str:
     left = [job for job in jobs if job.key in estimate.todo]
     known = [estimate.estimates[job.key] for job in left if job.key in estimate.estimates]
     # A failed job that will be tried again counts as to do.
@@ -113,7 +130,7 @@ def _show_row(estimate: PlanEstimate, kind: str, jobs: list[Job]) -> None:
         costs = [f"{hours:.2f}" for hours in estimate.hours(left)]
         costs.append("unknown" if size is None else f"{size / 1e6:.1f}")
     done = sum(job.key in estimate.manifests for job in jobs)
-    print(_line(kind, *map(str, (len(jobs), done, failed, len(left))), each, *costs, basis))
+    return _line(kind, *map(str, (len(jobs), done, failed, len(left))), each, *costs, basis)
 
 
 def _line(*texts: str) -> str:
@@ -162,62 +179,6 @@ def sharing(plan: Plan) -> str:
         f"shared by cells: {', '.join(rows.values())}\n"
         f"without sharing, {len(plan.jobs)} jobs would be {total}"
     )
-
-
-def _show_failures(estimate: PlanEstimate) -> None:
-    """Jobs that failed before, and those that the study's limits refuse."""
-    jobs, failures = estimate.plan.jobs, list(estimate.failures.values())
-    if failures:
-        first = next((r for r in failures if not r.reason.startswith("needs ")), failures[0])
-        what = "; fix the cause, then rerun with --retry-failed"
-        print(
-            f"{len(failures)} failed before (the first: {jobs[first.key].label}: "
-            f"{first.reason[:120]}){', tried again' if estimate.retry_failed else what}"
-        )
-    if estimate.refused:
-        key, reason = next(iter(estimate.refused.items()))
-        count, first_label = len(estimate.refused), jobs[key].label
-        print(f"{count} are refused by the study's limits (the first: {first_label}: {reason})")
-
-
-def _show_cost(estimate: PlanEstimate) -> None:
-    jobs, unknown = list(estimate.todo.values()), estimate.unknown
-    wall = ""
-    if not estimate.shortages:
-        wall = f"about {_duration(estimate.seconds())} on {_machine(estimate)}"
-    if not unknown:
-        print(f"\nestimated time: {wall or 'unknown, not enough resources here'}")
-    else:
-        kinds = f" for {', '.join(Counter(job.kind for job in unknown))}"
-        which = kinds if estimate.estimates else ""
-        print(f"\nestimated time: unknown (no timing history in this storage{which})")
-        if wall and estimate.estimates:
-            print(f"the {len(jobs) - len(unknown)} other jobs: {wall}")
-        if wall:
-            print("add --probe to measure them in a few minutes")
-    known = " (known part)" if unknown else ""
-    if estimate.estimates:
-        cpu, gpu = estimate.hours(jobs)
-        print(f"to be computed{known}: {cpu:.2f} CPU hours, {gpu:.2f} GPU hours")
-    free, size = free_bytes(estimate.store.root), estimate.bytes(jobs)
-    written = "unknown" if size is None else f"{_size(size)} of artefacts{known}"
-    print(f"to be written: {written}; {_size(free)} free")
-    # A remote storage has only a cache here.
-    if size is not None and size > free and not is_url(estimate.store.location):
-        print(f"warning: too little space at {estimate.store.root}; choose another --storage")
-
-
-def _show_fit(estimate: PlanEstimate) -> None:
-    verb = "cannot run" if estimate.shortages else "every job fits"
-    end = "with --address the cluster is checked at the start"
-    print(f"{verb} on this machine ({_machine(estimate)}); {end}")
-    for message in estimate.shortages:
-        print(f"  {message}")
-
-
-def _machine(estimate: PlanEstimate) -> str:
-    cpu, gpu = estimate.node["CPU"], estimate.node["GPU"]
-    return f"{_counted(cpu, 'core')} and {_counted(gpu, 'GPU')}"
 
 
 def _counted(number: float, noun: str) -> str:

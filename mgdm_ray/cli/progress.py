@@ -6,11 +6,14 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
+
+if TYPE_CHECKING:
+    from mgdm_ray.runtime.job_task import Live
 
 NAMED = 3
 """Waiting jobs named on one line."""
@@ -18,19 +21,6 @@ WAITING_EVERY_S = 60.0
 """Between two lines about the same waiting jobs."""
 FEWEST_ENDED = 0.1
 """Share of the jobs that must have ended before a lower bound of the time left is shown."""
-
-
-class LiveRow(Protocol):
-    """Progress of one running job; ``total`` is 0 while it waits."""
-
-    @property
-    def label(self) -> str: ...
-    @property
-    def done(self) -> int: ...
-    @property
-    def total(self) -> int: ...
-    @property
-    def note(self) -> str: ...
 
 
 class Pace:
@@ -121,7 +111,7 @@ class Display:
             minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
             print(f"{minutes:3d}:{seconds:02d} {text}", file=self.console.file, flush=True)
 
-    def live(self, rows: Mapping[str, LiveRow]) -> None:
+    def live(self, rows: Mapping[str, Live]) -> None:
         if self.bars is None:
             now = time.monotonic()
             if rows and now - self.last >= self.every_s:
@@ -144,7 +134,7 @@ class Display:
             )
 
 
-def _lines(rows: Iterable[LiveRow]) -> tuple[str, str]:
+def _lines(rows: Iterable[Live]) -> tuple[str, str]:
     """Running and waiting jobs; empty if there are none."""
     running, waiting = list[str](), list[str]()
     for row in rows:

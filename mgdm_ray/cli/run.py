@@ -21,8 +21,9 @@ from mgdm_ray.results.finalize import RECORDS_FILE, REPORT_FILE, Finalizer
 from mgdm_ray.storage.records import Record, append_record
 
 if TYPE_CHECKING:
-    from mgdm_ray.cli.progress import Display, LiveRow
+    from mgdm_ray.cli.progress import Display
     from mgdm_ray.results.mlflow import Mirror
+    from mgdm_ray.runtime.job_task import Live
 
 SHARE_EVERY_S = 30.0
 """Between two copies of the records to a remote storage."""
@@ -212,7 +213,7 @@ class _Records:
         self.leads, self.path = study.leads(), study.folder / RECORDS_FILE
         self.shared = time.monotonic()
 
-    def live(self, rows: Mapping[str, LiveRow]) -> None:
+    def live(self, rows: Mapping[str, Live]) -> None:
         stop_if_interrupted()
         self.display.live(rows)
 

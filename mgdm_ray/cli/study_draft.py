@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mgdm_ray.config.file import shipped_studies
 from mgdm_ray.data.inspection.findings import UNEVEN
@@ -16,6 +14,7 @@ from mgdm_ray.data.inspection.summary import median_sides
 from mgdm_ray.data.inspection.survey import Survey
 from mgdm_ray.data.sources.prepare import TINY_CLASS
 from mgdm_ray.environment import cores, gpus
+from mgdm_ray.templates import templates
 
 FEW_IMAGES = 200
 """With fewer training images a study is shorter: more steps would memorise them."""
@@ -43,13 +42,7 @@ def machine() -> Machine:
 
 def study_text(found: Survey, name: str, here: Machine) -> str:
     """A study file that ``load_study`` accepts."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=StrictUndefined,
-    )
+    environment = templates(__file__, keep_trailing_newline=True)
     environment.filters["quoted"] = quoted
     config, items, classes = found.source.config, found.listing.items, found.listing.classes
     counts, chosen = found.counts(), scale_of(found, here)

@@ -104,6 +104,15 @@ def nearest(
     return best, which
 
 
+def near(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> list[tuple[float, int, int]]:
+    """(correlation, index, index) of each of ``others`` and its nearest of ``images``, if above
+    0.99; none for images of different shape."""
+    if not len(images) or not len(others) or images.shape[1:] != others.shape[1:]:
+        return []
+    best, which = nearest(others, images)
+    return [(float(best[i]), int(which[i]), int(i)) for i in np.flatnonzero(best > NEAR)]
+
+
 def _standardised(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """One row per image, mean 0 and norm 1, or all 0."""
     data = images.astype(np.float32)
@@ -129,24 +138,19 @@ def _near_images(
 ) -> Iterable[Finding]:
     for first, second in combinations(splits, 2):
         a, b = splits[first], splits[second]
-        ours, others = thumbnails.get(second, b.images), thumbnails.get(first, a.images)
-        if len(a) == 0 or len(b) == 0 or ours.shape[1:] != others.shape[1:]:
-            continue
-        best, which = nearest(ours, others)
-        near = np.flatnonzero(best > NEAR)
-        near = near[np.argsort(-best[near], kind="stable")]
-        pairs = [((first, int(which[i])), (second, int(i))) for i in near]
+        found = near(thumbnails.get(first, a.images), thumbnails.get(second, b.images))
+        found.sort(key=lambda pair: -pair[0])
         examples = [
-            f"{_name(new, splits)} with {_name(old, splits)}: {best[new[1]]:.4f}"
-            for old, new in pairs
+            f"{_name((second, i), splits)} with {_name((first, k), splits)}: {value:.4f}"
+            for value, k, i in found
         ]
-        if pairs:
-            other = int((a.labels[which[near]] != b.labels[near]).sum())
+        if found:
+            other = sum(int(a.labels[k] != b.labels[i]) for _, k, i in found)
             yield Finding(
                 "near_leakage",
-                f"{len(near)} of {len(b)} {second} images correlate above {NEAR:g} with a {first} "
+                f"{len(found)} of {len(b)} {second} images correlate above {NEAR:g} with a {first} "
                 f"image, {other} of them with one of another label: {some(examples)}",
-                tuple(image for pair in pairs for image in pair),
+                tuple(image for _, k, i in found for image in ((first, k), (second, i))),
             )
 
 

@@ -32,21 +32,6 @@ from mgdm_ray.storage.remote.objects import Objects, is_url
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "SPLITS",
-    "DataSource",
-    "Split",
-    "SplitName",
-    "check_source",
-    "data_source",
-    "fingerprint",
-    "load_split",
-    "npz_path",
-    "resolve_data_dir",
-    "to_tensor",
-    "to_uint8",
-]
-
 ABSENT = "absent"
 # Files up to this size are verified as a whole by ``check`` (well under a second); of larger
 # ones, each array is verified when it is loaded.

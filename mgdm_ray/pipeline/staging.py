@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mgdm_ray.classifiers import weights
 from mgdm_ray.config import DatasetConfig, InputError, StudyConfig
-from mgdm_ray.data.load import npz_path, resolve_data_dir
+from mgdm_ray.data.npz import npz_path, resolve_data_dir
 from mgdm_ray.pipeline.cost_model import PROBES_FILE
 from mgdm_ray.seeding import content_key
 from mgdm_ray.storage.remote.cache import limit_bytes

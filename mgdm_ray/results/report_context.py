@@ -9,7 +9,8 @@ import yaml
 
 from mgdm_ray.data.checks import Finding, check_splits, leaked
 from mgdm_ray.data.info import dataset_info
-from mgdm_ray.data.load import SPLITS, data_source
+from mgdm_ray.data.load import data_source
+from mgdm_ray.data.npz import SPLITS
 from mgdm_ray.data.sources.prepare import patients_tested, tiny_classes
 from mgdm_ray.data.sources.source import own_listing
 from mgdm_ray.provenance import git_commit, versions

@@ -7,7 +7,8 @@ import pytest
 
 from mgdm_ray.config import DatasetConfig, PhantomConfig
 from mgdm_ray.data.checks import Finding, check_splits, leaked, nearest
-from mgdm_ray.data.load import SPLITS, Split, load_split, npz_path, resolve_data_dir
+from mgdm_ray.data.load import Split, load_split
+from mgdm_ray.data.npz import SPLITS, npz_path, resolve_data_dir
 
 
 def noise(number: int, seed: int) -> Split:

@@ -25,11 +25,10 @@ from mgdm_ray.data.load import (
     data_source,
     fingerprint,
     load_split,
-    npz_path,
-    resolve_data_dir,
     to_tensor,
     to_uint8,
 )
+from mgdm_ray.data.npz import npz_path, resolve_data_dir
 
 OWN = DatasetConfig(name="mine", path="own.npz", size=8)
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mgdm_ray.config import DatasetConfig, PhantomConfig, StudyConfig
-from mgdm_ray.data.load import SPLITS, data_source, load_split, npz_path
+from mgdm_ray.data.load import data_source, load_split
+from mgdm_ray.data.npz import SPLITS, npz_path
 from mgdm_ray.evaluation.power_analysis import resolution, spread
 from mgdm_ray.evaluation.stats.power import Design, detectable
 from tests.conftest import TINY

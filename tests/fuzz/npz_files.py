@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from mgdm_ray.config import DatasetConfig
-from mgdm_ray.data.load import SPLITS, check_source, data_source, fingerprint, load_split
+from mgdm_ray.data.load import check_source, data_source, fingerprint, load_split
+from mgdm_ray.data.npz import SPLITS
 from tests.fuzz.harness import noise
 
 SIZE = 8

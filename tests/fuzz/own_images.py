@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from mgdm_ray.config import DatasetConfig
-from mgdm_ray.data.load import SPLITS, check_source, load_split
+from mgdm_ray.data.load import check_source, load_split
+from mgdm_ray.data.npz import SPLITS
 from mgdm_ray.data.sources.prepare import prepare
 from mgdm_ray.data.sources.source import own_listing
 from tests.fuzz.harness import noise

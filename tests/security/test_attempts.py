@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 
 from mgdm_ray.classifiers.pretrained import read_weights
 from mgdm_ray.config import DatasetConfig, InputError, load_study
-from mgdm_ray.data.load import SPLITS, check_source, fingerprint, load_split
+from mgdm_ray.data.load import check_source, fingerprint, load_split
+from mgdm_ray.data.npz import SPLITS
 from mgdm_ray.data.sources.prepare import prepare
 from mgdm_ray.data.sources.source import own_listing
 from mgdm_ray.storage.records import read_records

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 
-from mgdm_ray.data.checks import NEAR, nearest
+from mgdm_ray.data.checks import near
 from mgdm_ray.data.inspection.survey import Survey
 from mgdm_ray.data.npz import SPLITS
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """Two rows of a survey and their correlation."""
 
     first: int
@@ -41,13 +40,10 @@ def nearly_identical(found: Survey) -> list[Pair]:
     parts = [(splits == one, splits == other) for one, other in combinations(SPLITS, 2)]
     parts += [(labels == k, labels > k) for k in range(len(found.listing.classes) - 1)]
     pairs: dict[tuple[int, int], float] = {}
-    for left, right in ((np.flatnonzero(one), np.flatnonzero(other)) for one, other in parts):
-        if not len(left) or not len(right):
-            continue
-        best, which = nearest(found.small[right], found.small[left])
-        for index in np.flatnonzero(best > NEAR):
-            first, second = sorted((int(left[which[index]]), int(right[index])))
+    for left, right in (map(np.flatnonzero, part) for part in parts):
+        for value, one, other in near(found.small[left], found.small[right]):
+            first, second = sorted((int(left[one]), int(right[other])))
             if found.facts[first].digest != found.facts[second].digest:
-                pairs[first, second] = float(best[index])
+                pairs[first, second] = value
     ranked = sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0]))
     return [Pair(first, second, value) for (first, second), value in ranked]

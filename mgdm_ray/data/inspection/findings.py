@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
 
 from mgdm_ray.data.inspection.duplicates import Pair
 from mgdm_ray.data.inspection.patients import guess_group
@@ -24,6 +27,9 @@ FITTED = {
     "crop": "Only their middle is used",
     "stretch": "Their aspect ratio changes",
 }
+TEXTS: dict[str, tuple[Level, str, str]] = yaml.safe_load(
+    Path(__file__).with_name("findings.yaml").read_text(encoding="utf-8")
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,12 @@ class Finding:
     text: str
     advice: str = ""
 
+    @classmethod
+    def of(cls, name: str, **values: Any) -> Finding:
+        """The finding of this name in findings.yaml."""
+        level, text, advice = TEXTS[name]
+        return cls(level, text.format(**values), advice.format(**values))
+
     def __str__(self) -> str:
         return f"{self.level}: {self.text}" + (f". {self.advice}" if self.advice else "")
 
@@ -43,8 +55,7 @@ def judge(found: Survey, copies: list[list[int]], near: list[Pair]) -> list[Find
     findings = [
         *_files(found),
         *_classes(found),
-        *_identical(found, copies),
-        *_near(found, near),
+        *_repeated(found, copies, near),
         *_pixels(found),
         *_patients(found),
         *_privacy(found),
@@ -57,11 +68,12 @@ def judge(found: Survey, copies: list[list[int]], near: list[Pair]) -> list[Find
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
 
 
-def caption(found: Survey, row: int) -> str:
-    """Path, split and class of an image."""
+def caption(found: Survey, row: int, quote: slice = slice(None)) -> str:
+    """Path, split and class of an image; ``quote`` of each name, in quotes."""
     item = found.listing.items[row]
     number = f" slice {item.slice}" if item.slice is not None else ""
-    return f"{shown(item.path)}{number} ({item.split}, {shown(found.listing.classes[item.label])})"
+    label = shown(found.listing.classes[item.label])[quote]
+    return f"{shown(item.path)[quote]}{number} ({item.split}, {label})"
 
 
 def _named(found: Survey, rows: Sequence[int]) -> str:
@@ -74,156 +86,78 @@ def _files(found: Survey) -> Iterable[Finding]:
     if found.damaged:
         refused = found.source.config.reading.damaged == "refuse"
         examples = some([f"{shown(path)} ({why})" for path, why in found.damaged.items()])
-        yield Finding(
-            "error" if refused else "warning",
-            f"{len(found.damaged)} file(s) cannot be read: {examples}",
-            "Repair or remove them, or set reading.damaged: leave_out"
-            if refused
-            else "The study leaves them out",
-        )
+        name = "unreadable" if refused else "left_out"
+        yield Finding.of(name, number=len(found.damaged), examples=examples)
     if ignored := found.listing.ignored:
-        examples = some([shown(name) for name in ignored])
-        yield Finding("ok", f"{len(ignored)} file(s) that are not images are ignored: {examples}")
+        yield Finding.of("ignored", number=len(ignored), examples=some([*map(shown, ignored)]))
 
 
 def _classes(found: Survey) -> Iterable[Finding]:
     counts, names = found.counts(), found.listing.classes
     for split in SPLITS:
         empty = [shown(n) for n, count in zip(names, counts[split], strict=True) if not count]
-        text = f"no {split} image of class {', '.join(empty)}"
-        if empty and split == "train":
-            yield Finding("error", text, "Add images, or remove the class")
-        elif empty:
-            yield Finding("warning", f"{text}: it is not measured there", "Add images of it")
-    for text in tiny_classes(found.listing):
-        yield Finding("warning", text, "Add images, or merge it with another class")
-    train = counts["train"]
-    if min(train) and max(train) / min(train) >= UNEVEN:
-        yield Finding(
-            "warning",
-            f"the largest class has {max(train) / min(train):.1f} times as many training images as "
-            "the smallest",
-            "Look at balanced accuracy; set synthetic.balance: balanced and "
-            "downstream.class_weighted: true (init writes both)",
-        )
+        if empty:
+            name = "no_train_image" if split == "train" else "no_image"
+            yield Finding.of(name, split=split, classes=", ".join(empty))
+    yield from (Finding.of("tiny_class", sentence=text) for text in tiny_classes(found.listing))
+    few, most = min(counts["train"]), max(counts["train"])
+    if few and most / few >= UNEVEN:
+        yield Finding.of("imbalance", ratio=most / few)
 
 
-def _identical(found: Survey, copies: list[list[int]]) -> Iterable[Finding]:
+def _repeated(found: Survey, copies: list[list[int]], near: list[Pair]) -> Iterable[Finding]:
     items = found.listing.items
     across = [g for g in copies if len({items[row].split for row in g}) > 1]
     conflict = [g for g in copies if len({items[row].label for row in g}) > 1]
     within = [g for g in copies if g not in across and g not in conflict]
-    kinds: list[tuple[list[list[int]], Level, str, str]] = [
-        (
-            across,
-            "error",
-            "in different splits",
-            "Remove the copies, or the given splits: then copies are kept together",
-        ),
-        (
-            conflict,
-            "error",
-            "with different labels",
-            "Find out which label is right, and remove the other image",
-        ),
-        (
-            within,
-            "warning",
-            "with the same split and label",
-            "Remove the copies: they count as several images",
-        ),
-    ]
-    for groups, level, where, advice in kinds:
+    for name, groups in (("across", across), ("conflict", conflict), ("within", within)):
         if groups:
             examples = some([" = ".join(caption(found, row) for row in g[:4]) for g in groups])
-            text = f"{sum(map(len, groups))} identical images in {len(groups)} group(s) {where}"
-            yield Finding(level, f"{text}: {examples}", advice)
-
-
-def _near(found: Survey, near: list[Pair]) -> Iterable[Finding]:
-    items = found.listing.items
-    conflict = [p for p in near if items[p.first].label != items[p.second].label]
-    across = [p for p in near if items[p.first].split != items[p.second].split]
-    across = [p for p in across if p not in conflict]
-    for pairs, where in ((across, "in different splits"), (conflict, "with different labels")):
+            images = sum(map(len, groups))
+            name = f"identical_{name}"
+            yield Finding.of(name, images=images, number=len(groups), examples=examples)
+    clash = [p for p in near if items[p.first].label != items[p.second].label]
+    apart = [p for p in near if p not in clash and items[p.first].split != items[p.second].split]
+    for name, pairs in (("near_across", apart), ("near_conflict", clash)):
+        shown_pairs = [
+            f"{caption(found, p.first)} and {caption(found, p.second)} ({p.value:.4f})"
+            for p in pairs
+        ]
         if pairs:
-            examples = some(
-                [
-                    f"{caption(found, p.first)} and {caption(found, p.second)} ({p.value:.4f})"
-                    for p in pairs
-                ]
-            )
-            yield Finding(
-                "warning",
-                f"{len(pairs)} pair(s) of near-duplicates {where}: {examples}",
-                "Compare them on the page: images of one patient belong in one split",
-            )
+            yield Finding.of(name, number=len(pairs), examples=some(shown_pairs))
 
 
 def _pixels(found: Survey) -> Iterable[Finding]:
-    facts = found.facts
-    flat = [row for row, one in enumerate(facts) if one.constant]
-    if flat:
-        text = f"{len(flat)} constant image(s): {_named(found, flat)}"
-        yield Finding("warning", text, "Remove them")
-    long = [f for f in facts if max(f.width, f.height) >= LONG * min(f.width, f.height)]
+    facts, fit = found.facts, found.source.config.reading.fit
+    if flat := [row for row, one in enumerate(facts) if one.constant]:
+        yield Finding.of("constant", number=len(flat), examples=_named(found, flat))
+    long = sum(max(f.width, f.height) >= LONG * min(f.width, f.height) for f in facts)
     if long:
-        yield Finding(
-            "warning",
-            f"{len(long)} of {len(facts)} images are far from square",
-            f"{FITTED[found.source.config.reading.fit]}; choose reading.fit: pad, crop or stretch",
-        )
+        yield Finding.of("not_square", number=long, all=len(facts), fitted=FITTED[fit])
     colour = sum(one.colour for one in facts)
     if 0 < colour < len(facts):
-        yield Finding(
-            "warning",
-            f"{colour} of {len(facts)} images are in colour, the others are grey",
-            "If colour depends on the class, networks learn it; reading.channels: 1 makes all grey",
-        )
+        yield Finding.of("some_colour", number=colour, all=len(facts))
 
 
 def _patients(found: Survey) -> Iterable[Finding]:
     items = found.listing.items
     unknown = sum(item.group is None for item in items)
-    if not unknown:
-        for text in patients_tested(found.listing):
-            yield Finding("warning", text, "Keep one test image per patient to avoid it")
-        return
-    if found.source.is_npz:
-        yield Finding(
-            "warning",
-            "an .npz does not name patients, so leakage between splits cannot be checked",
-            "Ask its authors whether it was divided by patient",
-        )
-        return
     which = "" if unknown == len(items) else f" for {unknown} of {len(items)} images"
-    advice = "Name them in the column 'group' of a manifest, or with split.group in the study file"
-    if guess := guess_group([item.path for item in items]):
-        advice += (
-            f". File names suggest --group '{guess.pattern}' ({guess.patients} patients): use it "
-            "only if that is right"
-        )
-    yield Finding(
-        "warning",
-        f"patients are unknown{which}: if images of one patient are in two splits, results are "
-        "too optimistic",
-        advice,
-    )
+    if not unknown:
+        for sentence in patients_tested(found.listing):
+            yield Finding.of("several_per_patient", sentence=sentence)
+    elif found.source.is_npz:
+        yield Finding.of("npz_patients")
+    elif guess := guess_group([item.path for item in items]):
+        yield Finding.of("guessed_patients", which=which, guess=guess)
+    else:
+        yield Finding.of("unknown_patients", which=which)
 
 
 def _privacy(found: Survey) -> Iterable[Finding]:
     if marked := [row for row, one in enumerate(found.facts) if one.text]:
-        yield Finding(
-            "warning",
-            f"{len(marked)} of {len(found.facts)} image(s) may hold burned-in text near their "
-            f"edge: {_named(found, marked)}",
-            "Look at them: text may name a patient, and networks may learn from it",
-        )
+        number, examples = len(marked), _named(found, marked)
+        yield Finding.of("burned_in_text", number=number, all=len(found.facts), examples=examples)
     if found.identity:
         tags = ", ".join(f"{name} {number}" for name, number in sorted(found.identity.items()))
-        yield Finding(
-            "warning",
-            f"DICOM tags identify patients (tag, files of {found.dicom_files}): {tags}",
-            "The study reads only PatientID, to divide by patient, and does not store it; remove "
-            "the tags before you share the files",
-        )
+        yield Finding.of("identity", files=found.dicom_files, tags=tags)

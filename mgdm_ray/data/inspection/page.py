@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from mgdm_ray.config import InputError
 from mgdm_ray.data.inspection.duplicates import Pair
-from mgdm_ray.data.inspection.findings import Finding
+from mgdm_ray.data.inspection.findings import Finding, caption
 from mgdm_ray.data.inspection.summary import HEADER, class_rows, facts
 from mgdm_ray.data.inspection.survey import Survey
 from mgdm_ray.data.sources.listing import shown
 from mgdm_ray.storage.files import replacing
+from mgdm_ray.templates import templates
 
 PER_CLASS, MOST_CLASSES, PAIRS, ODD = 24, 60, 24, 8
 Section = dict[str, Any]
@@ -28,14 +28,8 @@ Section = dict[str, Any]
 
 def write_page(path: Path, title: str, sections: Sequence[Section]) -> None:
     """Write the page, readable by its owner only. InputError where it cannot be written."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    document = environment.get_template("page.html.j2").render(title=title, sections=sections)
+    page = templates(__file__, autoescape=True).get_template("page.html.j2")
+    document = page.render(title=title, sections=sections)
     try:
         with replacing(path) as temporary:
             temporary.unlink(missing_ok=True)
@@ -102,12 +96,10 @@ def _classes(found: Survey) -> list[tuple[str, list[dict[str, str]]]]:
 
 
 def _image(found: Survey, row: int) -> dict[str, str]:
-    item, one, data = found.listing.items[row], found.facts[row], io.BytesIO()
+    one, data = found.facts[row], io.BytesIO()
     Image.fromarray(np.asarray(found.images[row])).save(data, "PNG")
-    number = "" if item.slice is None else f" slice {item.slice}"
-    label = shown(found.listing.classes[item.label])[1:-1]
     return {
         "source": "data:image/png;base64," + base64.b64encode(data.getvalue()).decode("ascii"),
-        "name": f"{shown(item.path)[1:-1]}{number} ({item.split}, {label})",
+        "name": caption(found, row, slice(1, -1)),
         "sides": f"{one.width} x {one.height}",
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 PATTERNS = (
     r"((?:patient|pat|sub|subject|case)[_-]?[A-Za-z]*[0-9]+)",
@@ -14,8 +14,7 @@ PATTERNS = (
 """patient12 anywhere; P012_03.png; CLASS/P012/3.png."""
 
 
-@dataclass(frozen=True)
-class Guess:
+class Guess(NamedTuple):
     """A regular expression by which several images belong to one patient."""
 
     pattern: str

@@ -20,7 +20,8 @@ from mgdm_ray.config import (
     SamplingConfig,
 )
 from mgdm_ray.data.info import DatasetInfo, dataset_info
-from mgdm_ray.data.load import Split, SplitName, load_split
+from mgdm_ray.data.load import Split, load_split
+from mgdm_ray.data.npz import SplitName
 from mgdm_ray.provenance import git_commit, versions
 from mgdm_ray.storage.records import NO_SPACE, OUT_OF_MEMORY, STORE_SILENT, WORKER_DIED, Record
 from mgdm_ray.storage.remote.objects import ObjectsError

@@ -23,7 +23,8 @@ from mgdm_ray.classifiers.fit import Recipe, fit
 from mgdm_ray.classifiers.metrics import score
 from mgdm_ray.classifiers.networks import build_network
 from mgdm_ray.config import DownstreamConfig, JudgeConfig
-from mgdm_ray.data.load import SplitName, to_tensor
+from mgdm_ray.data.load import to_tensor
+from mgdm_ray.data.npz import SplitName
 from mgdm_ray.evaluation.chance import chance_limit
 from mgdm_ray.evaluation.fidelity.memorisation import nearest
 from mgdm_ray.pipeline.job import FEATURES

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mgdm_ray.data.inspection import findings
 from mgdm_ray.data.inspection.duplicates import Pair
-from mgdm_ray.data.inspection.findings import Finding, caption, judge
+from mgdm_ray.data.inspection.findings import LEVELS, TEXTS, Finding, caption, judge
 from mgdm_ray.data.inspection.survey import Survey
 from tests.data.inspection.surveys import fact, made, several
 
@@ -28,6 +30,15 @@ def test_nothing_wrong() -> None:
     """Catches false alarms: patients known, classes even, images alike."""
     levels = found(made(KNOWN))
     assert [len(levels[name]) for name in ("error", "warning", "ok")] == [0, 0, 1]
+
+
+def test_every_text_is_used_and_has_a_level() -> None:
+    """Catches a text that no finding has any more, and a level that sorts nowhere."""
+    code = Path(findings.__file__).read_text(encoding="utf-8")
+    for name, (level, text, _) in TEXTS.items():
+        assert level in LEVELS, name
+        assert text, name
+        assert f'"{name}"' in code or f'"{name.removeprefix("identical_")}"' in code, name
 
 
 def test_errors_come_first() -> None:

@@ -14,7 +14,8 @@ from PIL import Image
 from mgdm_ray.config import DatasetConfig, InputError
 from mgdm_ray.data.checks import check_splits, leaked
 from mgdm_ray.data.info import dataset_info
-from mgdm_ray.data.load import SPLITS, check_source, data_source, fingerprint, load_split
+from mgdm_ray.data.load import check_source, data_source, fingerprint, load_split
+from mgdm_ray.data.npz import SPLITS
 from mgdm_ray.data.sources.prepare import patients_tested, prepare, tiny_classes
 from mgdm_ray.data.sources.source import own_listing
 from tests.data.sources.files import picture, ramp, tree

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mgdm_ray.config import DatasetConfig, PhantomConfig
-from mgdm_ray.data.load import SplitName, load_split, to_tensor
+from mgdm_ray.data.load import load_split, to_tensor
+from mgdm_ray.data.npz import SplitName
 from mgdm_ray.evaluation.fidelity.memorisation import (
     QUANTILE,
     SAME_IMAGE,
