@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -50,7 +51,7 @@ def test_a_wrong_file_ends_with_exit_code_1(tmp_path: Path) -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 1
-    assert f"onprem.yaml: " in run.stdout  # noqa: F541
+    assert "onprem.yaml: " in run.stdout
 
 
 def ready(*words: str) -> subprocess.CompletedProcess[str]:
@@ -96,8 +97,8 @@ def test_a_file_in_use_needs_its_token_and_key(
     path.write_text(text.replace("~/.ssh/mgdm", f"{tmp_path}/key"), encoding="utf-8")
     monkeypatch.setattr(common, "ROOT", tmp_path)
     token, key = ready_check.check(path)
-    assert token == "cluster/secrets/ray_token: missing; run cluster/secrets.sh"
-    assert f"{tmp_path}/key is missing" in key
+    assert re.match(r"cluster/secrets/ray_token: .*\bcluster/secrets\.sh$", token)
+    assert f"{tmp_path}/key" in key
     (tmp_path / "cluster" / "secrets").mkdir(parents=True)
     (tmp_path / "cluster" / "secrets" / "ray_token").write_text("t")
     (tmp_path / "key").write_text("k")
@@ -112,7 +113,7 @@ def test_ready_is_for_named_and_correct_files(tmp_path: Path) -> None:
     run = ready(str(path), str(FOLDER / "gcp.yaml"))
     assert run.returncode == 1
     assert "max_wrokers" in run.stdout
-    assert "EDIT is to be replaced: project_id: EDIT" in run.stdout
+    assert "project_id: EDIT" in run.stdout
 
 
 def test_every_launch_file_has_rules() -> None:
@@ -133,64 +134,67 @@ def test_every_launch_file_has_rules() -> None:
         ("gpu.yaml", "max_workers: 4\nupscaling", "max_wrokers: 4\nupscaling", "max_wrokers"),
         ("gpu.yaml", "max_workers: 4\nupscaling", "max_workers: four\nupscaling", "four"),
         ("gpu.yaml", "head_node_type: head", "head_node_type: haed", "head_node_type"),
-        ("onprem.yaml", "  worker_ips", "  worker_addresses", "Ray: Please supply"),
+        ("onprem.yaml", "  worker_ips", "  worker_addresses", "^Ray: .*`worker_ips`"),
         # machine types
-        ("gpu.yaml", "InstanceType: g6.2xlarge", "InstanceType: g6.2xlage", "unknown 'g6.2xlage'"),
-        ("gcp.yaml", "machineType: g2-standard-8", "machineType: g2.standard-8", "unknown 'g2.st"),
-        ("gpu.yaml", "{CPU: 8, GPU: 1}", "{CPU: 8, GPU: 4}", "4, but g6.2xlarge has 1"),
-        ("gpu.yaml", "{CPU: 8, GPU: 1}", "{CPU: 16, GPU: 1}", "16, but g6.2xlarge has 8"),
-        ("gcp.yaml", "{CPU: 8, GPU: 1}", "{CPU: 8}", "0, but g2-standard-8 has 1"),
-        ("gpu.yaml", "m7i.xlarge", "g6.xlarge", "GPU of g6.xlarge"),
+        ("gpu.yaml", "InstanceType: g6.2xlarge", "InstanceType: g6.2xlage",
+         "gpu.node_config.InstanceType: .*'g6.2xlage'"),
+        ("gcp.yaml", "machineType: g2-standard-8", "machineType: g2.standard-8",
+         "machineType: .*'g2.stan"),
+        ("gpu.yaml", "{CPU: 8, GPU: 1}", "{CPU: 8, GPU: 4}", r"gpu.resources.GPU: 4\b.*\b1$"),
+        ("gpu.yaml", "{CPU: 8, GPU: 1}", "{CPU: 16, GPU: 1}", r"resources.CPU: 16\b.*\b8$"),
+        ("gcp.yaml", "{CPU: 8, GPU: 1}", "{CPU: 8}", r"resources.GPU: 0\b.*\b1$"),
+        ("gpu.yaml", "m7i.xlarge", "g6.xlarge", r"\.head: .*g6\.xlarge"),
         ("gcp.yaml", "idle_timeout_minutes: 10\n", "", "idle_timeout_minutes: "),
         # Kubernetes and KubeRay
         ("kuberay.yaml", "rayVersion", "rayversion", "rayversion"),
         ("kuberay.yaml", "minReplicas: 0", "minReplicas: -1", "minReplicas"),
-        ("kuberay.yaml", "replicas: 0", "replicas: 9", "9 is not between 0 and 4"),
+        ("kuberay.yaml", "replicas: 0", "replicas: 9", r"replicas: 9\b.*\b4\b"),
         ("kuberay.yaml", 'num-cpus: "0"', "num-cpus: 0", "num-cpus"),
         ("kuberay.yaml", "containerPort: 6379", "containerPorts: 6379", "containerPort"),
         ("kuberay.yaml", "emptyDir: {medium", "emptyDir: {media", "media"),
         ("kuberay.yaml", "ray.io/cluster: mgdm}\n  entry", "ray.io/cluster: x}\n  entry", "'x'"),
         ("kuberay.yaml", "accessModes: [ReadWriteOnce]", "accessMode: [ReadWriteOnce]", "accessM"),
-        ("kuberay.yaml", "              limits: {memory: 12Gi}\n", "", "no memory limit"),
+        ("kuberay.yaml", "              limits: {memory: 12Gi}\n", "", "container ray-head: "),
         # Compose
         ("docker-compose.yaml", "    ports: [", "    portz: [", "portz"),
         ("docker-compose.yaml", "condition: service_healthy", "condition: healthy", "healthy"),
-        ("docker-compose.yaml", "  postgres: {}\n", "", "unknown 'postgres' in"),
+        ("docker-compose.yaml", "  postgres: {}\n", "", "services.postgres: .*'postgres'"),
         ("docker-compose.yaml", "  cluster: {}\n", "  c: {}\n", "cluster"),
         ("docker-compose.yaml", "  minio_password: {file", "  minio: {file", "minio_password"),
         ("docker-compose.yaml", "      minio: {cond", "      mini: {cond", "mini"),
-        ("docker-compose.yaml", ":?run cluster/secrets.sh first}", "}", "may be empty"),
+        ("docker-compose.yaml", ":?run cluster/secrets.sh first}", "}",
+         r"^line \d+: \$\{MGDM_UID\}"),
         # other linters
         ("slurm.sh", 'cd "$SLURM_SUBMIT_DIR"', "cd $SLURM_SUBMIT_DIR", "SC2086"),
         ("node.sh", "set -euo pipefail", "set -e", "set -euo pipefail"),
         ("Dockerfile", "--no-install-recommends ", "", "DL3015"),
         ("Dockerfile", "WORKDIR /opt/mgdm-ray", "WORKDIR opt/mgdm-ray", "DL3000"),
-        ("Dockerfile", " -c constraints.txt", "", "without `-c constraints.txt`"),
+        ("Dockerfile", " -c constraints.txt", "", "`-c constraints.txt`"),
         # rights on AWS
-        ("iam-head.json", '"ec2:TerminateInstances"', '"ec2:*"', "'ec2:*': name each action"),
-        ("iam-head.json", "role/mgdm-worker", "role/*", "PassRole is for mgdm-worker only"),
-        ("iam-worker.json", '"arn:aws:s3:::BUCKET/*"', '"*"', "'*': name a kind"),
-        ("iam-worker.json", '"arn:aws:s3:::BUCKET/*"', '"arn:aws:s3:::*"', "name a kind"),
+        ("iam-head.json", '"ec2:TerminateInstances"', '"ec2:*"', r"'ec2:\*'"),
+        ("iam-head.json", "role/mgdm-worker", "role/*", r"PassRole\b.*\bmgdm-worker\b"),
+        ("iam-worker.json", '"arn:aws:s3:::BUCKET/*"', '"*"', r"'\*': "),
+        ("iam-worker.json", '"arn:aws:s3:::BUCKET/*"', '"arn:aws:s3:::*"', r"'arn:aws:s3:::\*': "),
         ("iam-worker.json", '"Resource"', '"NotResource"', "NotResource"),
         ("iam-worker.json", "2012-10-17", "2008-10-17", "Version"),
-        ("iam-head.json", '"Version"', "Version", "not valid JSON"),
+        ("iam-head.json", '"Version"', "Version", r"JSON: .*\bline \d+ column "),
         # what a launch file says of itself
         ("gpu.yaml", "# Cost: ", "# ", "'Cost'"),
         ("slurm.sh", "# Stop: ", "# End: ", "'Stop'"),
-        ("onprem.yaml", "python -m mgdm_ray.study", "python -m study", "the study's command"),
+        ("onprem.yaml", "python -m mgdm_ray.study", "python -m study", "^line 1: "),
     ],
 )  # fmt: skip
 def test_a_mistake_is_refused(broken: Break, name: str, old: str, new: str, said: str) -> None:
-    """Would catch a rule that no longer looks."""
+    """Would catch a rule that no longer looks; ``said``: place, value, code, as a pattern."""
     found = broken(name, old, new)
-    assert any(said in problem for problem in found), found
+    assert any(re.search(said, problem) for problem in found), found
 
 
 def test_a_header_of_two_lines_is_refused(tmp_path: Path) -> None:
     """Would catch launch files that do not say what they cost and how to stop them."""
     path = tmp_path / "gpu.yaml"
     path.write_text("# Cost, Edit, Start, Submit\n# Dashboard, MLflow, Stop\nname: x\n")
-    assert any("2 lines of comment" in problem for problem in common.check_header(path))
+    assert any(re.match(r"line 1: 2\b", problem) for problem in common.check_header(path))
 
 
 def test_instances_say_what_they_have() -> None:
@@ -204,5 +208,6 @@ def test_instances_say_what_they_have() -> None:
 
 def test_unknown_file_is_refused(tmp_path: Path) -> None:
     """Would catch a misspelt file on the command line that passes."""
-    assert "no rules" in problems(tmp_path / "gpus.yaml")[0]
+    [unknown] = problems(tmp_path / "gpus.yaml")
+    assert all(name in unknown for name in RULES)
     assert len(problems(tmp_path / "gpu.yaml")) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -116,40 +117,46 @@ def test_dockerfile_is_not_root() -> None:
 @pytest.mark.parametrize(
     ("name", "old", "new", "said"),
     [
-        ("gpu.yaml", "--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "all addresses"),
-        ("gpu.yaml", "--dashboard-host=127.0.0.1 ", "", "must listen on 127.0.0.1"),
-        ("gpu.yaml", "export RAY_AUTH_MODE=token ", "export ", "no `export RAY_AUTH_MODE=token`"),
-        ("onprem.yaml", "RAY_AUTH_TOKEN_PATH=$HOME", "TOKEN=$HOME", "no `export RAY_AUTH_TOKEN_PA"),
+        ("gpu.yaml", "--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", r"^line \d+: "),
+        ("gpu.yaml", "--dashboard-host=127.0.0.1 ", "", "head_start_ray_commands: .*=127.0.0.1"),
+        ("gpu.yaml", "export RAY_AUTH_MODE=token ", "export ", "`export RAY_AUTH_MODE=token`"),
+        ("onprem.yaml", "RAY_AUTH_TOKEN_PATH=$HOME", "TOKEN=$HOME", "`export RAY_AUTH_TOKEN_PATH="),
         ("gpu.yaml", "RAY_USAGE_STATS_ENABLED=0 ", "", "RAY_USAGE_STATS_ENABLED=0"),
         ("gcp.yaml", "  ~/.ray/auth_token: cluster/secrets/ray_token\n", "", "file_mounts"),
         ("gcp.yaml", "__pycache__, secrets", "__pycache__", "rsync_exclude"),
         ("gpu.yaml", "    GroupName: mgdm-ray\n",
          "    GroupName: mgdm-ray\n    IpPermissions: [{FromPort: 8265, ToPort: 8265}]\n",
-         "opens 8265"),
-        ("onprem.yaml", "head_ip: EDIT", "head_ip: 8.8.8.8", "public address"),
-        ("slurm.sh", " RAY_AUTH_MODE=token\n", "\n", "no `export RAY_AUTH_MODE=token`"),
+         r"security_group: .*\b8265\b"),
+        ("onprem.yaml", "head_ip: EDIT", "head_ip: 8.8.8.8", r"provider: 8\.8\.8\.8"),
+        ("slurm.sh", " RAY_AUTH_MODE=token\n", "\n", "`export RAY_AUTH_MODE=token`"),
         ("slurm.sh", "--dashboard-host=127.0.0.1", "--dashboard-host=$address", "127.0.0.1"),
-        ("kuberay.yaml", "mode: token", "mode: disabled", "must be token"),
-        ("kuberay.yaml", "serviceType: ClusterIP", "serviceType: LoadBalancer", "ClusterIP"),
+        ("kuberay.yaml", "mode: token", "mode: disabled", r"authOptions\.mode: .*token"),
+        ("kuberay.yaml", "serviceType: ClusterIP", "serviceType: LoadBalancer",
+         "serviceType ClusterIP"),
         ("kuberay.yaml", "runAsNonRoot: true", "runAsNonRoot: false", "runAsNonRoot"),
         ("kuberay.yaml", "containerPort: 8265", "containerPort: 8265, hostPort: 8265", "hostPort"),
         ("kuberay.yaml", "  podSelector:\n    matchLabels: {ray.io/cluster: mgdm}",
-         "  podSelector:\n    matchLabels: {ray.io/cluster: another}", "no NetworkPolicy"),
-        ("docker-compose.yaml", "127.0.0.1:8265:8265", "8265:8265", "published to others"),
+         "  podSelector:\n    matchLabels: {ray.io/cluster: another}",
+         "RayCluster mgdm: .*NetworkPolicy"),
+        ("docker-compose.yaml", "127.0.0.1:8265:8265", "8265:8265",
+         "services.head: ports: 8265:8265"),
         ("docker-compose.yaml", "    RAY_AUTH_MODE: token\n", "", "RAY_AUTH_MODE"),
         ("docker-compose.yaml", "[ray_token, aws", "[aws", "RAY_AUTH_TOKEN_PATH"),
-        ("docker-compose.yaml", "POSTGRES_DB: mlflow", "POSTGRES_PASSWORD: hunter2", "secret"),
-        ("docker-compose.yaml", "file: secrets/ray_token", "file: /tmp/ray_token", "never commit"),
+        ("docker-compose.yaml", "POSTGRES_DB: mlflow", "POSTGRES_PASSWORD: hunter2",
+         r"line \d+: PASSWORD"),
+        ("docker-compose.yaml", "file: secrets/ray_token", "file: /tmp/ray_token",
+         "secrets.ray_token: "),
         ("docker-compose.yaml", "    restart: unless", "    privileged: true\n    restart: unless",
          "privileged"),
         ("Dockerfile", "USER ${UID}", "USER root", "USER: "),
-        ("mlflow.sh", "port=${MGDM_MLFLOW_PORT:-5000}", "port=5000\npassword=hunter2", "secret"),
+        ("mlflow.sh", "port=${MGDM_MLFLOW_PORT:-5000}", "port=5000\npassword=hunter2",
+         "line 18: password"),
     ],
 )  # fmt: skip
 def test_a_hole_is_refused(broken: Break, name: str, old: str, new: str, said: str) -> None:
-    """Would catch a rule about safety that no longer looks."""
+    """Would catch a rule about safety that no longer looks; ``said``: place and value."""
     found = broken(name, old, new)
-    assert any(said in problem for problem in found), found
+    assert any(re.search(said, problem) for problem in found), found
 
 
 @pytest.mark.parametrize("kind", ["Secret", "Ingress", "Service"])
