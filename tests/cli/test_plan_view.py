@@ -109,8 +109,9 @@ def test_what_is_shared() -> None:
         assert part in text
     assert re.search(r"\b17 jobs\b.*\b34$", text)
     again = {**TINY, "search": {**TINY["search"], "confirm": {}}}
-    assert plan_view.sharing(plan_of(again)[1]).endswith("18 jobs would be 35")  # serves no cell
-    assert "would be" not in plan_view.sharing(plan_of({**TINY, "arms": ["real"]})[1])
+    confirmed = plan_view.sharing(plan_of(again)[1])
+    assert re.search(r"\b18 jobs\b.*\b35$", confirmed)  # one more that serves no cell
+    assert not re.search(r"\d", plan_view.sharing(plan_of({**TINY, "arms": ["real"]})[1]))
 
 
 def test_what_failed_is_said_and_left_out(
@@ -163,7 +164,7 @@ def test_too_little_space_is_a_warning(
     assert "warning" not in capsys.readouterr().out
     monkeypatch.setattr(plan_view, "free_bytes", lambda _folder: 100)
     plan_view.show(new)
-    assert f"warning: too little space at {tmp_path}" in capsys.readouterr().out
+    assert re.search(rf"^warning: .*{tmp_path}", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_free_space_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
@@ -179,11 +180,11 @@ def test_estimates_say_what_they_rest_on(
     networks = [*TINY["networks"], "resnet18"]
     plan_view.show(plan_estimate(tmp_path, {**TINY, "denoiser": longer, "networks": networks}))
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
-    assert "scaled from 1 finished job each" in lines["fit_denoiser"]
-    assert "60.0" in lines["fit_denoiser"]
-    assert lines["generate"].endswith("  1 finished job each")
-    assert lines["fit_downstream"].endswith("5 finished jobs each (6); unknown (5)")
-    assert lines["estimated"].endswith("for fit_downstream)")
+    assert re.search(r"\b60\.0\b.*\bscaled\b.* 1 ", lines["fit_denoiser"])
+    assert re.search(r" 1 \D*$", lines["generate"])
+    assert "scaled" not in lines["generate"]
+    assert re.search(r" 5 .*\(6\).*\bunknown\b.*\(5\)$", lines["fit_downstream"])
+    assert re.search(r"\bunknown\b.*\bfit_downstream\b", lines["estimated"])
 
 
 def test_ten_thousand_cells_are_planned_in_seconds(tmp_path: Path) -> None:

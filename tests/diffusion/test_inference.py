@@ -103,9 +103,9 @@ def test_where_compiling_fails_one_line_says_so(
     expected = images(sampler_of(network(), config))
     given = images(sampler_of(network(), config, Execution(compile="always")))
     assert torch.equal(given, expected)
-    assert [r.message for r in caplog.records if r.levelno == logging.WARNING] == [
-        "torch.compile does not work here (No working C++ compiler found); running without"
-    ]
+    [said] = [r.message for r in caplog.records if r.levelno == logging.WARNING]
+    assert "No working C++ compiler found" in said
+    assert "and much more" not in said
 
 
 @pytest.mark.parametrize(("count", "compiles"), [(0, False), (10**9, True)])

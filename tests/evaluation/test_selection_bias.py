@@ -137,7 +137,7 @@ def test_one_seed_gives_no_interval() -> None:
     assert found.value == pytest.approx(0.25)
     assert math.isnan(found.low)
     assert not found.is_resolved
-    with pytest.raises(ValueError, match="needs a fresh score"):
+    with pytest.raises(ValueError, match=r"\{\}"):
         optimism(0.8, {})
 
 

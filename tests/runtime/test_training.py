@@ -105,7 +105,7 @@ def test_a_loss_that_is_not_finite_is_reported_not_retried(
         training._worker, train_loop_config=loop, scaling_config=ScalingConfig(num_workers=0)
     )
     result = trainer.fit()
-    assert result.return_value == {"error": "NonFiniteLoss: the loss is not finite at step 3"}
+    assert result.return_value == {"error": f"NonFiniteLoss: {NonFiniteLoss(3)}"}
     assert calls == [1]
 
 

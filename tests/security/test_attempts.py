@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import resource
 import struct
 import zipfile
@@ -47,7 +48,7 @@ def test_a_pickle_in_an_npz_is_not_run(tmp_path: Path) -> None:
         if read is fingerprint:
             read(config)
         else:
-            with pytest.raises(InputError, match="pickled Python objects"):
+            with pytest.raises(InputError, match="'train_labels'"):
                 read(config)
     assert not canary.exists()
 
@@ -63,9 +64,9 @@ def test_a_header_that_lies_takes_no_memory(tmp_path: Path, shape: str) -> None:
 def test_a_huge_label_takes_no_memory(tmp_path: Path) -> None:
     """Caught 16 GiB of counts for one label of 2^31 (found by fuzzing)."""
     labels = npy(np.array([0, 1, 2**31, 0, 1, 0], np.int64))
-    with pytest.raises(InputError, match="labels are class numbers"):
+    with pytest.raises(InputError, match=r"'train_labels'.*\b2147483648\b"):
         check_source(npz_with(tmp_path, train_labels=labels))
-    with pytest.raises(InputError, match="labels are class numbers"):
+    with pytest.raises(InputError, match=r"'test_labels'.*\b2147483648\b"):
         load_split(npz_with(tmp_path, test_labels=labels), "test")
 
 
@@ -81,10 +82,10 @@ def test_yaml_tags_build_nothing(tmp_path: Path, tag: str) -> None:
     """Would catch an unsafe loader, in the file or in --set."""
     canary, path = tmp_path / "canary", tmp_path / "study.yaml"
     path.write_text(f"name: {tag.format(canary=canary)}\n")
-    with pytest.raises(InputError, match="not valid YAML"):
+    with pytest.raises(InputError, match=r"study\.yaml:1:7: .*python/object"):
         load_study(path)
     path.write_text("name: a\n")
-    with pytest.raises(InputError, match="not valid YAML"):
+    with pytest.raises(InputError, match=r"^--set name=.*python/object"):
         load_study(path, [f"name={tag.format(canary=canary)}"])
     assert not canary.exists()
 
@@ -95,10 +96,10 @@ def test_aliases_of_aliases_are_measured_first(tmp_path: Path) -> None:
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
     path = tmp_path / "study.yaml"
     for text, said in (
-        ("\n".join(lines), "100000 values"),
-        ("name: &a [*a]", "30 deep"),
-        ("name: " + "[" * 40 + "]" * 40, "deep"),
-        ("name: " + "x" * 50_000, "characters"),
+        ("\n".join(lines), r"\b100000\b"),
+        ("name: &a [*a]", r"\b30\b"),
+        ("name: " + "[" * 40 + "]" * 40, r"\b30\b"),
+        ("name: " + "x" * 50_000, r"\b\d{4,}\b"),
     ):
         path.write_text(text)
         with pytest.raises(InputError, match=said):
@@ -110,14 +111,14 @@ def test_strange_digits_are_no_index(tmp_path: Path, index: str) -> None:
     """Caught a traceback: '²'.isdigit() holds, and int('²') raises."""
     path = tmp_path / "study.yaml"
     path.write_text("name: a\nnetworks: [alexnet]\n")
-    with pytest.raises(InputError, match="is not an index"):
+    with pytest.raises(InputError, match=r"^--set networks\..*\b1$"):
         load_study(path, [f"networks.{index}=resnet18"])
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc", "..", "a/b", "a\n", ""])
 def test_names_of_artefacts_do_not_lead_out(tmp_path: Path, name: str) -> None:
     """Would catch MLflow's class of holes in our store: a key that is a path."""
-    with pytest.raises(ValueError, match="not a plain artefact name"):
+    with pytest.raises(ValueError, match=re.escape(repr(name))):
         Store(tmp_path).folder("encode", name)
 
 
@@ -126,14 +127,14 @@ def test_names_in_a_study_do_not_lead_out(tmp_path: Path, name: str) -> None:
     """Would catch a study, dataset or experiment whose folder is outside of the storage."""
     study = {"name": "a", "datasets": ["phantom-fundus"], "networks": ["alexnet"]}
     path = tmp_path / "study.yaml"
-    for broken in (
-        {"name": name},
-        {"datasets": [{"name": name, "path": "x.npz"}]},
-        {"tracking": {"experiment": name}},
-        {"search": {"warm_start": name, "networks": ["alexnet"]}},
-    ):
+    for key, broken in {
+        "name": {"name": name},
+        "datasets[0].name": {"datasets": [{"name": name, "path": "x.npz"}]},
+        "tracking.experiment": {"tracking": {"experiment": name}},
+        "search.warm_start": {"search": {"warm_start": name, "networks": ["alexnet"]}},
+    }.items():
         path.write_text(json.dumps(study | broken))
-        with pytest.raises(InputError, match="pattern"):
+        with pytest.raises(InputError, match=re.escape(f" {key}: ")):
             load_study(path)
 
 
@@ -144,7 +145,7 @@ def test_pickled_weights_are_refused_unread(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"resnet18\.pth.*\.safetensors"):
         read_weights(path)
     renamed = path.rename(tmp_path / "resnet18.safetensors")
-    with pytest.raises(InputError, match="cannot be read as weights"):
+    with pytest.raises(InputError, match=re.escape(str(renamed))):
         read_weights(renamed)
     assert not canary.exists()
 
@@ -158,7 +159,7 @@ def test_a_safetensors_header_that_lies(tmp_path: Path) -> None:
     assert lying != good
     for data in (lying, struct.pack("<Q", 2**60) + good[8:], good[:-3]):
         path.write_bytes(data)
-        with pytest.raises(InputError, match="cannot be read as weights"):
+        with pytest.raises(InputError, match=re.escape(str(path))):
             read_weights(path)
 
 
@@ -219,12 +220,15 @@ def test_a_picture_that_unfolds_is_refused_by_its_header(tmp_path: Path) -> None
     bomb = own_images.png(20_000, 20_000, b"\0" * 20_001)
     (tmp_path / "scans" / "a" / "bomb.png").write_bytes(bomb)
     config = DatasetConfig(name="scans", path=str(tmp_path / "scans"), size=8)
-    with pytest.raises(InputError, match=r"'a/bomb\.png': .*million pixels"):
+    with pytest.raises(InputError, match=r"'a/bomb\.png': .*\b80\b"):
         prepare(config, None, tmp_path / "prepared")
 
 
-@pytest.mark.parametrize("how", ["link", "folder link", "manifest"])
-def test_own_images_are_read_in_their_folder_only(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [("link", "x.png"), ("folder link", "c"), ("manifest", "../outside/secret.png")],
+)
+def test_own_images_are_read_in_their_folder_only(tmp_path: Path, how: str, name: str) -> None:
     """Would catch any file of the machine read, and shown, as an image."""
     secret = own_files.picture(tmp_path / "outside" / "secret.png")
     root = own_files.tree(tmp_path / "scans", {"a": 3, "b": 3})
@@ -236,7 +240,7 @@ def test_own_images_are_read_in_their_folder_only(tmp_path: Path, how: str) -> N
     else:
         path = root / "list.csv"
         path.write_text("path,label\na/0.png,a\n../outside/secret.png,b\n")
-    with pytest.raises(InputError, match="leads out of"):
+    with pytest.raises(InputError, match=f"{name}.* {root}"):
         prepare(DatasetConfig(name="s", path=str(path), size=8), None, tmp_path / "prepared")
 
 

@@ -80,18 +80,19 @@ def test_missing_file_has_no_records(tmp_path: Path) -> None:
 
 def test_a_status_other_than_done_needs_a_reason() -> None:
     """Catches failures that cannot be explained in the report."""
-    with pytest.raises(ValueError, match="needs a reason"):
+    with pytest.raises(ValueError, match=r"failed.*\breason\b"):
         Record(key="a", kind="trial", status="failed")
-    with pytest.raises(ValueError, match=r"unknown status 'ok'; allowed: done, failed"):
+    with pytest.raises(ValueError, match=r"'ok'.*\bdone, failed\b"):
         Record(key="a", kind="trial", status="ok")  # type: ignore[arg-type]
 
 
 def test_unknown_and_missing_keys_are_named() -> None:
-    with pytest.raises(ValueError, match=r"unknown keys \['colour'\], missing keys \['kind'\]"):
+    with pytest.raises(ValueError, match=r"unknown.*\['colour'\].*missing.*\['kind'\]"):
         Record.from_dict({"key": "a", "status": "done", "colour": 1})
 
 
 def test_metrics_that_are_not_finite_are_refused() -> None:
     """Catches NaN in records.jsonl, which is no JSON."""
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        Record(key="a", kind="trial", status="done", metrics={"loss": float("nan")}).to_json()
+    record = Record(key="a", kind="trial", status="done", metrics={"loss": float("nan")})
+    with pytest.raises(ValueError, match="JSON"):
+        record.to_json()

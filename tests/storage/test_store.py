@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_a_writer_that_dies_leaves_nothing_done(tmp_path: Path) -> None:
     assert not store.is_done("encode", KEY)
     assert list(store.done()) == []
     assert list((tmp_path / "tmp").iterdir()) == []
-    with pytest.raises(FileNotFoundError, match="no finished artefact"):
+    with pytest.raises(FileNotFoundError, match=f"encode/{KEY}"):
         store.manifest("encode", KEY)
 
 
@@ -77,5 +78,5 @@ def test_scratch_space_goes_when_the_artefact_is_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "", "A", "x" * 65])
 def test_names_cannot_leave_the_storage(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="plain artefact name"):
+    with pytest.raises(ValueError, match=re.escape(repr(name))):
         Store(tmp_path).folder("encode", name)

@@ -111,15 +111,15 @@ def test_a_large_file_comes_back_whole(bucket: str, tmp_path: Path) -> None:
 
 def test_a_missing_bucket_says_so(bucket: str) -> None:
     """Would catch a study that starts and cannot keep anything."""
-    with pytest.raises(ObjectsError, match="Does the bucket exist"):
+    with pytest.raises(ObjectsError, match="no-such-bucket/x"):
         Objects(f"{bucket.partition('://')[0]}://no-such-bucket/x").require()
 
 
 def test_what_cannot_be_used_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch a traceback of botocore's."""
-    with pytest.raises(ObjectsError, match=r"Protocol not known: nope; known: s3://"):
+    with pytest.raises(ObjectsError, match=r"\bnope\b.*\bs3://"):
         Objects("nope://x/y")
-    with pytest.raises(ObjectsError, match=r"adlfs is not installed: pip install adlfs"):
+    with pytest.raises(ObjectsError, match=r"abfs://bucket/x: .*pip install adlfs"):
         Objects("abfs://bucket/x")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -118,7 +119,7 @@ def test_a_writer_that_dies_anywhere_leaves_all_or_nothing(
         if seen.is_done(KIND, key):
             assert content(seen.here(KIND, key)) == PAYLOAD
         else:
-            with pytest.raises(FileNotFoundError, match="no finished artefact"):
+            with pytest.raises(FileNotFoundError, match=f"{KIND}/{key}"):
                 seen.here(KIND, key)
         put(machine("a"), key=key)
         assert content(machine(f"c{at}").here(KIND, key)) == PAYLOAD
@@ -174,7 +175,7 @@ def test_changed_bytes_are_found_when_they_arrive(machine: Callable[[str], Remot
     put(store)
     (name,) = [n for n in store.objects.sizes("artifacts") if n.endswith("a.bin")]
     store.objects.write(name, b"b" * 3000)
-    with pytest.raises(OSError, match=r"a\.bin has another checksum"):
+    with pytest.raises(OSError, match=rf"{KIND} {KEY}: a\.bin"):
         machine("b").here(KIND, KEY)
     assert not Store(machine("b").root).is_done(KIND, KEY)
 
@@ -243,8 +244,10 @@ def test_a_marker_that_says_nothing_is_damage(
     store.objects.write("artifacts/Not A Kind/x/y", b"somebody else's")
     driver = machine("a")
     driver.sweep()
-    assert driver.verify(KIND, KEY) == "its done marker cannot be read"
-    assert "its done marker cannot be read; its marker was moved" in driver.check(KIND, KEY)
+    damage = driver.verify(KIND, KEY)
+    assert damage
+    assert damage in driver.check(KIND, KEY)
+    assert not driver.objects.exists(f"artifacts/{KIND}/{KEY}/done"), "it was moved"
     assert list(driver.done()) == []
     put(driver)
     assert content(machine("b").here(KIND, KEY)) == PAYLOAD
@@ -259,16 +262,16 @@ def test_a_bucket_cannot_write_outside_of_the_cache(
     store = machine("a")
     marker = {"upload": "u", "manifest": {"files": {name: {"bytes": 1, "sha256": ""}}}}
     store.objects.write(f"artifacts/{KIND}/{KEY}/done", json.dumps(marker).encode())
-    with pytest.raises(OSError, match="leads out of"):
+    with pytest.raises(OSError, match=re.escape(repr(name))):
         store.here(KIND, KEY)
     bad = RemoteStore(f"memory://bucket/{uuid.uuid4().hex}")
     monkeypatch.setattr(Objects, "sizes", lambda *_: {f"studies/{name}": 1, name: 1})
-    with pytest.raises(OSError, match="leads out of"):
+    with pytest.raises(OSError, match=re.escape(repr(name))):
         bad.bring(bad.root / "studies")
 
 
 def test_a_location_is_a_folder_or_a_url(tmp_path: Path) -> None:
     assert type(open_store(tmp_path)) is Store
     assert open_store("memory://bucket/x").location == "memory://bucket/x"
-    with pytest.raises(ValueError, match="plain artefact name"):
+    with pytest.raises(ValueError, match=r"'\.\./up'"):
         open_store("memory://bucket/x").folder("encode", "../up")
