@@ -115,7 +115,7 @@ def steps_after(finalizer: Finalizer, records: list[Record]) -> list[Step]:
             lambda difference: _seeds_to_see(finalizer, difference, records),
         ),
         Step("report", str(finalizer.folder / REPORT_FILE)),
-        Step("compare", ui_command(finalizer.mlflow.uri)),
+        Step("compare", ui_command(finalizer.mlflow_uri)),
     ]
     if address := finalizer.compare_address():
         steps.append(Step("then", address))

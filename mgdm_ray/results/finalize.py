@@ -6,19 +6,15 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mgdm_ray.config import DatasetConfig, StudyConfig
 from mgdm_ray.pipeline.plan import Plan
 from mgdm_ray.pipeline.trials import read_trials
 from mgdm_ray.provenance import git_commit, versions
-from mgdm_ray.results.mlflow import StudyMlflow, ui_address
+from mgdm_ray.results.mlflow import Tracker, ui_address
 from mgdm_ray.seeding import content_key
 from mgdm_ray.storage.records import Record, write_records
 from mgdm_ray.storage.store import Store
-
-if TYPE_CHECKING:
-    from mgdm_ray.results.mlflow import Tracker
 
 RECORDS_FILE, REPORT_FILE = "records.jsonl", "report.html"
 CLOSED_FILE = "closed"
@@ -49,12 +45,27 @@ class Finalizer:
         return self.store.root / "studies" / self.config.name
 
     @property
-    def mlflow(self) -> StudyMlflow:
-        return StudyMlflow(self.config, self.plan.key, self.store.root, self.fingerprints)
+    def mlflow_uri(self) -> str:
+        return self.config.tracking.uri or f"sqlite:///{self.store.root}/mlflow.db"
 
     def connect_mlflow(self) -> Tracker:
         """A new connection to MLflow; takes seconds."""
-        return self.mlflow.connect()
+        return Tracker(
+            self.mlflow_uri,
+            str(self.store.root / "mlflow-artifacts"),
+            self.config.tracking.experiment,
+            self.config.name,
+            # A changed study gets its own parent run, so that old and new cells do not mix.
+            content_key(["study", self.config.name, self.plan.key]),
+            datasets={
+                d.name: {
+                    "digest": self.fingerprints[d.name][:36],
+                    "source": d.path or d.name,
+                    **d.model_dump(mode="json", exclude={"name", "path"}),
+                }
+                for d in self.config.datasets
+            },
+        )
 
     def artefact(self, record: Record) -> Path | None:
         """The folder of a record's artefact; None for trials, and for refused jobs, whose
@@ -131,4 +142,4 @@ class Finalizer:
         """The address of MLflow's page that compares the arms; empty if there is none."""
         path = self.folder / COMPARE_FILE
         page = path.read_text(encoding="utf-8") if path.is_file() else ""
-        return ui_address(self.mlflow.uri, page) if page else ""
+        return ui_address(self.mlflow_uri, page) if page else ""

@@ -35,7 +35,7 @@ def report_context(study: Finalizer, seconds: float) -> ReportContext:
         versions=versions(),
         git_commit=git_commit(),
         storage=study.store.location,
-        mlflow_command=ui_command(study.mlflow.uri),
+        mlflow_command=ui_command(study.mlflow_uri),
         artefact=study.artefact,
         without_pictures=frozenset(d.name for d in config.datasets if not d.pictures),
         datasets=[asdict(dataset_info(d, data_dir)) for d in study.read],

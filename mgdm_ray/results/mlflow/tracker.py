@@ -16,10 +16,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mgdm_ray.results.mlflow.arm_means import ARM, arm_rows, headline
-from mgdm_ray.results.mlflow.curves import curve_figure
 from mgdm_ray.results.mlflow.links import compare_page
-from mgdm_ray.results.mlflow.rows import Row, metric_name, record_digest, record_row
+from mgdm_ray.results.mlflow.rows import (
+    ARM,
+    Row,
+    arm_rows,
+    curve_figure,
+    headline,
+    metric_name,
+    record_digest,
+    record_row,
+)
 from mgdm_ray.storage.records import Record
 
 if TYPE_CHECKING:
@@ -80,8 +87,8 @@ class Tracker:
         self.datasets = dict(datasets or {})
         self.active = True
         self.failures = 0
+        self.client: MlflowClient
         self._warned = False
-        self._client: MlflowClient | None = None
         self._experiment_id = ""
         self._parent_id = ""
         self._study_key = study_key
@@ -95,14 +102,6 @@ class Tracker:
     def complete(self) -> bool:
         """Whether MLflow accepted everything."""
         return self.active and not self._warned
-
-    @property
-    def client(self) -> MlflowClient:
-        if self._client is None:
-            from mlflow.tracking import MlflowClient
-
-            self._client = MlflowClient(self.uri)
-        return self._client
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:
@@ -131,21 +130,23 @@ class Tracker:
             self.failures = 0
 
     def _start(self, artifact_location: str | None, study_name: str, study_key: str) -> None:
-        sqlite = self.uri.startswith("sqlite:///")
-        path = Path(self.uri.removeprefix("sqlite:///")) if sqlite else None
-        new = path is not None and not path.exists()
-        if path is not None:
+        from mlflow.tracking import MlflowClient
+
+        self.client = MlflowClient(self.uri)
+        path = Path(self.uri.removeprefix("sqlite:///"))
+        new = self.uri.startswith("sqlite:///") and not path.exists()
+        if new:
             path.parent.mkdir(parents=True, exist_ok=True)
         found = self.client.get_experiment_by_name(self.experiment)
-        if path is not None and new:
+        if new:
             _write_ahead(path)
-        self._experiment_id = (
-            found.experiment_id
-            if found
-            else self.client.create_experiment(
-                self.experiment, _as_url(artifact_location), EXPERIMENT_TAGS
+        if found:
+            self._experiment_id = found.experiment_id
+        else:
+            location = _as_url(artifact_location)
+            self._experiment_id = self.client.create_experiment(
+                self.experiment, location, EXPERIMENT_TAGS
             )
-        )
         parents = self._search({KEY: study_key, KIND: "study"})
         if parents:
             parent = parents[0]
@@ -165,13 +166,11 @@ class Tracker:
         """All runs of the experiment with these tags, newest first."""
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         runs: list[Run] = []
-        token = None
-        while True:
+        page, token = None, None
+        while page is None or token:
             page = self.client.search_runs([self._experiment_id], query, page_token=token)
-            runs += page
-            token = page.token
-            if not token:
-                return runs
+            runs, token = [*runs, *page], page.token
+        return runs
 
     def log(self, record: Record, artefact_folder: Path | None = None) -> None:
         """Log one record, unless its run is up to date.
@@ -267,31 +266,25 @@ class Tracker:
         ``folder``: the study's; its records, resolved configuration, report, figures and tables
         become artifacts. ``results``: metrics of the parent, beside the means of its cells.
         """
-        if not self.active:
-            return None
-        with self._guard():
-            return self._finish(records, folder, results)
-        return None  # after a suppressed failure
+        if self.active:
+            with self._guard():
+                for name in ("report.html", "records.jsonl", "study.resolved.yaml"):
+                    if (folder / name).is_file():
+                        self.client.log_artifact(self._parent_id, str(folder / name))
+                for name in ("figures", "tables"):
+                    if (folder / name).is_dir():
+                        self.client.log_artifacts(self._parent_id, str(folder / name), name)
+                arms = arm_rows(self._study_key, records)
+                values = {**headline(arms, records), **results}
+                self._log_batches(self._parent_id, _metrics(values, int(time.time() * 1000)))
+                page = self._compare(arms)
+                bad = any(r.status == "failed" and r.kind != "trial" for r in records)
+                self.client.set_terminated(self._parent_id, "FAILED" if bad else "FINISHED")
+                return page
+        return None  # also after a suppressed failure
 
-    def _finish(
-        self, records: Sequence[Record], folder: Path, results: Mapping[str, float]
-    ) -> str | None:
-        for name in ("report.html", "records.jsonl", "study.resolved.yaml"):
-            if (folder / name).is_file():
-                self.client.log_artifact(self._parent_id, str(folder / name))
-        for name in ("figures", "tables"):
-            if (folder / name).is_dir():
-                self.client.log_artifacts(self._parent_id, str(folder / name), name)
-        values = {**headline(records), **results}
-        self._log_batches(self._parent_id, _metrics(values, int(time.time() * 1000)))
-        page = self._compare_arms(records)
-        bad = any(r.status == "failed" and r.kind != "trial" for r in records)
-        self.client.set_terminated(self._parent_id, "FAILED" if bad else "FINISHED")
-        return page
-
-    def _compare_arms(self, records: Sequence[Record]) -> str | None:
+    def _compare(self, rows: Sequence[Row]) -> str | None:
         """A run per arm, and the link to their comparison in the parent's description."""
-        rows = arm_rows(self._study_key, records)
         for row in rows:
             if not self._has(row.key, row.digest):
                 self._write(row)
