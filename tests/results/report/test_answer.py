@@ -21,7 +21,7 @@ from mgdm_ray.results.report.synthetic import distance_text
 from mgdm_ray.results.report.words import signed, span
 from tests import golden
 from tests.evaluation.stats.test_paired import CLAIMS, contrast
-from tests.results.report.test_report import read_page, rows_of
+from tests.results.report.page import read_page, rows_of
 from tests.study_example import make_example
 
 

@@ -15,7 +15,7 @@ from mgdm_ray.results.report.artefacts import Judge
 from mgdm_ray.results.report.synthetic import rank_correlation
 from mgdm_ray.storage.records import Record
 from tests.judged_example import add_judged, add_ratios
-from tests.results.report.test_report import cell, read_page, rows_of
+from tests.results.report.page import cell, read_page, rows_of
 from tests.study_example import ARMS, Example
 
 Point = tuple[float, float, float]

@@ -17,7 +17,7 @@ from mgdm_ray.results.report.artefacts import PREDICTIONS, pair_predictions, rea
 from mgdm_ray.results.report.builder import Builder
 from mgdm_ray.results.report.cells import cell_id
 from mgdm_ray.storage.records import Record
-from tests.results.report.test_report import read_page, rows_of
+from tests.results.report.page import read_page, rows_of
 
 COUNTS = (40, 25)
 NETWORKS = ("alexnet", "resnet18", "densenet121")
