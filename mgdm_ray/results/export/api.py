@@ -30,7 +30,7 @@ from mgdm_ray.diffusion.pipeline import Sampler, TrainedDenoiser
 from mgdm_ray.diffusion.schedule import NoiseSchedule
 from mgdm_ray.pipeline.tasks.base import WEIGHTS
 from mgdm_ray.pipeline.tasks.models import denoiser_from, guide_from
-from mgdm_ray.results.export.finished import known_name, mistakes
+from mgdm_ray.results.export.finished import known_name, label_of, mistakes
 from mgdm_ray.results.export.labelled_folder import SYNTHETIC, save_png
 from mgdm_ray.results.export.models_file import (
     CONFIG_FILE,
@@ -198,23 +198,6 @@ def _labels(given: Sequence[int | str], classes: tuple[str, ...]) -> list[int]:
     if isinstance(given, str) or len(given) == 0:
         raise InputError(f"labels: got {given!r}; give a list with one label per image")
     return [label_of(value, classes) for value in given]
-
-
-def label_of(value: int | str, classes: Sequence[str]) -> int:
-    """The label of a class name or number (``3`` or ``"3"``); names take precedence.
-
-    Raises InputError for any other.
-    """
-    if isinstance(value, str):
-        if value in classes:
-            return classes.index(value)
-        if not value.isascii() or not value.isdigit():
-            known_name("label", value, "class", classes)
-    number = int(value)
-    if not 0 <= number < len(classes):
-        named = ", ".join(f"{label} {name!r}" for label, name in enumerate(classes))
-        raise InputError(f"label {value}: unknown; the {len(classes)} classes are {named}")
-    return number
 
 
 def _require_fit(

@@ -209,6 +209,23 @@ def known_name(place: str, value: str, what: str, known: Iterable[str]) -> str:
         raise InputError(f"{place}: {error}") from None
 
 
+def label_of(value: int | str, classes: Sequence[str]) -> int:
+    """The label of a class name or number (``3`` or ``"3"``); names take precedence.
+
+    Raises InputError for any other.
+    """
+    if isinstance(value, str):
+        if value in classes:
+            return classes.index(value)
+        if not value.isascii() or not value.isdigit():
+            known_name("label", value, "class", classes)
+    number = int(value)
+    if not 0 <= number < len(classes):
+        named = ", ".join(f"{label} {name!r}" for label, name in enumerate(classes))
+        raise InputError(f"label {value}: unknown; the {len(classes)} classes are {named}")
+    return number
+
+
 def _resolved(store: Store, name: str) -> StudyConfig:
     """The configuration that the study ``name`` ran with."""
     known = sorted(path.parent.name for path in store.root.glob(f"studies/*/{RESOLVED}"))

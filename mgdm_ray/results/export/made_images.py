@@ -18,7 +18,7 @@ from mgdm_ray.data.mix import synthetic_labels
 from mgdm_ray.pipeline.job import Job
 from mgdm_ray.pipeline.limits import refusal
 from mgdm_ray.provenance import git_commit, versions
-from mgdm_ray.results.export.finished import FinishedStudy
+from mgdm_ray.results.export.finished import FinishedStudy, label_of
 from mgdm_ray.results.export.labelled_folder import SYNTHETIC, LabelledFolder, new_folder
 
 Mix = Literal["study", "training", "balanced"]
@@ -81,8 +81,6 @@ class MadeImages:
         return job
 
     def _labels(self) -> NDArray[np.int64]:
-        from mgdm_ray.results.export.api import label_of
-
         stop = self.request.first + self.request.number
         if self.request.label is not None:
             label = label_of(self.request.label, self.info.classes)

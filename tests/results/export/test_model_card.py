@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mgdm_ray.config import DenoiserConfig, GuidanceSetting, GuideConfig, SamplingConfig
-from mgdm_ray.results.export.model_card import Measured, model_card
+from mgdm_ray.results.export.export import Measured, model_card
 from mgdm_ray.results.export.models_file import DenoiserFile, GuideFile, ModelsFile, TrainingData
 from tests import golden
 
