@@ -113,9 +113,8 @@ def package_fault(needed: Requirement) -> str:
         version = metadata.version(needed.name)
     except metadata.PackageNotFoundError:
         return f"{needed.name} is not installed"
-    if needed.specifier.contains(version, prereleases=True):
-        return ""
-    return f"{needed.name} {version} is not {needed.specifier}"
+    fits = needed.specifier.contains(version, prereleases=True)
+    return "" if fits else f"{needed.name} {version} is not {needed.specifier}"
 
 
 def computing(_: Setup) -> Iterator[str]:

@@ -48,22 +48,11 @@ def run_again(records: Sequence[Record], planned: int, command: str) -> list[Ste
 
 def at_chance(records: Iterable[Record], judges: Iterable[Judge]) -> list[Step]:
     """What to change for guides and judges at chance level."""
-    steps = []
-    for name, found, advice in (
-        (
-            "guide",
-            [str(record.dataset) for record in records if guide_at_chance(record)],
-            "increase guide.steps, or use more images",
-        ),
-        (
-            "judge",
-            [judge.dataset for judge in judges if judge.at_chance],
-            "increase judge.steps, or choose another judge.network",
-        ),
-    ):
-        if found:
-            steps.append(Step("train", f"{name} of {', '.join(found)} at chance: {advice}"))
-    return steps
+    guides = ", ".join(str(record.dataset) for record in records if guide_at_chance(record))
+    weak = ", ".join(judge.dataset for judge in judges if judge.at_chance)
+    more = f"guide of {guides} at chance: increase guide.steps, or use more images"
+    other = f"judge of {weak} at chance: increase judge.steps, or choose another judge.network"
+    return [Step("train", text) for names, text in ((guides, more), (weak, other)) if names]
 
 
 def train_networks(
@@ -144,19 +133,15 @@ def unresolved(
     if not pairs:
         return []
     a, b = pairs[0]
-    row = {
-        name: numbers[key]
-        for name in ("difference", "low", "high", "p_holm")
-        if (key := f"contrast/{a}-{b}/{name}") in numbers
-    }
+    start = f"contrast/{a}-{b}/"
+    row = {name.removeprefix(start): n for name, n in numbers.items() if name.startswith(start)}
     if "difference" not in row:  # planned cells are missing
         return []
-    excludes_zero = "low" in row and "high" in row and not row["low"] <= 0 <= row["high"]
+    excludes_zero = not row.get("low", -math.inf) <= 0 <= row.get("high", math.inf)
     if excludes_zero and row.get("p_holm", 1.0) <= ALPHA:
         return []
     seeds = seeds_for(abs(row["difference"]))
-    by_images = numbers.get(f"contrast/{a}-{b}/image_share", 0.0) >= LIMITED_BY_IMAGES
-    more = "test images" if by_images else "networks"
+    more = "test images" if row.get("image_share", 0) >= LIMITED_BY_IMAGES else "networks"
     advice = (
         f"the difference is too small to resolve by adding seeds; use more {more} or datasets"
         if seeds is None

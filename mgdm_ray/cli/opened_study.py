@@ -144,8 +144,7 @@ class OpenedStudy:
             compile="never" if deterministic else config.resources.compile,
             deterministic=deterministic,
             checkpoint_every={
-                "denoiser": config.denoiser.checkpoint_every,
-                "guide": config.guide.checkpoint_every,
+                what: getattr(config, what).checkpoint_every for what in ("denoiser", "guide")
             },
         )
 
@@ -168,8 +167,7 @@ class OpenedStudy:
         except (OSError, StudyStopped) as error:
             if isinstance(error, OSError) and not no_space(error):
                 raise
-            raise StudyStopped(
-                f"{error}\nfree some space at {self.store.root}; {RESUMES}"
-            ) from error
+            text = f"{error}\nfree some space at {self.store.root}; {RESUMES}"
+            raise StudyStopped(text) from error
         finally:
             self.locks.release_all()

@@ -79,13 +79,9 @@ class PlanEstimate:
 
     @cached_property
     def todo(self) -> dict[str, Job]:
-        passed = set() if self.retry_failed else set(self.failures)
-        passed |= set(self.refused)
-        return {
-            key: job
-            for key, job in self.plan.jobs.items()
-            if key not in self.manifests and key not in passed
-        }
+        passed = set(self.refused) if self.retry_failed else {*self.refused, *self.failures}
+        passed |= set(self.manifests)
+        return {key: job for key, job in self.plan.jobs.items() if key not in passed}
 
     @cached_property
     def refused(self) -> dict[str, str]:
@@ -116,15 +112,13 @@ class PlanEstimate:
     @cached_property
     def estimates(self) -> dict[str, Estimate]:
         """Of the jobs to do; those without timing history are missing."""
-        figures = Figures(
-            figures_in(self.store, self.manifests, self.train_images), probe_figures(self.probes)
-        )
+        measured = figures_in(self.store, self.manifests, self.train_images)
+        figures = Figures(measured, probe_figures(self.probes))
         found = {}
         for key, its in self.efforts.items():
             fits = self.todo[key].kind in FITS
             share = self.config.resources.least_train_workers if fits else self.requests[key].lanes
-            estimate = its and figures.estimate(its, share)
-            if estimate:
+            if its and (estimate := figures.estimate(its, share)):
                 found[key] = estimate
         return found
 
@@ -172,6 +166,6 @@ class PlanEstimate:
 
     def bytes(self, jobs: Collection[Job]) -> float | None:
         """Size of the artefacts of ``jobs``, as far as known; None if none is known."""
-        sizes = [self.estimates[job.key].bytes for job in jobs if job.key in self.estimates]
-        known = [size for size in sizes if size is not None]
+        found = (self.estimates.get(job.key) for job in jobs)
+        known = [one.bytes for one in found if one and one.bytes is not None]
         return sum(known) if known else None

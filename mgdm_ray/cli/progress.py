@@ -136,18 +136,12 @@ class Display:
 
 def _lines(rows: Iterable[Live]) -> tuple[str, str]:
     """Running and waiting jobs; empty if there are none."""
-    running, waiting = list[str](), list[str]()
-    for row in rows:
-        if row.total:
-            running.append(f"{row.label} {row.done}/{row.total} {row.note}".rstrip())
-        else:
-            waiting.append(row.label)
+    rows = list(rows)
+    running = "; ".join(f"{r.label} {r.done}/{r.total} {r.note}".rstrip() for r in rows if r.total)
+    waiting = [row.label for row in rows if not row.total]
     more = f" and {len(waiting) - NAMED} more" if len(waiting) > NAMED else ""
-    names = ", ".join(waiting[:NAMED])
-    return (
-        f"running: {'; '.join(running)}" if running else "",
-        f"starting or waiting for a worker: {names}{more}" if waiting else "",
-    )
+    names = f"starting or waiting for a worker: {', '.join(waiting[:NAMED])}{more}"
+    return running and f"running: {running}", names if waiting else ""
 
 
 def _span(seconds: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -28,14 +28,7 @@ if TYPE_CHECKING:
 SHARE_EVERY_S = 30.0
 """Between two copies of the records to a remote storage."""
 CHANGES_SHOWN = 3
-HEADLINES = (
-    "balanced_accuracy",
-    "fd",
-    "best_score",
-    "fresh_score",
-    "balanced_accuracy_over_t",
-    "loss",
-)
+HEADLINES = "balanced_accuracy fd best_score fresh_score balanced_accuracy_over_t loss".split()
 """The first of these that a record has is shown when its job ends."""
 
 
@@ -134,8 +127,14 @@ def write_inputs(study: OpenedStudy) -> None:
     folder, config = study.folder, study.config
     folder.mkdir(parents=True, exist_ok=True)
     resolved = folder / "study.resolved.yaml"
-    if (folder / REPORT_FILE).is_file() and resolved.is_file():
-        _warn_of_replacing(study, changes(resolved.read_text(encoding="utf-8"), config))
+    replaces = (folder / REPORT_FILE).is_file() and resolved.is_file()
+    if changed := changes(resolved.read_text(encoding="utf-8"), config) if replaces else []:
+        more = f" and {len(changed) - CHANGES_SHOWN} more" if changed[CHANGES_SHOWN:] else ""
+        print(
+            f"note: the report in {folder} will be replaced: it is of a study of this name with "
+            f"another {', '.join(changed[:CHANGES_SHOWN])}{more} (--set name=... keeps both)",
+            flush=True,
+        )
     resolved.write_text(resolved_text(config, study.source), encoding="utf-8")
     rows = [
         {"key": j.key, "kind": j.kind, "label": j.label, "needs": j.needs}
@@ -147,17 +146,6 @@ def write_inputs(study: OpenedStudy) -> None:
         if listing is not None:
             path = folder / f"splits-{dataset.origin}.csv"
             path.write_text(splits_csv(listing), encoding="utf-8")
-
-
-def _warn_of_replacing(study: OpenedStudy, changed: Sequence[str]) -> None:
-    if changed:
-        names = ", ".join(changed[:CHANGES_SHOWN])
-        more = f" and {len(changed) - CHANGES_SHOWN} more" if changed[CHANGES_SHOWN:] else ""
-        print(
-            f"note: the report in {study.folder} will be replaced: it is of a study of this name "
-            f"with another {names}{more} (--set name=... keeps both)",
-            flush=True,
-        )
 
 
 def compute(
@@ -180,16 +168,15 @@ def compute(
     require_optuna_takes(todo.values())
     config, busy = study.config, environment.Busy()
     finalizer = _finalizer(study, call)
-    connect = finalizer.connect_mlflow if study.leads() else None
-    kinds = [job.kind for job in todo.values()]
+    leads, kinds = study.leads(), [job.kind for job in todo.values()]
     with (
         engine.cluster(call.address),
-        Mirror(connect) as mirror,
+        Mirror(finalizer.connect_mlflow if leads else None) as mirror,
         Display(len(study.plan.jobs) - len(todo), kinds, Console()) as display,
     ):
         catch_signals()
         engine.require_resources(todo.values(), config.resources)
-        take = _Records(study, finalizer, known, display, mirror)
+        take = _Records(study, finalizer, known, display, mirror, leads)
         at_once = engine.trials_at_once(config)
         options = RunOptions(config.resources, at_once, config.limits, call.fail_fast)
         engine.run_plan(todo, known, study.context(), options, study.locks, take.ended, take.live)
@@ -197,21 +184,17 @@ def compute(
             display.say(f"computed in {busy}")
 
 
+@dataclass
 class _Records:
     """Shows each record as it comes, and keeps it; the leader writes it to disk and MLflow."""
 
-    def __init__(
-        self,
-        study: OpenedStudy,
-        finalizer: Finalizer,
-        known: dict[str, Record],
-        display: Display,
-        mirror: Mirror,
-    ) -> None:
-        self.study, self.finalizer, self.known = study, finalizer, known
-        self.display, self.mirror = display, mirror
-        self.leads, self.path = study.leads(), study.folder / RECORDS_FILE
-        self.shared = time.monotonic()
+    study: OpenedStudy
+    finalizer: Finalizer
+    known: dict[str, Record]
+    display: Display
+    mirror: Mirror
+    leads: bool
+    shared: float = field(default_factory=time.monotonic)
 
     def live(self, rows: Mapping[str, Live]) -> None:
         stop_if_interrupted()
@@ -225,11 +208,12 @@ class _Records:
         self.display.job_ended(job.kind, job.label, record.status, record.seconds, note)
         if not self.leads:
             return
+        path = self.study.folder / RECORDS_FILE
         for row in self.finalizer.with_trials(record):
-            append_record(self.path, row)
+            append_record(path, row)
             self.mirror.log(row, self.finalizer.artefact(row))
         if time.monotonic() - self.shared > SHARE_EVERY_S:
-            self.study.store.share(self.path)
+            self.study.store.share(path)
             self.shared = time.monotonic()
 
 

@@ -128,15 +128,12 @@ def _contradicted(finalizer: Finalizer, records: Iterable[Record]) -> set[str]:
 
     found = set()
     for record in records:
-        if record.kind == "confirm" and record.status == "done":
-            folder = finalizer.artefact(record)
-            path = folder / "confirm.json" if folder else None
-            if (
-                path
-                and path.is_file()
-                and Confirmed.of(json.loads(path.read_text())).is_contradicted
-            ):
-                found.add(str(record.dataset))
+        folder = finalizer.artefact(record)
+        if record.kind != "confirm" or record.status != "done" or folder is None:
+            continue
+        path = folder / "confirm.json"
+        if path.is_file() and Confirmed.of(json.loads(path.read_text())).is_contradicted:
+            found.add(str(record.dataset))
     return found
 
 

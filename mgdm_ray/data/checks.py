@@ -9,7 +9,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Literal
 
 import numpy as np
@@ -18,15 +18,8 @@ from numpy.typing import NDArray
 from mgdm_ray.data.load import Split
 from mgdm_ray.data.sources.listing import some
 
-FindingKind = Literal[
-    "leakage",
-    "near_leakage",
-    "label_conflict",
-    "duplicate",
-    "constant_image",
-    "missing_class",
-    "class_counts",
-]
+Sameness = Literal["leakage", "near_leakage", "label_conflict", "duplicate"]
+FindingKind = Literal[Sameness, "constant_image", "missing_class", "class_counts"]
 Image = tuple[str, int]
 """(split, index)"""
 NEAR = 0.99
@@ -129,8 +122,7 @@ def _standardised(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _name(image: Image, splits: Mapping[str, Split]) -> str:
-    split, index = image
-    return f"{split}[{index}] (label {splits[split].labels[index]})"
+    return "{}[{}] (label {})".format(*image, splits[image[0]].labels[image[1]])
 
 
 def _near_images(
@@ -164,19 +156,16 @@ def _identical_images(splits: Mapping[str, Split]) -> Iterable[Finding]:
     across = [g for g in same if len({name for name, _ in g}) > 1]
     conflict = [g for g in same if len({int(splits[n].labels[i]) for n, i in g}) > 1]
     within = [g for g in same if g not in across and g not in conflict]
-    kinds: list[tuple[FindingKind, list[list[Image]], str]] = [
-        ("leakage", across, "in different splits"),
-        ("label_conflict", conflict, "with different labels"),
-        ("duplicate", within, "in one split"),
-    ]
-    for kind, found, where in kinds:
-        examples = some([" = ".join(_name(image, splits) for image in group) for group in found])
+    kinds: dict[FindingKind, tuple[list[list[Image]], str]] = {
+        "leakage": (across, "in different splits"),
+        "label_conflict": (conflict, "with different labels"),
+        "duplicate": (within, "in one split"),
+    }
+    for kind, (found, where) in kinds.items():
         if found:
-            yield Finding(
-                kind,
-                f"{len(found)} group(s) of pixel-identical images {where}: {examples}",
-                tuple(image for group in found for image in group),
-            )
+            examples = some([" = ".join(_name(image, splits) for image in g) for g in found])
+            message = f"{len(found)} group(s) of pixel-identical images {where}: {examples}"
+            yield Finding(kind, message, tuple(chain(*found)))
 
 
 def _constant_images(splits: Mapping[str, Split]) -> Iterable[Finding]:

@@ -47,10 +47,7 @@ _PHANTOMS: dict[str, tuple[Task, Literal[1, 3], tuple[str, ...]]] = {
 @cache
 def _medmnist() -> dict[str, dict[str, Any]]:
     """Facts by name, copied from medmnist.INFO 3.0.2, whose import would load torch."""
-    facts: dict[str, dict[str, Any]] = json.loads(
-        Path(__file__).with_name("medmnist.json").read_text(encoding="utf-8")
-    )
-    return facts
+    return dict(json.loads(Path(__file__).with_name("medmnist.json").read_text(encoding="utf-8")))
 
 
 def dataset_info(config: DatasetConfig, data_dir: str | Path | None) -> DatasetInfo:

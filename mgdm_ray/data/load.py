@@ -87,9 +87,8 @@ class DataSource(ABC):
             raise ValueError(f"unknown split {split!r}; allowed: {', '.join(SPLITS)}")
         whole = self.read(split)
         keep = self._kept(split, whole.labels)
-        if len(keep) == len(whole):
-            return whole
-        return Split(whole.images[keep], whole.labels[keep])
+        same = len(keep) == len(whole)
+        return whole if same else Split(whole.images[keep], whole.labels[keep])
 
     def train_images(self) -> int | None:
         """Number of training images of the study; None where the file is missing."""
@@ -147,10 +146,9 @@ class Phantom(DataSource):
         return PHANTOM_VERSION
 
     def counts(self, split: SplitName) -> list[int]:
-        number = {"train": self.phantom.train, "val": self.phantom.val, "test": self.phantom.test}
+        number = getattr(self.phantom, split)
         classes = dataset_info(self.config, self.data_dir).num_classes
-        counts: list[int] = class_counts(number[split], classes, self.phantom.imbalance).tolist()
-        return counts
+        return [int(n) for n in class_counts(number, classes, self.phantom.imbalance)]
 
     def read(self, split: SplitName) -> Split:
         return Split(*draw_split(self.config.origin, self.phantom, self.config.size, split))
@@ -185,17 +183,16 @@ class Npz(DataSource):
             return None
         with npz.open_npz(path) as archive:
             labels = npz.read_labels(archive, split + npz.LABEL_SUFFIX)
-        counts: list[int] = np.bincount(labels).tolist()
-        return counts
+        return [int(n) for n in np.bincount(labels)]
 
     def read(self, split: SplitName) -> Split:
         path = self._existing()
         with npz.open_npz(path) as archive:
             labels = self._labels(archive, split)
             images = npz.read_array(archive, split + npz.IMAGE_SUFFIX).astype(np.uint8, copy=False)
-        if images.ndim == 3:
-            images = images[..., None]
-        return Split(np.ascontiguousarray(images), labels)
+        return Split(
+            np.ascontiguousarray(images[..., None] if images.ndim == 3 else images), labels
+        )
 
     def thumbnails(self, split: SplitName) -> NDArray[np.uint8] | None:
         name = split + npz.THUMBNAIL_SUFFIX
@@ -294,18 +291,16 @@ class Npz(DataSource):
                 f"{info.num_classes} classes: 0..{info.num_classes - 1}"
             )
         absent = ", ".join(map(str, np.flatnonzero(counts == 0)))
+        where, size = f"dataset {self.config.name!r}: ", self.config.train_size or 0
         if split != "train":
-            where = f"dataset {self.config.name!r}: {split} has no image of class {absent}"
-            return [f"{where}; its recall cannot be measured there"] if absent else []
+            missing = f"{where}{split} has no image of class {absent}"
+            return [f"{missing}; its recall cannot be measured there"] if absent else []
         if absent:
             raise InputError(f"train_labels have no image of class {absent}")
-        size = self.config.train_size
-        if size is not None and size > len(labels):
-            return [
-                f"dataset {self.config.name!r}: train_size {size} is more than the {len(labels)} "
-                "training images; all are used"
-            ]
-        if size is not None:
+        if size > len(labels):
+            more = f"train_size {size} is more than the {len(labels)} training images"
+            return [f"{where}{more}; all are used"]
+        if size:
             self._shares(counts, size)
         return []
 
@@ -362,5 +357,4 @@ def to_uint8(images: torch.Tensor) -> NDArray[np.uint8]:
     import torch
 
     scaled = images.detach().to("cpu", torch.float32).add(1.0).mul(127.5).round().clamp(0, 255)
-    array: NDArray[np.uint8] = scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-    return array
+    return np.asarray(scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous())

@@ -13,9 +13,8 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,12 +41,15 @@ MAX_NAME_BYTES = 4 * 200
 CLASSES = "classes"
 """Optional array of class names `[K]`, in the order of the labels."""
 
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 # What zipfile, zlib and numpy raise for damaged bytes.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError)
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """Shape and dtype of one array of an .npz."""
 
     name: str
@@ -112,24 +114,20 @@ def open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _open_member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipExtFile:
-    member = f"{name}.npy"
-    present = archive.namelist()
-    if member not in present:
-        arrays = ", ".join(sorted(n.removesuffix(".npy") for n in present)) or "nothing"
+    present = [member.removesuffix(".npy") for member in archive.namelist()]
+    if name not in present:
+        arrays = ", ".join(sorted(present)) or "nothing"
         raise InputError(f"array {name!r} is missing; the file has {arrays}")
-    return archive.open(member)  # type: ignore[return-value]
+    return archive.open(f"{name}.npy")  # type: ignore[return-value]
 
 
 def read_header(archive: zipfile.ZipFile, name: str) -> Header:
     """Shape and dtype of array ``name``, from its first bytes only."""
     with _open_member(archive, name) as file:
         version = np.lib.format.read_magic(file)
-        if version == (1, 0):
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        elif version == (2, 0):
-            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
-        else:
+        if version not in _HEADERS:
             raise InputError(f"array {name!r} has .npy version {version}; 1.0 and 2.0 are known")
+        shape, _, dtype = _HEADERS[version](file)
     if dtype.hasobject:
         raise InputError(
             f"array {name!r} holds pickled Python objects, which are never loaded; "
@@ -154,8 +152,7 @@ def read_array(archive: zipfile.ZipFile, name: str) -> NDArray[np.generic]:
             f"{member.compress_size} compressed bytes can hold; the file is damaged"
         )
     with _open_member(archive, name) as file:
-        array: NDArray[np.generic] = np.lib.format.read_array(file, allow_pickle=False)
-    return array
+        return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
 
 
 def channels_of(header: Header) -> Literal[1, 3]:
@@ -189,13 +186,12 @@ def read_labels(archive: zipfile.ZipFile, name: str) -> NDArray[np.int64]:
     if shape[0] > MAX_IMAGES:
         raise InputError(f"array {name!r} has {shape[0]} labels; at most {MAX_IMAGES} are read")
     labels = read_array(archive, name).reshape(-1).astype(np.int64)
-    if labels.size and labels.max() >= MAX_CLASSES:
-        raise InputError(
-            f"array {name!r} has label {labels.max()}; labels are class numbers, at most "
-            f"{MAX_CLASSES - 1}"
-        )
-    if labels.size and labels.min() < 0:
-        raise InputError(f"array {name!r} has label {labels.min()}; labels start at 0")
+    low, high = labels.min(initial=0), labels.max(initial=0)
+    if high >= MAX_CLASSES:
+        most = f"labels are class numbers, at most {MAX_CLASSES - 1}"
+        raise InputError(f"array {name!r} has label {high}; {most}")
+    if low < 0:
+        raise InputError(f"array {name!r} has label {low}; labels start at 0")
     return labels
 
 

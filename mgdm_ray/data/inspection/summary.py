@@ -14,7 +14,7 @@ HEADER = ("class", *SPLITS, "all")
 
 def class_rows(found: Survey) -> list[tuple[str, ...]]:
     """Class name and number of images per split, in label order, then the sums."""
-    counts = [found.listing.counts(split) for split in SPLITS]
+    counts = found.counts().values()
     names = [*(shown(name)[1:-1] for name in found.listing.classes), "all"]
     numbers = [*zip(*counts, strict=True), tuple(map(sum, counts))]
     return [(name, *map(str, row), str(sum(row))) for name, row in zip(names, numbers, strict=True)]
@@ -50,10 +50,8 @@ def facts(found: Survey) -> list[tuple[str, str]]:
 
 def median_sides(found: Survey) -> tuple[int, int]:
     """Median width and height."""
-    return (
-        round(median(one.width for one in found.facts)),
-        round(median(one.height for one in found.facts)),
-    )
+    wide, high = zip(*((one.width, one.height) for one in found.facts), strict=True)
+    return round(median(wide)), round(median(high))
 
 
 def lines(found: Survey) -> list[str]:
@@ -71,10 +69,8 @@ def _splits(found: Survey) -> str:
     if found.given_splits:
         return "as given with the images; missing ones are chosen"
     split = found.source.config.split
-    return (
-        f"chosen: {split.val:.0%} val, {split.test:.0%} test, stratified by class, "
-        f"seed {split.seed}"
-    )
+    shares = f"{split.val:.0%} val, {split.test:.0%} test"
+    return f"chosen: {shares}, stratified by class, seed {split.seed}"
 
 
 def _patients(found: Survey) -> str:

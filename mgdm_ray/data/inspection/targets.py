@@ -47,10 +47,10 @@ def find_sources(
             raise InputError(f"{path}: set split.group and columns in the study file, not here")
         study = load_study(path)
         folder = resolve_data_dir(study.data_dir)
-        found = [Source("", d, folder) for d in study.datasets if d.path is not None]
-        if not found:
+        own = [d for d in study.datasets if d.path is not None]
+        if not own:
             raise InputError(f"{path}: no dataset has a 'path', so there are no own images")
-        return [Source(kind_at(source.path), source.config, folder) for source in found]
+        return [Source(kind_at(Source("", d, folder).path), d, folder) for d in own]
     kind = kind_at(path)
     options: dict[str, Any] = {"path": str(path.absolute()), "name": name_of(path)}
     if kind == "npz":

@@ -27,7 +27,7 @@ IMAGE_COLUMNS = ("image", "img")
 
 
 def is_huggingface(root: Path) -> bool:
-    return any(True for _ in _shards(root))
+    return next(_shards(root), None) is not None
 
 
 def list_huggingface(root: Path, config: DatasetConfig) -> Listing:

@@ -39,10 +39,6 @@ class Item:
     sha: str = ""
     """SHA-256 of the file's bytes, once they were read."""
 
-    @property
-    def slice_text(self) -> str:
-        return "" if self.slice is None else str(self.slice)
-
 
 @dataclass(frozen=True)
 class Listing:

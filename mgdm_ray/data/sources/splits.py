@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,6 @@ from mgdm_ray.data.npz import SPLITS, SplitName
 from mgdm_ray.data.sources.listing import SPLIT_NAMES, Item, Listing, shown, some
 from mgdm_ray.seeding import derive_seed
 
-HEADER = ("path", "slice", "label", "group", "stratum", "split")
 Unit = tuple[Item, ...]
 """Images that stay together: of one patient, or of the same bytes."""
 
@@ -29,19 +28,16 @@ def divide(listing: Listing, config: DatasetConfig, data_dir: str) -> Listing:
     Given splits stay, and ``split.file`` overrules them. The rest is divided; where the source has
     splits, validation or test only if it has none. InputError for a patient in two splits.
     """
-    items = listing.items
-    if config.split.file is not None:
-        items = tuple(_as_filed(listing, config.split.file, data_dir))
+    filed = config.split.file
+    items = listing.items if filed is None else tuple(_as_filed(listing, filed, data_dir))
     there = Counter(item.split for item in items)
     wanted = [s for s in SPLITS if s == "train" or not there[s]]
     if len(wanted) > 1:
         # Images without a split, or, where all have one, those of train.
-        pool = [item for item in items if item.split is None or not there[None]]
-        pool = [item for item in pool if item.split in (None, "train")]
+        pool = [item for item in items if item.split == (None if there[None] else "train")]
         chosen = choose(pool, wanted, config.split)
         items = tuple(
-            dataclasses.replace(item, split=chosen.get((item.path, item.slice), item.split))
-            for item in items
+            replace(item, split=chosen.get((item.path, item.slice), item.split)) for item in items
         )
     elif there[None]:
         raise InputError(
@@ -72,9 +68,7 @@ def choose(
     have = np.zeros_like(targets)
     chosen: dict[tuple[str, int | None], SplitName] = {}
     for unit in units:
-        weight = np.zeros(len(strata))
-        for item in unit:
-            weight[place[_stratum(item)]] += 1
+        weight = np.bincount([place[_stratum(item)] for item in unit], minlength=len(strata))
         # As shares of the class, so that rare classes count as much.
         scale = np.array([1 / totals[s] for s in strata])
         owed = ((targets - have - weight / 2) * weight * scale).sum(axis=1)
@@ -103,24 +97,21 @@ def _order(unit: Unit, seed: int) -> tuple[int, int]:
 
 
 def _units(items: Iterable[Item]) -> list[Unit]:
-    """Join images of one patient or of the same bytes, also through others (union-find)."""
-    parent: dict[str, str] = {}
+    """Join images of one patient or of the same bytes, also through others."""
+    from scipy.cluster.hierarchy import DisjointSet  # takes a second, and a plan seldom needs it
 
-    def root(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
-    names = []
+    joined: DisjointSet = DisjointSet()
+    names = {}
     for item in items:
-        own = f"group {item.group}" if item.group else f"file {item.sha or item.path}"
+        file = f"file {item.sha or item.path}"
+        names[item] = f"group {item.group}" if item.group else file
+        joined.add(names[item])
         if item.sha:
-            parent[root(own)] = root(f"file {item.sha}")
-        names.append(own)
+            joined.add(file)
+            joined.merge(names[item], file)
     units: dict[str, list[Item]] = defaultdict(list)
-    for item, name in zip(items, names, strict=True):
-        units[root(name)].append(item)
+    for item, name in names.items():
+        units[joined[name]].append(item)
     return [tuple(unit) for unit in units.values()]
 
 
@@ -141,10 +132,10 @@ def splits_csv(listing: Listing) -> str:
     """The splits as a manifest, which ``split.file`` accepts."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(HEADER)
+    writer.writerow(["path", "slice", "label", "group", "stratum", "split"])
     for i in listing.items:
         label = listing.classes[i.label]
-        writer.writerow([i.path, i.slice_text, label, i.group, i.stratum, i.split])
+        writer.writerow([i.path, i.slice, label, i.group, i.stratum, i.split])
     return text.getvalue()
 
 
@@ -152,13 +143,13 @@ def _as_filed(listing: Listing, name: str, data_dir: str) -> Iterable[Item]:
     path = Path(data_dir) / Path(name).expanduser()
     filed = _read(path)
     for item in listing.items:
-        split = filed.get((item.path, item.slice_text))
+        split = filed.get((item.path, "" if item.slice is None else str(item.slice)))
         if split is None:
             raise InputError(
                 f"split.file {path}: has no row for {shown(item.path)}; it was written for other "
                 "images: remove split.file, or add the row"
             )
-        yield dataclasses.replace(item, split=split)
+        yield replace(item, split=split)
 
 
 def _read(path: Path) -> dict[tuple[str, str], SplitName]:
