@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import yaml
 
@@ -45,15 +44,19 @@ def study_text(found: Survey, name: str, here: Machine) -> str:
     environment = templates(__file__, keep_trailing_newline=True)
     environment.filters["quoted"] = quoted
     config, items, classes = found.source.config, found.listing.items, found.listing.classes
-    counts, chosen = found.counts(), scale_of(found, here)
+    counts, size = found.counts(), _size(found, here)
     totals = map(sum, zip(*counts.values(), strict=True))
     train = [number for number in counts["train"] if number]
     schema = shipped_studies() / "study.schema.json"
     return environment.get_template("study.yaml.j2").render(
-        chosen,
         schema=schema if schema.is_file() else None,
         images={split: sum(numbers) for split, numbers in counts.items()},
         machine=here,
+        few_images=sum(train) < FEW_IMAGES,
+        many_cores=here.cores >= MANY_CORES,
+        size=size,
+        levels=3 if size % 4 == 0 else 2 if size % 2 == 0 else 1,
+        class_count=len(classes),
         name=name,
         path=str(found.source.path.absolute()),
         classes=classes if all(0 < len(label) <= 200 for label in classes) else None,
@@ -66,49 +69,9 @@ def study_text(found: Survey, name: str, here: Machine) -> str:
         patients_known=all(item.group for item in items),
         guess=guess_group([item.path for item in items]),
         median=median_sides(found),
-        why_size=_why_size(found, chosen["size"], here),
-        learning_rate=0.0003 if here.gpus else 0.002,
-        sampling_steps=50 if here.gpus else 15,
+        why_size=_why_size(found, size, here),
         uneven=bool(train) and max(train) >= UNEVEN * min(train),
     )
-
-
-def scale_of(found: Survey, here: Machine) -> dict[str, Any]:
-    """The numbers of a study that depend on the data and the machine."""
-    train = sum(found.counts()["train"])
-    size = _size(found, here)
-    levels = 3 if size % 4 == 0 else 2 if size % 2 == 0 else 1
-    small, more = train < FEW_IMAGES, here.cores >= MANY_CORES
-    if here.gpus:
-        return {
-            "size": size,
-            "channels": (64, 128, 256)[:levels],
-            "denoiser_steps": 8000 if small else 20000,
-            "guide_steps": 2000 if small else 5000,
-            "batch": 32 if here.memory_gb < 16 else 64,
-            "networks": ("resnet18", "densenet121", "efficientnet_b0"),
-            "arms": ("real", "augment", "duplicate", "generate", "roundtrip", "perturb", "disturb"),
-            "seeds": 3,
-            "trials": 30,
-            "downstream_steps": 300 if small else 1000,
-            "train_size": None,
-        }
-    most = max(2000 if more else 600, 10 * len(found.listing.classes))
-    return {
-        "size": size,
-        "channels": (16, 48, 96)[:levels],
-        "denoiser_steps": (1000 if small else 2000) * (2 if more else 1),
-        "guide_steps": 300 if small else 500,
-        "batch": 16,
-        # With fewer steps networks stay at chance; with fewer networks or seeds there are too few
-        # pairs to resolve a difference.
-        "networks": ("resnet18", "googlenet", "mobilenet_v2"),
-        "arms": ("real", "duplicate", "generate", "roundtrip", "disturb"),
-        "seeds": 5,
-        "trials": 16 if more else 8,
-        "downstream_steps": 150 if small else 200,
-        "train_size": most if train > most else None,
-    }
 
 
 def _size(found: Survey, here: Machine) -> int:
