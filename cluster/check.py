@@ -1,4 +1,4 @@
-"""``python cluster/check.py [--ready] [FILE...]``: one line per launch file that is in order.
+"""``python -m cluster.check [--ready] [FILE...]``: one line per launch file that is in order.
 
 Without a cloud or a docker daemon: Ray's own validator for what ``ray up`` reads, Kubernetes' own
 schemas and ``kuberay.schema.yaml`` for what ``kubectl`` reads, a parser of the Compose
@@ -37,6 +37,7 @@ RULES: dict[str, tuple[str, tuple[Rule, ...]]] = {
     "Dockerfile": ("image", (common.check, tools.check_dockerfile)),
     "docker-compose.yaml": ("Compose", (common.check, compose.check)),
     "node.sh": ("a node's packages", (common.check_contents, tools.check_shell)),
+    "clean.sh": ("a head before its image", (common.check_contents, tools.check_shell)),
     "mlflow.sh": ("MLflow", (common.check_contents, tools.check_shell)),
     "iam-head.json": ("rights of the head on AWS", (common.check_contents, iam.check)),
     "iam-worker.json": ("rights of a worker on AWS", (common.check_contents, iam.check)),
@@ -56,7 +57,7 @@ def problems(path: Path) -> list[str]:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python cluster/check.py", description="Check launch files; starts nothing."
+        prog="python -m cluster.check", description="Check launch files; starts nothing."
     )
     parser.add_argument("files", metavar="FILE", nargs="*", type=Path, help="default: all")
     parser.add_argument("--ready", action="store_true", help="also: is nothing left to edit?")

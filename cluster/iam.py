@@ -1,7 +1,7 @@
 """Create the roles and instance profiles of gpu.yaml in an AWS account, for one bucket.
 
-    python cluster/iam.py BUCKET      create them, or update their policies
-    python cluster/iam.py --delete    remove them
+    python -m cluster.iam BUCKET      create them, or update their policies
+    python -m cluster.iam --delete    remove them
 
 Roles ``mgdm-head`` and ``mgdm-worker``, each with the policy of ``iam-head.json`` or
 ``iam-worker.json`` and an instance profile of the same name; the cluster's name is in both files
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> int:
     from botocore.exceptions import BotoCoreError, ClientError
 
     parser = argparse.ArgumentParser(
-        prog="python cluster/iam.py", description=(__doc__ or "").partition("\n")[0]
+        prog="python -m cluster.iam", description=(__doc__ or "").partition("\n")[0]
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("bucket", nargs="?", help="name of the bucket, without s3://")
