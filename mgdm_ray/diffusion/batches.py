@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from mgdm_ray.config import DenoiserConfig, GuideConfig
+from mgdm_ray.data.pixels import has_room
 from mgdm_ray.diffusion.parallel import ALONE, Workers
 from mgdm_ray.diffusion.train_state import kind_of
 from mgdm_ray.diffusion.unet import dropout_masks
@@ -20,15 +23,26 @@ class TrainingData:
     """A labelled training set."""
 
     images: Tensor
-    """float32 `[N, C, H, W]` in [-1, 1]."""
+    """`[N, C, H, W]`: uint8 in 0..255, or float32 in [-1, 1]."""
     labels: Tensor
     """int64 `[N]` below ``num_classes``."""
     num_classes: int
 
+    def to(self, device: torch.device) -> TrainingData:
+        images, labels = (x.to(device, non_blocking=True) for x in (self.images, self.labels))
+        return TrainingData(images, labels, self.num_classes)
+
+    def part(self, rows: Tensor) -> TrainingData:
+        return TrainingData(self.images[rows], self.labels[rows], self.num_classes)
+
+    def pinned(self) -> TrainingData:
+        """In page-locked memory, which a GPU reads while the CPU goes on."""
+        return TrainingData(self.images.pin_memory(), self.labels.pin_memory(), self.num_classes)
+
 
 @dataclass(frozen=True)
 class Draw:
-    """The random numbers of one worker's share of a batch, `[n]` each, on the CPU."""
+    """The random numbers of one worker's share of a batch, `[n]` each, drawn on the CPU."""
 
     rows: Tensor
     """int64: which images, with replacement."""
@@ -51,14 +65,19 @@ class Draw:
         return [self._part(slice(*pair)) for pair in itertools.pairwise(cuts)]
 
     def to(self, device: torch.device) -> Draw:
-        """With everything but ``rows`` on ``device``."""
-        masks = None if self.feature_masks is None else self.feature_masks.to(device)
-        t, drop_mask = self.t.to(device), self.drop_mask.to(device)
-        return Draw(self.rows, t, drop_mask, self.noise.to(device), masks)
+        return self._each(lambda x: x.to(device, non_blocking=True))
+
+    def pinned(self) -> Draw:
+        """As ``TrainingData.pinned``."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Draw:
+        masks = None if self.feature_masks is None else change(self.feature_masks)
+        rows, t, drop_mask = change(self.rows), change(self.t), change(self.drop_mask)
+        return Draw(rows, t, drop_mask, change(self.noise), masks)
 
     def _part(self, mine: slice) -> Draw:
-        masks = None if self.feature_masks is None else self.feature_masks[mine]
-        return Draw(self.rows[mine], self.t[mine], self.drop_mask[mine], self.noise[mine], masks)
+        return self._each(lambda x: x[mine])
 
 
 class BatchSource:
@@ -121,3 +140,34 @@ class BatchSource:
             parts = (*self.parts, "features", step)
             masks = dropout_masks(wanted, self.feature_dropout, *parts)[self.mine]
         return Draw(rows[self.mine], t[self.mine], drop_mask[self.mine], noise, masks)
+
+
+def ahead(
+    source: BatchSource, data: TrainingData, device: torch.device, steps: range
+) -> Iterator[tuple[Draw, TrainingData]]:
+    """The draws of ``steps``, each made by a thread while the step before it runs.
+
+    With each the images that its rows are of: all of ``data``, on ``device``, or only the batch's
+    where a GPU has no room for all.
+    """
+    whole = has_room(device, data.images.nbytes)
+    everything = data.to(device) if whole else data
+
+    def ready(step: int) -> tuple[Draw, TrainingData | None]:
+        draw, own = source.draw(step), None
+        if not whole:
+            own = data.part(draw.rows)
+            draw = replace(draw, rows=torch.arange(len(draw)))
+        if device.type != "cuda":
+            return draw, own
+        return draw.pinned(), None if own is None else own.pinned()
+
+    if not steps:
+        return
+    with ThreadPoolExecutor(1, "batches") as thread:
+        coming = thread.submit(ready, steps.start)
+        for step in steps:
+            draw, own = coming.result()
+            if step + 1 in steps:
+                coming = thread.submit(ready, step + 1)
+            yield draw.to(device), everything if own is None else own.to(device)

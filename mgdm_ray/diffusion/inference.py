@@ -24,6 +24,8 @@ COMPILE_PAYS_AFTER = 3600.0
 """Seconds of uncompiled work ahead from which ``auto`` compiles: a UNet of 4 to 5 M parameters took
 66 to 130 s on two AVX2 cores and became 1.04 to 1.23 times faster.
 """
+TIMED = 3
+"""Forwards that ``auto`` times, and on a GPU waits for; the first is slower than the rest."""
 NHWC_FROM_CHANNELS = 64
 """First-level width from which channels_last is faster on a CPU: narrower ones lose in group
 norm."""
@@ -84,7 +86,7 @@ class Prepared(nn.Module):
                 return _float(self.compiled(x_t, t, **conditions))
             started = time.perf_counter()
             output = _float(self.model(x_t, t, **conditions))
-        if self.execution.compile == "auto" and self.compiled is None:
+        if self.execution.compile == "auto" and len(self.seen) < TIMED:
             if x_t.is_cuda:
                 torch.cuda.synchronize(x_t.device)
             self.seen.append(time.perf_counter() - started)
@@ -94,7 +96,7 @@ class Prepared(nn.Module):
     def _pays(self) -> bool:
         if self.execution.compile != "auto":
             return self.execution.compile == "always"
-        if len(self.seen) < 3:  # the first is slower than the rest
+        if len(self.seen) < TIMED:
             return False
         return self.calls * min(self.seen[1:]) > COMPILE_PAYS_AFTER
 

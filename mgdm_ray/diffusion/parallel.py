@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
 from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -35,14 +34,11 @@ class Workers:
 ALONE = Workers()
 
 
-def sum_over_workers(values: list[float], device: torch.device) -> list[float]:
-    """The sum of each value over all workers."""
-    if not distributed.is_available() or not distributed.is_initialized():
-        return values
-    together = torch.tensor(values, dtype=torch.float64, device=device)
-    distributed.all_reduce(together)
-    added: list[float] = together.tolist()
-    return added
+def sum_over_workers(values: Tensor) -> Tensor:
+    """The sum over all workers, in place; a GPU need not have ended."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(values)
+    return values
 
 
 @contextlib.contextmanager

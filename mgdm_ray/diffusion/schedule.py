@@ -20,13 +20,16 @@ FINAL_ALPHA_BAR = 4.0e-5
 class NoiseSchedule:
     """q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I) for t = 0 .. T-1.
 
-    ``betas`` float64 `[T]` in (0, 1). Coefficients are computed in float64 on the CPU and rounded
-    to the images' dtype. ``t`` is one int or int64 `[N]`; x_0, x_t, noise, eps and v are `[N,
-    ...]`.
+    ``betas`` float64 `[T]` in (0, 1). Coefficients are computed in float64 on the CPU, rounded to
+    the images' dtype and kept on their device. ``t`` is one int or int64 `[N]`, on the CPU or
+    beside the images; x_0, x_t, noise, eps and v are `[N, ...]`.
     """
 
     betas: Tensor
     alphas_cumprod: Tensor = field(init=False)
+    _tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = field(
+        init=False, repr=False, default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         if self.betas.dtype != torch.float64 or self.betas.ndim != 1 or len(self.betas) < 2:
@@ -49,13 +52,29 @@ class NoiseSchedule:
         return float(self.alphas_cumprod[t])
 
     def coefficients(self, t: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped to multiply ``like`` `[N, ...]`."""
-        index = torch.as_tensor(t, device="cpu").reshape(-1)
-        if bool((index < 0).any()) or bool((index >= self.num_train_timesteps).any()):
-            raise ValueError(f"timesteps must be in 0 .. {self.num_train_timesteps - 1}; got {t}")
-        alpha_bar = self.alphas_cumprod[index].reshape(-1, *[1] * (like.ndim - 1))
-        signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-        return signal.to(like), noise.to(like)
+        """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped to multiply ``like`` `[N, ...]`.
+
+        ValueError for a ``t`` out of range; one on a GPU is not read back to be checked.
+        """
+        count, signal, noise = self.num_train_timesteps, *self._on(like)
+        if isinstance(t, int):
+            outside = not 0 <= t < count
+        else:
+            outside = t.device.type == "cpu" and bool(((t < 0) | (t >= count)).any())
+        if outside:
+            raise ValueError(f"timesteps must be in 0 .. {count - 1}; got {t}")
+        # A view for one t: nothing is copied to a GPU.
+        rows = slice(t, t + 1) if isinstance(t, int) else t.to(like.device).reshape(-1)
+        shape = (-1, *[1] * (like.ndim - 1))
+        return signal[rows].reshape(shape), noise[rows].reshape(shape)
+
+    def _on(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The coefficients of all timesteps, as ``like``."""
+        place = like.device, like.dtype
+        if place not in self._tables:
+            signal, noise = self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt()
+            self._tables[place] = signal.to(*place), noise.to(*place)
+        return self._tables[place]
 
     def q_sample(self, x_0: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
         """x_t of the clean ``x_0`` under ``noise``."""

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mgdm_ray.config import DenoiserConfig, GuideConfig, TrainConfig
+from mgdm_ray.data.pixels import as_float
 from mgdm_ray.diffusion import STATE_FILE
-from mgdm_ray.diffusion.batches import BatchSource, Draw, TrainingData
+from mgdm_ray.diffusion.batches import BatchSource, Draw, TrainingData, ahead
 from mgdm_ray.diffusion.losses import denoiser_loss, guide_loss
 from mgdm_ray.diffusion.parallel import (
     ALONE,
@@ -74,8 +75,8 @@ def train(
 ) -> TrainState:
     """Train for ``config.steps`` steps in all, those of the checkpoint ``resume`` included.
 
-    ``data`` is the whole training set on every worker; ``schedule`` the denoiser's for the guide
-    too. NonFiniteLoss; ValueError for more workers than a batch has images.
+    ``data`` is the whole training set on every worker, on the CPU; ``schedule`` the denoiser's for
+    the guide too. NonFiniteLoss; ValueError for more workers than a batch has images.
     """
     source = BatchSource(
         config,
@@ -96,9 +97,9 @@ def train(
     forward = state.model if workers.wrap is None else workers.wrap(state.model)
     forward.train()
     watch = _Watch(hooks, workers.rank)
-    while state.step < config.steps:
-        draw = source.draw(state.step)
-        step = train_step(state, forward, data, draw, schedule, workers, watch.is_due)
+    coming = ahead(source, data, torch.device(workers.device), range(state.step, config.steps))
+    for draw, images in coming:
+        step = train_step(state, forward, images, draw, schedule, workers, watch.is_due)
         state.history.append({"step": state.step, "loss": step.loss})
         if hooks.on_step is not None:
             hooks.on_step(state.step, step.loss)
@@ -148,21 +149,24 @@ def train_step(
 ) -> Step:
     """One optimiser step in place, on this worker's share ``draw`` of the batch.
 
-    ``forward`` is the model, wrapped or not; ``look`` is passed on to all workers.
+    ``forward`` is the model, wrapped or not, and ``data`` on its device; ``look`` is passed on to
+    all workers. A GPU is waited for once, before its weights change.
     """
     config, device = state.config, next(state.model.parameters()).device
     state.optimizer.zero_grad(set_to_none=True)
-    value = 0.0
-    parts = draw.parts(workers.micro_batch)
+    value = torch.zeros((), dtype=torch.float64, device=device)
+    parts = draw.to(device).parts(workers.micro_batch)
     for part in parts:
         # The exchange averages over the workers; their shares may differ.
         weight = len(part) * workers.world_size / config.batch_size
         with exchanging(forward, part is parts[-1]):
             loss = _loss(state, forward, data, part, schedule, device)
             torch.autograd.backward(state.scaler.scale(loss if weight == 1 else loss * weight))
-        value += float(loss.detach()) * len(part) / config.batch_size
-    value, looking = sum_over_workers([value, float(look)], device)
-    overflow = _check_gradients(state, value)
+        value = value + loss.detach().double() * len(part) / config.batch_size
+    known = sum_over_workers(torch.stack([value, torch.full_like(value, look)]))
+    norm = _clipped(state).double().reshape(1)
+    mean, looking, gradient_norm = torch.cat([known, norm]).cpu().tolist()
+    overflow = _check(state, mean, gradient_norm)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(state.step, config)
     state.scaler.step(state.optimizer)  # nothing after an overflow, which a smaller scale avoids
@@ -170,24 +174,27 @@ def train_step(
     if isinstance(config, DenoiserConfig) and state.ema is not None and not overflow:
         update_ema(state.ema, state.model, state.step, config.ema_decay)
     state.step += 1
-    return Step(value, looking > 0)
+    return Step(mean, looking > 0)
 
 
-def _check_gradients(state: TrainState, loss: float) -> bool:
-    """Unscale and clip the gradients; whether they overflowed in float16. NonFiniteLoss.
+def _clipped(state: TrainState) -> Tensor:
+    """Unscale and clip the gradients; their norm before clipping, a scalar on the device."""
+    state.scaler.unscale_(state.optimizer)
+    # An infinite limit does not change the gradients, but still tells their norm.
+    limit = math.inf if state.config.grad_clip is None else state.config.grad_clip
+    return whole(nn.utils.clip_grad_norm_(state.model.parameters(), limit))
+
+
+def _check(state: TrainState, loss: float, gradient_norm: float) -> bool:
+    """Whether the gradients overflowed in float16. NonFiniteLoss.
 
     Every worker has the same loss and the same averaged gradient: all of them stop here, and none
     waits in the next exchange for one that left.
     """
-    scaler, grad_clip = state.scaler, state.config.grad_clip
-    scaler.unscale_(state.optimizer)
-    # An infinite limit does not change the gradients, but still tells their norm.
-    limit = math.inf if grad_clip is None else grad_clip
-    gradient_norm = float(whole(nn.utils.clip_grad_norm_(state.model.parameters(), limit)))
     if not math.isfinite(loss):
         raise NonFiniteLoss(state.step + 1)
     overflow = not math.isfinite(gradient_norm)
-    if overflow and not (scaler.is_enabled() and scaler.get_scale() > LEAST_SCALE):
+    if overflow and not (state.scaler.is_enabled() and state.scaler.get_scale() > LEAST_SCALE):
         raise NonFiniteLoss(state.step + 1, "gradient")
     return overflow
 
@@ -202,8 +209,7 @@ def _loss(
 ) -> Tensor:
     """Scalar: the mean over the images of ``draw``."""
     config = state.config
-    x_0, y = data.images[draw.rows].to(device), data.labels[draw.rows].to(device)
-    draw = draw.to(device)
+    x_0, y = as_float(data.images[draw.rows]), data.labels[draw.rows]
     with autocast(config.precision, device):
         if isinstance(config, DenoiserConfig):
             y = torch.where(draw.drop_mask, null_label(state.model), y)

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from mgdm_ray.config import DenoiserConfig, GuideConfig
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.data.load import load_split, to_tensor
+from mgdm_ray.data.pixels import to_pixels
 from mgdm_ray.diffusion import STATE_FILE, TENSORS_FILE
 from mgdm_ray.evaluation.chance import chance_limit
 from mgdm_ray.pipeline.tasks.base import (
@@ -95,7 +96,7 @@ def train_model(
     clock = _Clock(hooks.on_step)
     state = train(
         task.config,
-        TrainingData(to_tensor(split.images), torch.from_numpy(split.labels), classes),
+        TrainingData(to_pixels(split.images), torch.from_numpy(split.labels), classes),
         task.seed,
         schedule,
         workers=workers,
