@@ -29,7 +29,7 @@ from ray import cloudpickle  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
 from mgdm_ray.config import StudyConfig  # noqa: E402
-from mgdm_ray.data.load import fingerprint  # noqa: E402
+from mgdm_ray.data.load import data_source  # noqa: E402
 from mgdm_ray.pipeline.job import KINDS, Job  # noqa: E402
 from mgdm_ray.pipeline.plan import Plan, make_plan  # noqa: E402
 from mgdm_ray.pipeline.tasks import base  # noqa: E402
@@ -81,7 +81,7 @@ def measure(cells: int, folder: Path, close: bool) -> dict[str, float]:
     file.write_text(yaml.safe_dump(study(cells)))
     storage = folder / f"runs-{cells}"
     config = StudyConfig.model_validate(study(cells))
-    prints = {d.name: fingerprint(d) for d in config.datasets}
+    prints = {d.name: data_source(d).fingerprint() for d in config.datasets}
     started = time.perf_counter()
     plan = make_plan(config, prints)
     planning = time.perf_counter() - started

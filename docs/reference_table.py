@@ -33,7 +33,7 @@ from mgdm_ray.config import (
     UNetConfig,
 )
 from mgdm_ray.data.info import dataset_info
-from mgdm_ray.data.load import load_split, to_tensor
+from mgdm_ray.data.load import data_source, to_tensor
 from mgdm_ray.data.mix import synthetic_labels
 from mgdm_ray.data.npz import npz_path
 from mgdm_ray.diffusion.batches import TrainingData
@@ -86,7 +86,7 @@ class Bench:
         self.options, self.seed = options, options.seed
         dataset = DatasetConfig(name=options.dataset, size=28)
         self.info = dataset_info(dataset, None)
-        self.train, self.val = load_split(dataset, "train"), load_split(dataset, "val")
+        self.train, self.val = data_source(dataset).load("train"), data_source(dataset).load("val")
         self.schedule = make_schedule("cosine")
         unet = UNetConfig(channels=tuple(options.channels), attention=(False, False, True))
         shared = {"unet": unet, "batch_size": options.batch_size, "learning_rate": 2e-3}

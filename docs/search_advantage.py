@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from mgdm_ray import environment
 from mgdm_ray.config import ResourcesConfig, StudyConfig
-from mgdm_ray.data.load import fingerprint
+from mgdm_ray.data.load import data_source
 from mgdm_ray.evaluation.selection_bias import Confirmed
 from mgdm_ray.evaluation.stats.paired import Contrast, paired_contrast, summarise
 from mgdm_ray.pipeline.job import Job
@@ -65,7 +65,7 @@ def run_search(job: Job, context: Context, folder: Path) -> Outcome:
 def measured(options: argparse.Namespace, sampler: str, seed: int) -> tuple[list[float], float]:
     """(score of each trial in order, fresh score of the best setting)."""
     config = config_of(options, sampler, seed)
-    plan = make_plan(config, {d.name: fingerprint(d) for d in config.datasets})
+    plan = make_plan(config, {d.name: data_source(d).fingerprint() for d in config.datasets})
     context = Context(
         storage=str(Path(options.storage).absolute()),
         study_folder=str(Path(options.storage).absolute() / "studies" / f"{sampler}-{seed}"),

@@ -21,7 +21,7 @@ from mgdm_ray.classifiers.metrics import score
 from mgdm_ray.classifiers.networks import build_network
 from mgdm_ray.config import DatasetConfig, DownstreamConfig, SamplingConfig
 from mgdm_ray.data.info import dataset_info
-from mgdm_ray.data.load import load_split, to_tensor
+from mgdm_ray.data.load import data_source, to_tensor
 from mgdm_ray.diffusion.pipeline import Sampler
 from mgdm_ray.pipeline.tasks.base import Context
 from mgdm_ray.pipeline.tasks.models import load_denoiser
@@ -43,7 +43,7 @@ class Bench:
         self.info = dataset_info(self.dataset, None)
         self.denoiser = load_denoiser(Context(storage, storage, {}), key)
         self.labels = np.arange(TRAINED_ON) % self.info.num_classes
-        self.val = load_split(self.dataset, "val")
+        self.val = data_source(self.dataset).load("val")
 
     def images(self, count: int, steps: int, solver: str, precision: str) -> torch.Tensor:
         config = SamplingConfig.model_validate(

@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from mgdm_ray.config import StudyConfig
-from mgdm_ray.data.load import fingerprint
+from mgdm_ray.data.load import data_source
 from mgdm_ray.pipeline.job import Job
 from mgdm_ray.pipeline.plan import Plan, make_plan
 from mgdm_ray.pipeline.tasks.base import Context, run
@@ -51,7 +51,7 @@ TRIALS = 3
 def plan_of(study: dict[str, Any]) -> Plan:
     """The plan of a study whose datasets are here."""
     config = StudyConfig.model_validate(study)
-    return make_plan(config, {d.name: fingerprint(d) for d in config.datasets})
+    return make_plan(config, {d.name: data_source(d).fingerprint() for d in config.datasets})
 
 
 @functools.cache

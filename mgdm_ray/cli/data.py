@@ -17,7 +17,7 @@ from mgdm_ray.data.inspection.page import Section, refused_section, section_of, 
 from mgdm_ray.data.inspection.summary import lines
 from mgdm_ray.data.inspection.survey import Survey, survey
 from mgdm_ray.data.inspection.targets import STUDIES, Source, find_sources, name_of
-from mgdm_ray.data.load import fingerprint
+from mgdm_ray.data.load import data_source
 from mgdm_ray.data.sources.folders import is_image
 from mgdm_ray.pipeline.plan import make_plan
 
@@ -163,7 +163,7 @@ def _print_next(found: Survey, out: Path) -> int:
     study = load_study(out)
     print(f"wrote {out}: {len(found.facts)} images, {len(found.listing.classes)} classes", end="")
     try:
-        prints = {d.name: fingerprint(d, study.data_dir) for d in study.datasets}
+        prints = {d.name: data_source(d, study.data_dir).fingerprint() for d in study.datasets}
         plan = make_plan(study, prints)
         print(f", {len(plan.jobs)} jobs, {len(plan.cells())} of which train and test a network")
     except InputError as error:

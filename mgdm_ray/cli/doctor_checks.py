@@ -220,19 +220,19 @@ def data_folder(setup: Setup) -> Iterator[str]:
 
 
 def datasets(setup: Setup) -> Iterator[str]:
-    from mgdm_ray.data.load import check_source, fingerprint
+    from mgdm_ray.data.load import data_source
     from mgdm_ray.data.sources.source import own_listing
 
     absent, wrong = [], []
     for dataset in setup.config.datasets if setup.config else ():
         try:
-            found = fingerprint(dataset, setup.data_dir)
-            listing = own_listing(dataset, setup.data_dir)
-            if found == "absent" and dataset.path is None:
+            source = data_source(dataset, setup.data_dir)
+            if source.fingerprint() == "absent" and dataset.path is None:
                 absent.append(dataset.name)
                 continue
+            listing = own_listing(dataset, setup.data_dir)
             if listing is None:
-                check_source(dataset, setup.data_dir)
+                source.check()
         except InputError as error:
             wrong.append(str(error))
         else:

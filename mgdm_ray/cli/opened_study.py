@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mgdm_ray.classifiers import weights
 from mgdm_ray.config import InputError
 from mgdm_ray.config.file import read_study
-from mgdm_ray.data.load import data_source, fingerprint
+from mgdm_ray.data.load import data_source
 from mgdm_ray.environment import StudyStopped
 from mgdm_ray.pipeline.plan import make_plan
 from mgdm_ray.pipeline.staging import bring_notes, inputs_for_all, open_storage
@@ -54,7 +54,9 @@ class OpenedStudy:
     def _identify(self) -> None:
         """Fingerprints of the data, and the keys of all jobs, which depend on them."""
         config = self.config
-        self.fingerprints = {d.name: fingerprint(d, config.data_dir) for d in config.datasets}
+        self.fingerprints = {
+            d.name: data_source(d, config.data_dir).fingerprint() for d in config.datasets
+        }
         self.contents = {**self.fingerprints, **weights.weights_fingerprints(config)}
         self.plan = make_plan(config, self.contents, warm_points(config, self.store.root))
         self.status = StudyStatus(self.plan, self.store, self.folder / RECORDS_FILE)

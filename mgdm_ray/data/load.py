@@ -322,23 +322,6 @@ def data_source(config: DatasetConfig, data_dir: str | Path | None = None) -> Da
     return kind(config, data_dir)
 
 
-def load_split(
-    config: DatasetConfig, split: SplitName, data_dir: str | Path | None = None
-) -> Split:
-    """``DataSource.load``; InputError where the file is missing or damaged."""
-    return data_source(config, data_dir).load(split)
-
-
-def fingerprint(config: DatasetConfig, data_dir: str | Path | None = None) -> str:
-    """``DataSource.fingerprint``; InputError where the file is no zip."""
-    return data_source(config, data_dir).fingerprint()
-
-
-def check_source(config: DatasetConfig, data_dir: str | Path | None = None) -> list[str]:
-    """``DataSource.check``."""
-    return data_source(config, data_dir).check()
-
-
 def _md5(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

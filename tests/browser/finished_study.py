@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from mgdm_ray.config import StudyConfig
-from mgdm_ray.data.load import fingerprint
+from mgdm_ray.data.load import data_source
 from mgdm_ray.pipeline.job import Job
 from mgdm_ray.pipeline.plan import make_plan
 from mgdm_ray.pipeline.tasks.base import base_record
@@ -65,7 +65,7 @@ def finish_study(root: Path) -> Finished:
     path, storage = root / "browsed.yaml", root / "runs"
     path.write_text(yaml.safe_dump(STUDY), encoding="utf-8")
     config = StudyConfig.model_validate(STUDY)
-    plan = make_plan(config, {d.name: fingerprint(d) for d in config.datasets})
+    plan = make_plan(config, {d.name: data_source(d).fingerprint() for d in config.datasets})
     store, rng = Store(storage), np.random.default_rng(5)
     records = [_put(store, job, rng) for job in plan.jobs.values()]
     command = [sys.executable, "-m", "mgdm_ray.study", str(path), "--storage", str(storage)]

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mgdm_ray.cli.data import main
 from mgdm_ray.config import load_study
-from mgdm_ray.data.load import fingerprint
+from mgdm_ray.data.load import data_source
 from mgdm_ray.pipeline.plan import make_plan
 from tests import golden
 from tests.conftest import ROOT
@@ -248,7 +248,7 @@ def test_init_writes_a_study_that_plans(tmp_path: Path, here: Path, capsys: Said
         assert main(["init", str(path), "--out", str(out)]) == 0, kind
         text = capsys.readouterr().out
         study = load_study(out)
-        plan = make_plan(study, {d.name: fingerprint(d) for d in study.datasets})
+        plan = make_plan(study, {d.name: data_source(d).fingerprint() for d in study.datasets})
         assert f"{len(plan.jobs)} jobs" in text
         assert study.datasets[0].classes is not None
         code, said = check(capsys, out)

@@ -7,7 +7,7 @@ import pytest
 
 from mgdm_ray.config import DatasetConfig, PhantomConfig
 from mgdm_ray.data.checks import Finding, check_splits, leaked, nearest
-from mgdm_ray.data.load import Split, load_split
+from mgdm_ray.data.load import Split, data_source
 from mgdm_ray.data.npz import SPLITS, npz_path, resolve_data_dir
 
 
@@ -63,7 +63,7 @@ def test_known_fault_of_breastmnist() -> None:
     config = DatasetConfig(name="breastmnist")
     if not npz_path(config, None).is_file():
         pytest.skip(f"breastmnist.npz is not in {resolve_data_dir(None)}; set MGDM_DATA_DIR")
-    kinds = by_kind(check_splits({name: load_split(config, name) for name in SPLITS}))
+    kinds = by_kind(check_splits({name: data_source(config).load(name) for name in SPLITS}))
     pairs = kinds["label_conflict"][0].images
     assert {name for name, _ in pairs} >= {"train", "test"}
     assert set(pairs) <= set(kinds["leakage"][0].images)
@@ -75,7 +75,7 @@ def test_nearly_identical_images_of_breastmnist() -> None:
     config = DatasetConfig(name="breastmnist")
     if not npz_path(config, None).is_file():
         pytest.skip(f"breastmnist.npz is not in {resolve_data_dir(None)}; set MGDM_DATA_DIR")
-    findings = check_splits({name: load_split(config, name) for name in SPLITS})
+    findings = check_splits({name: data_source(config).load(name) for name in SPLITS})
     pairs = [f.images for f in findings if f.kind == "near_leakage"]
     (near,) = [images for images in pairs if {name for name, _ in images} == {"train", "test"}]
     assert len(near) == 2 * 39
@@ -120,5 +120,5 @@ def test_phantoms_are_clean() -> None:
     config = DatasetConfig(
         name="phantom-xray", size=16, phantom=PhantomConfig(train=40, val=40, test=40)
     )
-    findings = check_splits({name: load_split(config, name) for name in SPLITS})
+    findings = check_splits({name: data_source(config).load(name) for name in SPLITS})
     assert not any(f.serious for f in findings)

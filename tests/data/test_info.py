@@ -74,7 +74,8 @@ def test_no_torch_before_pixels() -> None:
         "from mgdm_ray.config import DatasetConfig\n"
         "from mgdm_ray.data import checks, info, load, mix\n"
         "c = DatasetConfig(name='phantom-xray')\n"
-        "load.check_source(c, None); info.dataset_info(c, None); load.fingerprint(c, None)\n"
+        "load.data_source(c).check(); info.dataset_info(c, None)\n"
+        "load.data_source(c).fingerprint()\n"
         "print([m for m in ('torch', 'ray', 'medmnist', 'scipy') if m in sys.modules])\n"
     )
     done = subprocess.run(

@@ -20,14 +20,7 @@ import torch
 from mgdm_ray.config import DatasetConfig, InputError, PhantomConfig, SyntheticConfig
 from mgdm_ray.data import load
 from mgdm_ray.data.info import DatasetInfo
-from mgdm_ray.data.load import (
-    check_source,
-    data_source,
-    fingerprint,
-    load_split,
-    to_tensor,
-    to_uint8,
-)
+from mgdm_ray.data.load import data_source, to_tensor, to_uint8
 from mgdm_ray.data.npz import npz_path, resolve_data_dir
 
 OWN = DatasetConfig(name="mine", path="own.npz", size=8)
@@ -84,7 +77,7 @@ def test_file_names(tmp_path: Path) -> None:
 def test_split_has_the_shapes_and_values_of_the_file(tmp_path: Path) -> None:
     """Catches a lost channel axis, [N, 1] labels passed on, and mixed-up splits."""
     save(tmp_path)
-    split = load_split(OWN, "val", str(tmp_path))
+    split = data_source(OWN, str(tmp_path)).load("val")
     assert split.images.shape == (9, 8, 8, 1)
     assert (split.images.dtype, split.labels.dtype) == (np.uint8, np.int64)
     np.testing.assert_array_equal(split.images[..., 0], arrays()["val_images"])
@@ -96,10 +89,10 @@ def test_test_split_is_not_opened_for_train(tmp_path: Path) -> None:
     path = save(tmp_path)
     corrupt(path, "test_images.npy")
     corrupt(path, "test_labels.npy")
-    assert len(load_split(OWN, "train", tmp_path)) == 30
-    assert len(load_split(OWN, "val", tmp_path)) == 9
+    assert len(data_source(OWN, tmp_path).load("train")) == 30
+    assert len(data_source(OWN, tmp_path).load("val")) == 9
     with pytest.raises(InputError, match=r"own\.npz"):
-        load_split(OWN, "test", tmp_path)
+        data_source(OWN, tmp_path).load("test")
 
 
 def test_train_size_is_stratified_seeded_and_nested(tmp_path: Path) -> None:
@@ -111,8 +104,8 @@ def test_train_size_is_stratified_seeded_and_nested(tmp_path: Path) -> None:
 
     def chosen(size: int) -> tuple[set[int], list[int]]:
         config = DatasetConfig(name="mine", path="own.npz", size=8, train_size=size)
-        split = load_split(config, "train", tmp_path)
-        assert len(load_split(config, "test", tmp_path)) == 12
+        split = data_source(config, tmp_path).load("train")
+        assert len(data_source(config, tmp_path).load("test")) == 12
         return set(split.images[:, 0, 0, 0].tolist()), np.bincount(split.labels).tolist()
 
     assert chosen(20) == chosen(20)
@@ -124,24 +117,24 @@ def test_train_size_is_stratified_seeded_and_nested(tmp_path: Path) -> None:
 
 def test_fingerprint_follows_content_only(tmp_path: Path) -> None:
     """Catches keys that change with the file's date or place, or stay when pixels change."""
-    assert fingerprint(OWN, tmp_path) == "absent"
+    assert data_source(OWN, tmp_path).fingerprint() == "absent"
     path = save(tmp_path)
-    first = fingerprint(OWN, tmp_path)
+    first = data_source(OWN, tmp_path).fingerprint()
     os.utime(path, (0, 0))
-    assert fingerprint(OWN, tmp_path) == first
+    assert data_source(OWN, tmp_path).fingerprint() == first
     changed = arrays()["train_images"]
     changed[3, 2, 1] ^= 1
     save(tmp_path, {"train_images": changed})
-    assert fingerprint(OWN, tmp_path) != first
+    assert data_source(OWN, tmp_path).fingerprint() != first
     phantom = DatasetConfig(name="phantom-xray")
-    assert fingerprint(phantom, tmp_path) == "phantom:v1"
+    assert data_source(phantom, tmp_path).fingerprint() == "phantom:v1"
 
 
 def test_good_file_passes(tmp_path: Path) -> None:
     """Catches a check that refuses or warns about good data."""
     save(tmp_path)
-    assert check_source(OWN, tmp_path) == []
-    assert check_source(DatasetConfig(name="phantom-fundus"), tmp_path) == []
+    assert data_source(OWN, tmp_path).check() == []
+    assert data_source(DatasetConfig(name="phantom-fundus"), tmp_path).check() == []
 
 
 U8 = np.uint8
@@ -172,38 +165,39 @@ def test_bad_arrays_are_refused(tmp_path: Path, changes: dict[str, Any], message
     """Catches bad data that would only fail (or worse, not fail) inside a job."""
     path = save(tmp_path, changes)
     with pytest.raises(InputError, match=message) as caught:
-        check_source(OWN, tmp_path)
+        data_source(OWN, tmp_path).check()
     assert str(path) in str(caught.value)
 
 
 def test_damaged_and_missing_files_are_refused(tmp_path: Path) -> None:
     """Catches a bare BadZipFile or KeyError, and flipped bits that a header check overlooks."""
     with pytest.raises(InputError, match=rf"own\.npz.*{tmp_path}.*MGDM_DATA_DIR"):
-        check_source(OWN, tmp_path)
+        data_source(OWN, tmp_path).check()
     path = save(tmp_path, drop="val_labels")
     with pytest.raises(InputError, match=r"'val_labels'.*test_images"):
-        check_source(OWN, tmp_path)
+        data_source(OWN, tmp_path).check()
     path = save(tmp_path)
     corrupt(path, "test_images.npy")
     with pytest.raises(InputError, match=r"own\.npz"):
-        check_source(OWN, tmp_path)
+        data_source(OWN, tmp_path).check()
     whole = save(tmp_path).read_bytes()
     for torn in (whole[: len(whole) // 2], b"", b"<html>404</html>"):
         path.write_bytes(torn)
-        for check in (check_source, fingerprint):
+        source = data_source(OWN, tmp_path)
+        for check in (source.check, source.fingerprint):
             with pytest.raises(InputError, match=r"own\.npz"):
-                check(OWN, tmp_path)
+                check()
     path.unlink()
     path.mkdir()
     with pytest.raises(InputError, match=r"own\.npz"):
-        check_source(OWN, tmp_path)
+        data_source(OWN, tmp_path).check()
 
 
 def test_missing_medmnist_file_says_what_to_do(tmp_path: Path) -> None:
     """Catches a message without the file's name, folder, address or the variable to set."""
     config = DatasetConfig(name="retinamnist", size=128)
     with pytest.raises(InputError) as caught:
-        check_source(config, tmp_path)
+        data_source(config, tmp_path).check()
     for part in (
         "retinamnist_128.npz",
         str(tmp_path),
@@ -217,7 +211,7 @@ def test_warnings_for_what_is_odd_but_possible(tmp_path: Path) -> None:
     """Catches silence about a class that val cannot measure and an over-large train_size."""
     save(tmp_path, {"val_labels": np.zeros(9, np.uint8)})
     config = DatasetConfig(name="mine", path="own.npz", size=8, train_size=99)
-    size, absent = check_source(config, tmp_path)
+    size, absent = data_source(config, tmp_path).check()
     assert "train_size 99" in size
     assert re.search(r"val .*1, 2", absent)
 
@@ -226,9 +220,10 @@ def test_train_size_below_the_number_of_classes(tmp_path: Path) -> None:
     """Catches a stratified choice that would leave a class without image."""
     save(tmp_path, {"train_labels": np.arange(30) % 12})
     config = DatasetConfig(name="mine", path="own.npz", size=8, train_size=10)
-    for call in (check_source, partial(load_split, split="train")):
+    source = data_source(config, tmp_path)
+    for call in (source.check, partial(source.load, "train")):
         with pytest.raises(InputError, match=r"train_size 10.*12"):
-            call(config, data_dir=tmp_path)
+            call()
 
 
 @pytest.fixture
@@ -306,12 +301,12 @@ def test_phantom_split_through_load() -> None:
     """Catches phantoms that take another road than files: shapes, dtypes, train_size."""
     phantom = PhantomConfig(train=40, val=10, test=10)
     config = DatasetConfig(name="phantom-fundus", size=16, phantom=phantom, train_size=15)
-    train = load_split(config, "train")
+    train = data_source(config).load("train")
     assert train.images.shape == (15, 16, 16, 3)
     assert np.bincount(train.labels).tolist() == [3, 3, 3, 3, 3]
-    assert len(load_split(config, "val")) == 10
+    assert len(data_source(config).load("val")) == 10
     with pytest.raises(ValueError, match="validation"):
-        load_split(config, "validation")  # type: ignore[arg-type]
+        data_source(config).load("validation")  # type: ignore[arg-type]
 
 
 REAL = ("breastmnist", "retinamnist", "pneumoniamnist")
@@ -323,10 +318,10 @@ def test_real_files(name: str) -> None:
     config = DatasetConfig(name=name)
     if not npz_path(config, None).is_file():
         pytest.skip(f"{name}.npz is not in {resolve_data_dir(None)}; set MGDM_DATA_DIR")
-    assert check_source(config) == []
-    split = load_split(config, "val")
+    assert data_source(config).check() == []
+    split = data_source(config).load("val")
     assert split.images.shape[1:] == (28, 28, 3 if name == "retinamnist" else 1)
-    assert len(fingerprint(config)) == 64
+    assert len(data_source(config).fingerprint()) == 64
 
 
 def test_a_top_up_of_nothing_is_refused_before_anything_starts() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from mgdm_ray.config import PHANTOMS, DatasetConfig, PhantomConfig
 from mgdm_ray.data.info import dataset_info
-from mgdm_ray.data.load import load_split, to_tensor
+from mgdm_ray.data.load import data_source, to_tensor
 from mgdm_ray.data.phantoms import _draw_split, class_counts, draw_split
 
 SMALL = PhantomConfig(train=24, val=12, test=12)
@@ -134,7 +134,7 @@ def trained_accuracy(name: str, difficulty: float) -> float:
     """Balanced test accuracy of a three-block network after 150 steps on 400 images."""
     phantom = PhantomConfig(difficulty=difficulty, train=400, test=200)
     config = DatasetConfig(name=name, phantom=phantom)
-    train, test = load_split(config, "train"), load_split(config, "test")
+    train, test = data_source(config).load("train"), data_source(config).load("test")
     images, labels = to_tensor(train.images), torch.from_numpy(train.labels)
     with torch.random.fork_rng():
         torch.manual_seed(0)

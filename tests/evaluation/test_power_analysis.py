@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mgdm_ray.config import DatasetConfig, PhantomConfig, StudyConfig
-from mgdm_ray.data.load import data_source, load_split
+from mgdm_ray.data.load import data_source
 from mgdm_ray.data.npz import SPLITS, npz_path
 from mgdm_ray.evaluation.power_analysis import resolution, spread
 from mgdm_ray.evaluation.stats.paired import datasets_needed
@@ -102,5 +102,5 @@ def test_counts_of_test_images_are_those_of_the_split() -> None:
     if npz_path(real, None).is_file():
         configs.append(real)
     for config in configs:
-        labels = load_split(config, SPLITS[2]).labels
+        labels = data_source(config).load(SPLITS[2]).labels
         assert data_source(config).counts("test") == np.bincount(labels).tolist()

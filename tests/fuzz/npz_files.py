@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mgdm_ray.config import DatasetConfig
-from mgdm_ray.data.load import check_source, data_source, fingerprint, load_split
+from mgdm_ray.data.load import data_source
 from mgdm_ray.data.npz import SPLITS
 from tests.fuzz.harness import noise
 
@@ -41,12 +41,12 @@ def case(rng: random.Random, folder: Path, canary: Path) -> bool:
     if rng.random() < 0.25:
         path.write_bytes(_damaged(rng, path.read_bytes()))
     config = DatasetConfig(name="mine", path=str(path), size=SIZE)
-    fingerprint(config)
+    data_source(config).fingerprint()
     data_source(config).train_images()
     data_source(config).counts("test")
-    check_source(config)
+    data_source(config).check()
     for split in SPLITS:
-        load_split(config, split)
+        data_source(config).load(split)
     return True
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mgdm_ray.config import DatasetConfig
-from mgdm_ray.data.load import check_source, load_split
+from mgdm_ray.data.load import data_source
 from mgdm_ray.data.npz import SPLITS
 from mgdm_ray.data.sources.prepare import prepare
 from mgdm_ray.data.sources.source import own_listing
@@ -49,9 +49,9 @@ def case(rng: random.Random, folder: Path, _canary: Path) -> bool:
     listing = own_listing(config, folder)
     assert listing is not None
     made = prepare(config, folder, folder / "prepared")
-    check_source(made, folder)
+    data_source(made, folder).check()
     for split in SPLITS:
-        load_split(made, split, folder)
+        data_source(made, folder).load(split)
     return True
 
 

@@ -12,7 +12,7 @@ import yaml
 
 from mgdm_ray.classifiers.weights import weights_fingerprints
 from mgdm_ray.config import MAX_STUDY_BYTES, StudyConfig, load_study
-from mgdm_ray.data.load import fingerprint
+from mgdm_ray.data.load import data_source
 from mgdm_ray.pipeline.plan import make_plan
 from mgdm_ray.pipeline.warm_start import warm_points
 from tests.conftest import TINY
@@ -66,7 +66,9 @@ def _read(path: Path, overrides: Any, folder: Path) -> bool:
     data_dir = config.data_dir
     if data_dir and "://" in data_dir:
         return True  # would ask a network
-    contents = {d.name: fingerprint(d, data_dir or str(folder)) for d in config.datasets}
+    contents = {
+        d.name: data_source(d, data_dir or str(folder)).fingerprint() for d in config.datasets
+    }
     contents |= weights_fingerprints(config)
     points = warm_points(config, folder)
     searched = config.search.networks if config.search else ()

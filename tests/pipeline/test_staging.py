@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mgdm_ray.config import InputError, StudyConfig
-from mgdm_ray.data.load import fingerprint, load_split
+from mgdm_ray.data.load import data_source
 from mgdm_ray.pipeline.staging import bring_notes, inputs_for_all, open_storage, share_notes
 from mgdm_ray.storage.remote.objects import Objects
 from mgdm_ray.storage.remote.store import RemoteStore
@@ -52,7 +52,7 @@ def study(tmp_path: Path, tiny: dict[str, Any]) -> StudyConfig:
 
 
 def contents(study: StudyConfig) -> dict[str, str]:
-    return {d.name: fingerprint(d, study.data_dir) for d in study.datasets}
+    return {d.name: data_source(d, study.data_dir).fingerprint() for d in study.datasets}
 
 
 def test_every_machine_reads_the_drivers_images(study: StudyConfig, url: str) -> None:
@@ -60,10 +60,10 @@ def test_every_machine_reads_the_drivers_images(study: StudyConfig, url: str) ->
     inputs = inputs_for_all(study, url, contents(study))
     assert inputs.data_dir.startswith(f"{url}/data/")
     for name, value in (("one", 10), ("two", 20)):
-        split = load_split(inputs.datasets[name], "train", inputs.data_dir)
+        split = data_source(inputs.datasets[name], inputs.data_dir).load("train")
         assert (split.images == value).all()
         assert split.images.shape == (8, 16, 16, 1)
-        found = fingerprint(inputs.datasets[name], inputs.data_dir)
+        found = data_source(inputs.datasets[name], inputs.data_dir).fingerprint()
         assert found == contents(study)[name]
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from mgdm_ray import study
 from mgdm_ray.config import load_study
-from mgdm_ray.data.load import fingerprint
+from mgdm_ray.data.load import data_source
 from mgdm_ray.pipeline.plan import make_plan
 from mgdm_ray.pipeline.status import StudyStatus
 from mgdm_ray.results.finalize import CLOSED_FILE, RECORDS_FILE, REPORT_FILE, Finalizer
@@ -40,7 +40,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def finalizer(storage: Path) -> Finalizer:
     config, store = load_study(EARLIER), Store(storage)
-    prints = {d.name: fingerprint(d, None) for d in config.datasets}
+    prints = {d.name: data_source(d, None).fingerprint() for d in config.datasets}
     return Finalizer(
         config, config.datasets, make_plan(config, prints), store, prints, "command", "now"
     )

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from mgdm_ray.classifiers.pretrained import read_weights
 from mgdm_ray.config import DatasetConfig, InputError, load_study
-from mgdm_ray.data.load import check_source, fingerprint, load_split
+from mgdm_ray.data.load import data_source
 from mgdm_ray.data.npz import SPLITS
 from mgdm_ray.data.sources.prepare import prepare
 from mgdm_ray.data.sources.source import own_listing
@@ -44,12 +44,10 @@ def test_a_pickle_in_an_npz_is_not_run(tmp_path: Path) -> None:
     config = npz_with(
         tmp_path, train_labels=npy(np.array([Touch(canary)], object), allow_pickle=True)
     )
-    for read in (fingerprint, check_source):
-        if read is fingerprint:
-            read(config)
-        else:
-            with pytest.raises(InputError, match="'train_labels'"):
-                read(config)
+    source = data_source(config)
+    source.fingerprint()
+    with pytest.raises(InputError, match="'train_labels'"):
+        source.check()
     assert not canary.exists()
 
 
@@ -58,16 +56,16 @@ def test_a_header_that_lies_takes_no_memory(tmp_path: Path, shape: str) -> None:
     """Would catch memory taken for what a header says before the bytes are there."""
     config = npz_with(tmp_path, train_labels=header(shape))
     with pytest.raises(InputError):
-        check_source(config)
+        data_source(config).check()
 
 
 def test_a_huge_label_takes_no_memory(tmp_path: Path) -> None:
     """Caught 16 GiB of counts for one label of 2^31 (found by fuzzing)."""
     labels = npy(np.array([0, 1, 2**31, 0, 1, 0], np.int64))
     with pytest.raises(InputError, match=r"'train_labels'.*\b2147483648\b"):
-        check_source(npz_with(tmp_path, train_labels=labels))
+        data_source(npz_with(tmp_path, train_labels=labels)).check()
     with pytest.raises(InputError, match=r"'test_labels'.*\b2147483648\b"):
-        load_split(npz_with(tmp_path, test_labels=labels), "test")
+        data_source(npz_with(tmp_path, test_labels=labels)).load("test")
 
 
 @pytest.mark.parametrize(
@@ -185,9 +183,9 @@ def test_members_of_an_archive_are_never_unpacked(tmp_path: Path, name: str) -> 
     config = DatasetConfig(name="mine", path=str(path), size=8)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(name, b"\x93NUMPY")
-    fingerprint(config)
-    check_source(config)
-    load_split(config, "train")
+    data_source(config).fingerprint()
+    data_source(config).check()
+    data_source(config).load("train")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["mine.npz"]
     assert not Path("/tmp/mgdm-out.npy").exists()
 
@@ -205,7 +203,7 @@ def test_an_archive_that_unfolds_takes_no_memory(tmp_path: Path, array: str) -> 
         assert archive.getinfo(f"{array}.npy").compress_size < 2**20
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(InputError):
-        check_source(config)
+        data_source(config).check()
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert grown < 200, f"{grown:.0f} MB more"
 

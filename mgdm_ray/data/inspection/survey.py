@@ -14,7 +14,7 @@ from mgdm_ray.config import InputError
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.data.inspection.burned_in_text import may_hold_text
 from mgdm_ray.data.inspection.targets import Source
-from mgdm_ray.data.load import check_source, load_split
+from mgdm_ray.data.load import data_source
 from mgdm_ray.data.npz import SPLITS, THUMBNAIL
 from mgdm_ray.data.sources import medical
 from mgdm_ray.data.sources.image_files import Raw, square, thumbnail
@@ -77,9 +77,9 @@ def survey(source: Source, size: int) -> Survey:
 
 def _survey_npz(source: Source, size: int) -> Survey:
     config = source.config
-    warnings = check_source(config, source.data_dir)
-    classes = dataset_info(config, source.data_dir).classes
-    splits = {split: load_split(config, split, source.data_dir) for split in SPLITS}
+    data = data_source(config, source.data_dir)
+    warnings, classes = data.check(), dataset_info(config, source.data_dir).classes
+    splits = {split: data.load(split) for split in SPLITS}
     items = [
         Item(f"{name}[{index}]", int(label), name)
         for name, split in splits.items()

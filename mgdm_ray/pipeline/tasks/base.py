@@ -20,7 +20,7 @@ from mgdm_ray.config import (
     SamplingConfig,
 )
 from mgdm_ray.data.info import DatasetInfo, dataset_info
-from mgdm_ray.data.load import Split, load_split
+from mgdm_ray.data.load import Split, data_source
 from mgdm_ray.data.npz import SplitName
 from mgdm_ray.provenance import git_commit, versions
 from mgdm_ray.storage.records import NO_SPACE, OUT_OF_MEMORY, STORE_SILENT, WORKER_DIED, Record
@@ -233,7 +233,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def open_split(job: Job, context: Context, split: SplitName) -> Split:
-    return load_split(context.datasets[job.dataset], split, context.data_dir)
+    return data_source(context.datasets[job.dataset], context.data_dir).load(split)
 
 
 def info_of(job: Job, context: Context) -> DatasetInfo:

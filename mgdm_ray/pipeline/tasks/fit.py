@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from mgdm_ray.config import DenoiserConfig, GuideConfig
 from mgdm_ray.data.info import dataset_info
-from mgdm_ray.data.load import load_split, to_tensor
+from mgdm_ray.data.load import data_source, to_tensor
 from mgdm_ray.data.pixels import to_pixels
 from mgdm_ray.diffusion import STATE_FILE, TENSORS_FILE
 from mgdm_ray.evaluation.chance import chance_limit
@@ -91,7 +91,7 @@ def train_model(
     schedule = make_schedule(task.schedule)
     if "guide_timesteps" in task.reference and task.num_inference_steps:
         schedule = respaced(schedule, task.num_inference_steps)
-    split = load_split(task.dataset, "train", task.data_dir)
+    split = data_source(task.dataset, task.data_dir).load("train")
     classes = dataset_info(task.dataset, task.data_dir).num_classes
     clock = _Clock(hooks.on_step)
     state = train(
@@ -120,7 +120,7 @@ def _measure_guide(task: TrainingTask, guide: torch.nn.Module, device: str) -> N
     from mgdm_ray.diffusion.schedule import make_schedule
     from mgdm_ray.diffusion.train import guide_probabilities
 
-    val = load_split(task.dataset, "val", task.data_dir)
+    val = data_source(task.dataset, task.data_dir).load("val")
     info, images = dataset_info(task.dataset, task.data_dir), to_tensor(val.images)
     schedule = make_schedule(task.schedule)
     scores = []

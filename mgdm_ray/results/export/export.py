@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from mgdm_ray.config import SAMPLED_ARMS, DatasetConfig, InputError
 from mgdm_ray.data.info import dataset_info
-from mgdm_ray.data.load import load_split
+from mgdm_ray.data.load import data_source
 from mgdm_ray.pipeline.tasks.base import WEIGHTS
 from mgdm_ray.provenance import git_commit, versions
 from mgdm_ray.results.export.finished import FinishedStudy, setting_values
@@ -48,7 +48,7 @@ def export(
             f"{', '.join(config.arms)}; add generate or disturb and run it"
         )
     info = dataset_info(dataset, config.data_dir)
-    labels = load_split(dataset, "train", config.data_dir).labels
+    labels = data_source(dataset, config.data_dir).load("train").labels
     chosen = study.choose(dataset.name, "disturb" if guide else "generate", network)
     models = ModelsFile(
         written_by={**versions(), "git_commit": git_commit()},

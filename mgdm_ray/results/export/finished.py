@@ -70,7 +70,7 @@ class FinishedStudy:
 
         Raises InputError if there is none, or if its data is missing.
         """
-        from mgdm_ray.data.load import fingerprint
+        from mgdm_ray.data.load import data_source
 
         if study.endswith((".yaml", ".yml")) or Path(study).is_file():
             config = load_study(study)
@@ -79,7 +79,7 @@ class FinishedStudy:
             store = open_storage(storage or "runs", write=False)
             config = _resolved(store, study)
         bring_notes(store, config)
-        prints = {d.name: fingerprint(d, config.data_dir) for d in config.datasets}
+        prints = {d.name: data_source(d, config.data_dir).fingerprint() for d in config.datasets}
         if absent := [name for name, value in prints.items() if value == "absent"]:
             raise InputError(
                 f"dataset {', '.join(absent)} not found; it is needed to identify finished jobs: "

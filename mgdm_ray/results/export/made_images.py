@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mgdm_ray.config import GUIDED_ARMS, DatasetConfig, InputError, SampledArm
 from mgdm_ray.data.info import dataset_info
-from mgdm_ray.data.load import load_split
+from mgdm_ray.data.load import data_source
 from mgdm_ray.data.mix import synthetic_labels
 from mgdm_ray.pipeline.job import Job
 from mgdm_ray.pipeline.limits import refusal
@@ -205,7 +205,7 @@ def mixed_labels(
     classes = dataset_info(dataset, study.config.data_dir).num_classes
     if mix == "balanced":
         return np.arange(count, dtype=np.int64) % classes
-    real = load_split(dataset, "train", study.config.data_dir).labels
+    real = data_source(dataset, study.config.data_dir).load("train").labels
     wanted = study.config.synthetic
     if mix == "training":
         own = synthetic_labels(real, classes, 1.0, "proportional")

@@ -14,7 +14,7 @@ from PIL import Image
 from mgdm_ray.config import DatasetConfig, InputError, load_study
 from mgdm_ray.data.checks import check_splits, leaked
 from mgdm_ray.data.info import dataset_info
-from mgdm_ray.data.load import check_source, data_source, fingerprint, load_split
+from mgdm_ray.data.load import data_source
 from mgdm_ray.data.npz import SPLITS
 from mgdm_ray.data.sources.prepare import patients_tested, prepare, tiny_classes
 from mgdm_ray.data.sources.source import own_listing
@@ -37,9 +37,9 @@ def test_what_jobs_read_is_what_the_files_hold(folder: Path) -> None:
     listing = own_listing(config(), folder)
     assert listing is not None
     assert dataset_info(ready, folder).classes == ("benign", "malignant")
-    assert check_source(ready, folder) == []
+    assert data_source(ready, folder).check() == []
     for split in SPLITS:
-        loaded = load_split(ready, split, folder)
+        loaded = data_source(ready, folder).load(split)
         items = listing.of(split)
         assert loaded.labels.tolist() == [item.label for item in items]
         for image, item in zip(loaded.images, items, strict=True):
@@ -51,18 +51,21 @@ def test_plan_and_run_see_the_same_numbers(folder: Path) -> None:
     """Catches a plan that counts other images than the jobs will read."""
     ready = prepare(config(), folder, folder / "data")
     planned = data_source(config(), folder)
-    assert planned.train_images() == len(load_split(ready, "train", folder))
-    counts = np.bincount(load_split(ready, "test", folder).labels).tolist()
+    assert planned.train_images() == len(data_source(ready, folder).load("train"))
+    counts = np.bincount(data_source(ready, folder).load("test").labels).tolist()
     assert planned.counts("test") == counts
 
 
 def test_the_fingerprint_is_of_what_counts(folder: Path) -> None:
     """Catches results that are kept for other images, or lost because a folder was moved."""
-    first = fingerprint(config(), folder)
+    first = data_source(config(), folder).fingerprint()
     shutil.copytree(folder, folder.parent / "moved")
-    assert fingerprint(config(), folder.parent / "moved") == first
+    assert data_source(config(), folder.parent / "moved").fingerprint() == first
     assert (
-        fingerprint(config(licence="CC BY 4.0", reading={"damaged": "leave_out"}), folder) == first
+        data_source(
+            config(licence="CC BY 4.0", reading={"damaged": "leave_out"}), folder
+        ).fingerprint()
+        == first
     )
     others = [
         config(size=16),
@@ -70,10 +73,10 @@ def test_the_fingerprint_is_of_what_counts(folder: Path) -> None:
         config(split={"seed": 1}),
         config(classes=["malignant", "benign"]),
     ]
-    assert len({first, *(fingerprint(other, folder) for other in others)}) == 5
+    assert len({first, *(data_source(other, folder).fingerprint() for other in others)}) == 5
     shutil.copytree(folder, folder.parent / "changed")
     picture(folder.parent / "changed" / "tree" / "benign" / "0.png", 12345)
-    assert fingerprint(config(), folder.parent / "changed") != first
+    assert data_source(config(), folder.parent / "changed").fingerprint() != first
 
 
 def test_prepared_once(folder: Path) -> None:
@@ -91,13 +94,16 @@ def test_prepared_once(folder: Path) -> None:
 def test_colour_or_grey(folder: Path) -> None:
     """Catches grey datasets of three channels, and one colour image that makes no difference."""
     assert (
-        load_split(prepare(config(), folder, folder / "data"), "train", folder).images.shape[3] == 1
+        data_source(prepare(config(), folder, folder / "data"), folder)
+        .load("train")
+        .images.shape[3]
+        == 1
     )
     Image.new("RGB", (12, 12), (250, 10, 10)).save(folder / "tree" / "benign" / "red.png")
     moved = folder.rename(folder.parent / "colour")
     for channels, wanted in ((None, 3), (1, 1)):
         ready = prepare(config(reading={"channels": channels}), moved, moved / "data")
-        assert load_split(ready, "train", moved).images.shape[3] == wanted
+        assert data_source(ready, moved).load("train").images.shape[3] == wanted
 
 
 def test_grey_is_pillows(folder: Path) -> None:
@@ -107,7 +113,7 @@ def test_grey_is_pillows(folder: Path) -> None:
         Image.fromarray(np.roll(image, k, axis=0)).save(folder / "tree" / "benign" / f"c{k}.png")
     ready = prepare(config(reading={"channels": 1}), folder, folder / "data")
     wanted = np.asarray(Image.fromarray(image).convert("L"))
-    rows = np.concatenate([load_split(ready, s, folder).images[..., 0] for s in SPLITS])
+    rows = np.concatenate([data_source(ready, folder).load(s).images[..., 0] for s in SPLITS])
     assert any(np.array_equal(row, wanted) for row in rows)
 
 
@@ -120,7 +126,7 @@ def test_damaged_files(folder: Path) -> None:
     assert not any((folder / "data").iterdir()), "nothing half is left"
     said: list[str] = []
     ready = prepare(config(reading={"damaged": "leave_out"}), folder, folder / "data", said.append)
-    assert sum(len(load_split(ready, s, folder)) for s in SPLITS) == 50
+    assert sum(len(data_source(ready, folder).load(s)) for s in SPLITS) == 50
     assert [line for line in said if "'benign/bad1.png'" in line]
 
 
@@ -132,7 +138,7 @@ def test_sixteen_bits_share_a_scale(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(ramp(12, 12, top).astype(np.uint16)).save(path)
     ready = prepare(config(), tmp_path, tmp_path / "data")
-    images = np.concatenate([load_split(ready, s, tmp_path).images for s in SPLITS])
+    images = np.concatenate([data_source(ready, tmp_path).load(s).images for s in SPLITS])
     tops = sorted(int(image.max()) for image in images)
     assert tops == sorted([255, *(round((1000 + k) / 4095 * 255) for k in range(1, 20))])
 
@@ -226,7 +232,7 @@ def test_bars_do_not_hide_an_image_that_is_there_twice(tmp_path: Path) -> None:
     scan.resize((60, 36)).save(tmp_path / "own" / "train" / "a" / "0.png")
     scan.resize((44, 60)).save(tmp_path / "own" / "test" / "a" / "0.png")
     ready = prepare(config("own", size=32), tmp_path, tmp_path / "data")
-    splits = {split: load_split(ready, split, tmp_path) for split in SPLITS}
+    splits = {split: data_source(ready, tmp_path).load(split) for split in SPLITS}
     small: dict[str, Any] = {
         split: data_source(ready, tmp_path).thumbnails(split) for split in SPLITS
     }
@@ -235,7 +241,7 @@ def test_bars_do_not_hide_an_image_that_is_there_twice(tmp_path: Path) -> None:
     assert leaked(check_splits(splits)) == [], "as squares they are alike: this shows nothing"
     fewer = ready.model_copy(update={"train_size": 8})
     kept = [
-        len(load_split(fewer, "train", tmp_path)),
+        len(data_source(fewer, tmp_path).load("train")),
         len(data_source(fewer, tmp_path).thumbnails("train")),
     ]
     assert kept == [8, 8]

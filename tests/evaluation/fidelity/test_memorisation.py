@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mgdm_ray.config import DatasetConfig, PhantomConfig
-from mgdm_ray.data.load import load_split, to_tensor
+from mgdm_ray.data.load import data_source, to_tensor
 from mgdm_ray.data.npz import SplitName
 from mgdm_ray.evaluation.fidelity.memorisation import (
     QUANTILE,
@@ -20,7 +20,7 @@ from mgdm_ray.evaluation.fidelity.memorisation import (
 def phantom(split: SplitName, name: str = "phantom-ultrasound", seed: int = 0) -> np.ndarray:
     drawn = PhantomConfig(train=160, val=120, test=120, seed=seed)
     config = DatasetConfig(name=name, size=28, phantom=drawn)
-    array: np.ndarray = to_tensor(load_split(config, split).images).numpy()
+    array: np.ndarray = to_tensor(data_source(config).load(split).images).numpy()
     return array
 
 

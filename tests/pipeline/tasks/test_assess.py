@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from mgdm_ray.config import DatasetConfig, StudyConfig
-from mgdm_ray.data.load import Split, load_split, to_tensor
+from mgdm_ray.data.load import Split, data_source, to_tensor
 from mgdm_ray.pipeline.job import Job
 from mgdm_ray.pipeline.plan import Plan, make_plan
 from mgdm_ray.pipeline.tasks.assess import _class_weights
@@ -42,7 +42,7 @@ def fresh(seed: int = 1) -> tuple[torch.Tensor, np.ndarray]:
     config = DatasetConfig.model_validate(
         {"name": "phantom-ultrasound", "size": 24, "phantom": {**PHANTOM, "seed": seed}}
     )
-    split = load_split(config, "train")
+    split = data_source(config).load("train")
     return to_tensor(split.images), split.labels
 
 
@@ -53,7 +53,7 @@ class Bench:
         self.root = root
         config = StudyConfig.model_validate(STUDY)
         self.plan: Plan = make_plan(config, {d.name: "x" for d in config.datasets})
-        self.real: Split = load_split(config.datasets[0], "train")
+        self.real: Split = data_source(config.datasets[0]).load("train")
         self.datasets = {d.name: d for d in config.datasets}
         self.judge = self.run(self.job("fit_judge"), root)
 

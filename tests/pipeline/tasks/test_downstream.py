@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from mgdm_ray.classifiers.fit import FitResult
 from mgdm_ray.classifiers.metrics import score
 from mgdm_ray.config import DownstreamConfig, StudyConfig
-from mgdm_ray.data.load import Split, load_split, to_tensor
+from mgdm_ray.data.load import Split, data_source, to_tensor
 from mgdm_ray.data.mix import synthetic_labels
 from mgdm_ray.pipeline.job import Job
 from mgdm_ray.pipeline.plan import Plan, make_plan
@@ -51,7 +51,7 @@ class Bench:
         config = StudyConfig.model_validate(STUDY)
         self.plan: Plan = make_plan(config, {d.name: "x" for d in config.datasets})
         self.datasets = {d.name: d for d in config.datasets}
-        self.real: Split = load_split(config.datasets[0], "train")
+        self.real: Split = data_source(config.datasets[0]).load("train")
         self.labels = synthetic_labels(self.real.labels, 5, 2.0, "proportional")
         for seed, job in enumerate(self.plan.jobs.values()):
             if job.kind in ("generate", "decode"):

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from mgdm_ray.classifiers.features import View, look
 from mgdm_ray.classifiers.fit import FitResult, Recipe, fit
 from mgdm_ray.config import StudyConfig
-from mgdm_ray.data.load import load_split, to_tensor
+from mgdm_ray.data.load import data_source, to_tensor
 from mgdm_ray.pipeline.plan import Job, make_plan
 from mgdm_ray.pipeline.tasks import judge as module
 from mgdm_ray.pipeline.tasks.base import Context, run
@@ -62,7 +62,7 @@ def test_it_learns_from_real_training_images_alone(
 ) -> None:
     """Catches a judge that has seen what it will compare, or learnt without the study's recipe."""
     _, _, given = trained
-    train = load_split(DATASET, "train")
+    train = data_source(DATASET).load("train")
     assert torch.equal(given["images"], to_tensor(train.images))
     assert given["labels"].tolist() == train.labels.tolist()
     recipe: Recipe = given["recipe"]
@@ -82,7 +82,7 @@ def test_the_stored_judge_says_what_it_said(trained: tuple[Job, Context, dict[st
     assert not network.training
     assert set(seen) == {"train", "val", "test"}
     for name, view in seen.items():
-        split = load_split(DATASET, name)  # type: ignore[arg-type]
+        split = data_source(DATASET).load(name)  # type: ignore[arg-type]
         again = look(network, to_tensor(split.images), 2, "cpu")
         assert view.labels.tolist() == split.labels.tolist()
         np.testing.assert_array_equal(view.predicted, again.predicted)

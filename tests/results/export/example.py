@@ -12,7 +12,7 @@ import yaml
 
 from mgdm_ray import sample
 from mgdm_ray.config import StudyConfig
-from mgdm_ray.data.load import fingerprint
+from mgdm_ray.data.load import data_source
 from mgdm_ray.pipeline.job import Job
 from mgdm_ray.pipeline.plan import Plan, make_plan
 from mgdm_ray.pipeline.tasks.base import Context, Outcome, run
@@ -75,7 +75,7 @@ def finish(study: dict[str, Any], folder: Path) -> Finished:
     resolved.parent.mkdir(parents=True)
     for path in (file, resolved):
         path.write_text(yaml.safe_dump(study, sort_keys=False))
-    plan = make_plan(config, {d.name: fingerprint(d) for d in config.datasets})
+    plan = make_plan(config, {d.name: data_source(d).fingerprint() for d in config.datasets})
     batch, datasets = config.sampling.batch_size, {d.name: d for d in config.datasets}
     context = Context(str(storage), "", datasets, sampling_batch=batch)
 
