@@ -104,15 +104,26 @@ def measure(cells: int, folder: Path, close: bool) -> dict[str, float]:
     return found
 
 
+class _Watch:
+    """Keeps the records and the driver's memory at its largest in MiB."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.process, self.peak = psutil.Process(), 0.0
+
+    def ended(self, job: Job, record: Record) -> None:  # noqa: ARG002
+        self.records.append(record)
+
+    def live(self, rows: object) -> None:  # noqa: ARG002
+        self.peak = max(self.peak, self.process.memory_info().rss / 2**20)
+
+    def say(self, text: str) -> None:
+        print(text)
+
+
 def _run(plan: Plan, config: StudyConfig, storage: Path) -> tuple[float, float]:
     """(seconds, the driver's memory at its largest in MiB)."""
-    came: list[Record] = []
-    process, peak = psutil.Process(), 0.0
-
-    def on_live(_: object) -> None:
-        nonlocal peak
-        peak = max(peak, process.memory_info().rss / 2**20)
-
+    watch = _Watch()
     context = Context(
         storage=str(storage),
         study_folder=str(storage),
@@ -125,14 +136,13 @@ def _run(plan: Plan, config: StudyConfig, storage: Path) -> tuple[float, float]:
         context,
         RunOptions(config.resources, 1),
         Locks(storage),
-        lambda _, record: came.append(record),
-        on_live,
+        watch,
         functions=dict.fromkeys(KINDS, sleep),
     )
     seconds = time.perf_counter() - started
-    assert len(came) == len(plan.jobs)
-    assert {record.status for record in came} == {"done"}, came[-1].reason
-    return seconds, peak
+    assert len(watch.records) == len(plan.jobs)
+    assert {record.status for record in watch.records} == {"done"}, watch.records[-1].reason
+    return seconds, watch.peak
 
 
 def _shown(found: dict[str, float]) -> str:

@@ -61,6 +61,14 @@ def gpus() -> int:
     return min(len(there), len(list(shown)))
 
 
+def nvidia_hardware() -> bool:
+    """Whether this machine has an NVIDIA device, with or without a driver."""
+    vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
+    return any(Path("/dev").glob("nvidia[0-9]*")) or any(
+        vendor.read_text(encoding="ascii").strip() == "0x10de" for vendor in vendors
+    )
+
+
 def plugins() -> dict[str, str]:
     """Variables that workers on other machines need for the same measurements."""
     return {k: v for k, v in os.environ.items() if k == "MGDM_PLUGINS"}

@@ -16,6 +16,7 @@ from mgdm_ray.config import InputError
 from mgdm_ray.config.resolved import changes, resolved_text
 from mgdm_ray.environment import StartError
 from mgdm_ray.pipeline.job import Job
+from mgdm_ray.pipeline.requests import fixed_trials
 from mgdm_ray.pipeline.staging import share_notes
 from mgdm_ray.results.finalize import RECORDS_FILE, REPORT_FILE, Finalizer
 from mgdm_ray.storage.records import Record, append_record
@@ -161,7 +162,7 @@ def compute(
 
     from mgdm_ray.cli.progress import Display
     from mgdm_ray.results.mlflow import Mirror
-    from mgdm_ray.runtime import engine
+    from mgdm_ray.runtime import capacity, engine
     from mgdm_ray.runtime.job_task import RunOptions
     from mgdm_ray.runtime.proposals import require_optuna_takes
 
@@ -175,11 +176,13 @@ def compute(
         Display(len(study.plan.jobs) - len(todo), kinds, Console()) as display,
     ):
         catch_signals()
-        engine.require_resources(todo.values(), config.resources)
         take = _Records(study, finalizer, known, display, mirror, leads)
-        at_once = engine.trials_at_once(config)
-        options = RunOptions(config.resources, at_once, config.limits, call.fail_fast)
-        engine.run_plan(todo, known, study.context(), options, study.locks, take.ended, take.live)
+        growth = capacity.FIXED if local else capacity.growth()
+        waits = None if local else take
+        engine.require_resources(todo.values(), config.resources, growth, waits)
+        trials = fixed_trials(config)
+        options = RunOptions(config.resources, trials, config.limits, call.fail_fast, growth)
+        engine.run_plan(todo, known, study.context(), options, study.locks, take)
         if local:
             display.say(f"computed in {busy}")
 
@@ -195,6 +198,9 @@ class _Records:
     mirror: Mirror
     leads: bool
     shared: float = field(default_factory=time.monotonic)
+
+    def say(self, text: str) -> None:
+        self.display.say(text)
 
     def live(self, rows: Mapping[str, Live]) -> None:
         stop_if_interrupted()

@@ -7,14 +7,14 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import RayError
 
-from mgdm_ray.config import InputError, ResourcesConfig, StudyConfig
+from mgdm_ray.config import InputError, ResourcesConfig
 from mgdm_ray.environment import QUIET, StartError, StudyStopped, cores, plugins
 from mgdm_ray.pipeline import requests
 from mgdm_ray.pipeline.job import CELLS, FITS, SAMPLINGS, Job
@@ -22,20 +22,42 @@ from mgdm_ray.pipeline.requests import how_many_fit
 from mgdm_ray.pipeline.scheduler import Scheduler, group_of
 from mgdm_ray.pipeline.tasks import base
 from mgdm_ray.pipeline.tasks.base import Context, JobFunction
-from mgdm_ray.runtime.job_task import Board, Live, RunOptions, outcome, run_job, task_options
+from mgdm_ray.runtime import capacity
+from mgdm_ray.runtime.capacity import FIXED, TASKS_AHEAD, TRAININGS_AHEAD, Growth
+from mgdm_ray.runtime.job_task import (
+    Board,
+    Live,
+    RunOptions,
+    outcome,
+    run_job,
+    task_function,
+    task_options,
+)
 from mgdm_ray.storage.locks import Locks
 from mgdm_ray.storage.records import NO_SPACE, OUT_OF_MEMORY, Record
-
-log = logging.getLogger(__name__)
-
 
 SHRINKABLE = (*SAMPLINGS, *CELLS)
 """Kinds that can work on fewer images at a time."""
 HOLD_S = 60.0
 """Longest time for which other tasks wait while a training looks for its workers."""
 
-OnRecord = Callable[[Job, Record], None]
-OnLive = Callable[[Mapping[str, Live]], None]
+NODES_WITHIN_S = 900.0
+"""How long a study waits for a node that someone adds to a cluster without autoscaler."""
+SAY_EVERY_S = 300.0
+"""Between two lines about the same missing node."""
+
+
+class Observer(Protocol):
+    """Is told what happens in a run."""
+
+    def ended(self, job: Job, record: Record) -> None:
+        """Once per job."""
+
+    def live(self, rows: Mapping[str, Live]) -> None:
+        """About once a second: the progress of running jobs."""
+
+    def say(self, text: str) -> None:
+        """A line for the console."""
 
 
 @contextlib.contextmanager
@@ -69,16 +91,44 @@ def cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def require_resources(jobs: Iterable[Job], resources: ResourcesConfig) -> None:
-    """Raises InputError if one of ``jobs`` needs more than the cluster has."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if missing := requests.shortages(jobs, resources, nodes):
-        raise InputError("\n".join(missing))
+def require_resources(
+    jobs: Iterable[Job],
+    resources: ResourcesConfig,
+    growth: Growth = FIXED,
+    observer: Observer | None = None,
+) -> None:
+    """Raises InputError if one of ``jobs`` needs more than the cluster can ever have.
+
+    What an autoscaler may add counts. On a cluster without one, a node that is missing may still
+    join: with an ``observer``, waits for it for NODES_WITHIN_S.
+    """
+    todo, began = list(jobs), time.monotonic()
+    said = False
+    while missing := requests.missing(todo, resources, capacity.nodes()):
+        if growth.scales:
+            _require_types(todo, resources, growth)
+            return
+        left = NODES_WITHIN_S - (time.monotonic() - began)
+        if observer is None or left <= 0:
+            raise InputError("\n".join(map(str, missing)))
+        if not said:
+            observer.say(f"waiting {left / 60:.0f} min for a node: {_texts(missing)}")
+            said = True
+        observer.live({})
+        time.sleep(1)
 
 
-def trials_at_once(config: StudyConfig) -> int:
-    """How many trials of one search run at the same time on the cluster as it is now."""
-    return requests.trials_at_once(config, ray.cluster_resources())
+def _texts(missing: Iterable[requests.Shortage]) -> str:
+    return "; ".join(shortage.text for shortage in missing)
+
+
+def _require_types(jobs: list[Job], resources: ResourcesConfig, growth: Growth) -> None:
+    """Raises InputError if no machine that the autoscaler may start can hold one of ``jobs``."""
+    if growth.machines is None:
+        return
+    could_be = [*capacity.nodes(), *growth.machines]
+    if never := requests.shortages(jobs, resources, could_be, "could have"):
+        raise InputError("\n".join(never))
 
 
 def run_plan(
@@ -87,19 +137,17 @@ def run_plan(
     context: Context,
     options: RunOptions,
     locks: Locks,
-    on_record: OnRecord,
-    on_live: OnLive,
+    observer: Observer,
     functions: Mapping[str, JobFunction] | None = None,
 ) -> None:
     """Run ``todo`` (in plan order); ``known`` holds the records of finished jobs.
 
-    Calls ``on_record`` once per job as it ends and ``on_live`` about once a second. Waits for a
-    job that another driver has locked, and runs it if that driver dies or the job fails there.
-    ``functions`` replace those of some kinds. Raises StudyStopped if the disk is full, StartError
-    if Ray stops on this machine.
+    Waits for a job that another driver has locked, and runs it if that driver dies or the job
+    fails there. ``functions`` replace those of some kinds. Raises StudyStopped if the disk is full,
+    StartError if Ray stops on this machine.
     """
     scheduler = Scheduler(todo, known, options.limits)
-    run = _Run(scheduler, context, options, locks, on_record, on_live, functions or {})
+    run = _Run(scheduler, context, options, locks, observer, functions or {})
     try:
         run.until_done()
     finally:
@@ -126,16 +174,16 @@ class _Run:
         context: Context,
         options: RunOptions,
         locks: Locks,
-        on_record: OnRecord,
-        on_live: OnLive,
+        observer: Observer,
         functions: Mapping[str, JobFunction],
     ) -> None:
         self.scheduler, self.context, self.options, self.locks = scheduler, context, options, locks
-        self.on_record, self.on_live = on_record, on_live
+        self.observer = observer
         # If its node dies it starts again, empty.
         self.board = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote()
         # The process of a training or a search must end with it, or it keeps their actors alive.
-        self.steer, self.task = ray.remote(max_calls=1)(run_job), ray.remote(run_job)
+        self.steer = ray.remote(max_calls=1)(run_job)
+        self.task = task_function(run_job, options.resources)
         self.usual, self.smaller = ray.put(context), ray.put(replace(context, smaller=True))
         self.shared = ray.put(options), self.board, ray.put(dict(functions))
         self.running: dict[Any, _Attempt] = {}
@@ -143,7 +191,7 @@ class _Run:
         self.elsewhere: dict[str, Job] = {}
         self.starting: dict[str, float] = {}
         self.cluster: Mapping[str, float] = {}
-        self.ticked = -math.inf
+        self.grew = self.ticked = self.said = -math.inf
         self.failed = False
 
     def until_done(self) -> None:
@@ -167,13 +215,17 @@ class _Run:
         if now - self.ticked < 1:
             return
         self.ticked = now
-        self.cluster = ray.cluster_resources()
+        before, self.cluster = self.cluster, ray.cluster_resources()
+        if any(self.cluster.get(name, 0) > before.get(name, 0) for name in ("CPU", "GPU")):
+            self.grew = now
+        if self.options.growth.scales:
+            self._say_what_is_missing(now)
         live: Mapping[str, Live] = {}
         with contextlib.suppress(RayError):  # progress may be late or lost
             live = ray.get(self.board.read.remote(), timeout=5)
         for key in [k for k in self.starting if k in live and live[k].total]:
             del self.starting[key]
-        self.on_live(live)
+        self.observer.live(live)
         for job in list(self.elsewhere.values()):
             if self.locks.take(job.kind, job.key):  # its holder finished, failed or died
                 del self.elsewhere[job.key]
@@ -198,31 +250,58 @@ class _Run:
                 else:
                     self.elsewhere[job.key] = job
 
+    def _say_what_is_missing(self, now: float) -> None:
+        """Say which node submitted jobs wait for, seldom, and when it is there."""
+        jobs = (attempt.job for attempt in self.running.values())
+        missing = requests.missing(jobs, self.options.resources, capacity.nodes())
+        if missing and now - self.said > SAY_EVERY_S:
+            self.observer.say(f"waiting for the autoscaler: {_texts(missing)}")
+            self.said = now
+        elif not missing and self.said > -math.inf:
+            cpus, gpus = (self.cluster.get(name, 0.0) for name in ("CPU", "GPU"))
+            self.observer.say(f"the cluster has {cpus:g} CPU and {gpus:g} GPU now")
+            self.said = -math.inf
+
     def _room(self, group: str) -> int:
         """How many jobs of a group may be submitted at the same time.
 
-        Trainings and searches: as many as find workers, because each keeps processes while it
-        waits. Tasks: none while a training looks for its workers, which start as a group (at most
-        for HOLD_S), and beside trainings only as many as fit. Else twice as many as can run: none
-        waits for the driver, and an autoscaling cluster sees the demand.
+        Trainings and searches keep processes while they wait: as many as find workers, and some
+        more where an autoscaler starts machines for them.
         """
-        ask, trainings = self.options.resources, self.submitted["fit"]
-        cpus, gpus = self.cluster.get("CPU", 0.0), self.cluster.get("GPU", 0.0)
+        ask, growth = self.options.resources, self.options.growth
         workers = ask.least_train_workers
         train = workers * ask.cpus_per_worker, workers * ask.gpus_per_worker
         task = ask.cpus_per_task, ask.gpus_per_task
         if group == "fit":
-            return max(1, how_many_fit((cpus, gpus), train))
+            return max(1, growth.could_be(self.cluster, train, TRAININGS_AHEAD))
         if group == "search":
-            return max(1, how_many_fit((cpus, gpus), task) // self.options.max_concurrent)
-        now = time.monotonic()
-        if any(now - began < HOLD_S for began in self.starting.values()):
-            return 0
+            could_be = growth.could_be(self.cluster, task)
+            return max(1, could_be // self.options.trials_at_once())
+        return self._room_of_tasks(train, task)
+
+    def _room_of_tasks(self, train: tuple[float, float], task: tuple[float, float]) -> int:
+        """None while a training looks for its workers, which start as a group (at most for HOLD_S),
+        and beside trainings only as many as fit. Else twice as many as can run: none waits for the
+        driver, and an autoscaling cluster sees the demand."""
+        trainings, starting = self.submitted["fit"], len(self.starting)
+        have = capacity.cpus_and_gpus([self.cluster])
         if not trainings:
-            return 2 * how_many_fit((cpus, gpus), task) + 4
-        free = cpus - trainings * train[0], gpus - trainings * train[1]
+            return 2 * how_many_fit(have, task) + 4
+        scales, now = self.options.growth.scales, time.monotonic()
+        if scales:  # of those that look for workers, only as many as the nodes of now could hold
+            running = trainings - starting
+            starting = min(starting, max(0, how_many_fit(have, train) - running))
+            trainings = running + starting
+        held = (
+            now - max(began, self.grew if scales else began) for began in self.starting.values()
+        )
+        if starting and any(seconds < HOLD_S for seconds in held):
+            return 0
+        room = how_many_fit((have[0] - trainings * train[0], have[1] - trainings * train[1]), task)
+        if scales:
+            return max(0, room) + (0 if self.starting else TASKS_AHEAD)
         # A training that has waited for longer has no workers: its room is free.
-        return max(len(self.starting), how_many_fit(free, task))
+        return max(starting, room)
 
     def _start(self, job: Job) -> None:
         """Run ``job``, which is locked, unless its last holder has finished it."""
@@ -251,8 +330,8 @@ class _Run:
             raise StudyStopped(f"{NO_SPACE}: {job.label} could not write (log: {log_file})")
         if record.reason.startswith(OUT_OF_MEMORY) and job.kind in SHRINKABLE:
             if not attempt.smaller:
-                log.warning(
-                    "%s: %s; retrying with half the images per batch", job.label, record.reason
+                self.observer.say(
+                    f"{job.label}: {record.reason}; retrying with half the images per batch"
                 )
                 self._submit(job, smaller=True)
                 return
@@ -268,4 +347,4 @@ class _Run:
     def _tell(self, ended: Iterable[tuple[Job, Record]]) -> None:
         for job, record in ended:
             self.failed |= record.status == "failed"
-            self.on_record(job, record)
+            self.observer.ended(job, record)

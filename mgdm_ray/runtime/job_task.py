@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,18 @@ import ray
 from ray.exceptions import LocalRayletDiedError, OutOfMemoryError, RayError, RayTaskError
 
 from mgdm_ray.config import LimitsConfig, ResourcesConfig
-from mgdm_ray.environment import StartError, cores
+from mgdm_ray.environment import StartError, cores, nvidia_hardware
 from mgdm_ray.pipeline.job import FITS, SAMPLINGS, Job
 from mgdm_ray.pipeline.tasks import base
-from mgdm_ray.pipeline.tasks.base import Context, JobFunction, Outcome, Progress, TrainingTask
+from mgdm_ray.pipeline.tasks.base import (
+    Context,
+    JobError,
+    JobFunction,
+    Outcome,
+    Progress,
+    TrainingTask,
+)
+from mgdm_ray.runtime.capacity import FIXED, Growth
 from mgdm_ray.storage.records import WORKER_DIED, Record
 
 
@@ -25,11 +33,19 @@ class RunOptions:
     """What all jobs of a run share."""
 
     resources: ResourcesConfig
-    max_concurrent: int
-    """Trials of one search that run at the same time."""
+    max_concurrent: int | None
+    """Trials of one search that run at the same time; None: as many as the cluster holds."""
     limits: LimitsConfig | None = None
     """Limits that refuse cells."""
     fail_fast: bool = False
+    growth: Growth = FIXED
+
+    def trials_at_once(self) -> int:
+        """Trials of one search at the same time, on the cluster as it is now."""
+        if self.max_concurrent is not None:
+            return self.max_concurrent
+        ask = self.resources.cpus_per_task, self.resources.gpus_per_task
+        return max(1, self.growth.could_be(ray.cluster_resources(), ask))
 
 
 @dataclass(frozen=True)
@@ -84,6 +100,15 @@ def task_options(job: Job, resources: ResourcesConfig) -> dict[str, Any]:
     }
 
 
+def task_function(body: Callable[..., Any], resources: ResourcesConfig) -> Any:
+    """``body`` as a Ray task, in a process of its own if it may get a GPU.
+
+    CUDA keeps the GPU on which a process opened it, while Ray hands a reused process another one
+    (ray#47767). Without GPUs the imports of seconds are kept.
+    """
+    return ray.remote(max_calls=1)(body) if resources.gpus_per_task else ray.remote(body)
+
+
 def run_job(
     job: Job,
     context: Context,
@@ -106,7 +131,7 @@ def run_job(
         from mgdm_ray.runtime import search
 
         return search.search(
-            job, context, folder, resources=resources, max_concurrent=options.max_concurrent
+            job, context, folder, resources=resources, max_concurrent=options.trials_at_once
         )
 
     def spread(job: Job, context: Context, parts: Sequence[Sequence[range]]) -> None:
@@ -118,7 +143,7 @@ def run_job(
         progress=reporter,
         launch=launch,
         spread=spread if resources.sampling_workers > 1 else context.spread,
-        device=_device(),
+        device=device_here(),
         memory_share=min(1.0, share) / (2 if context.smaller else 1),
     )
     return base.run(job, context, {"search": run_search, **functions})
@@ -129,8 +154,23 @@ def _set_threads(resources: ResourcesConfig) -> None:
     os.environ["OMP_NUM_THREADS"] = str(max(1, int(resources.cpus_per_task)))
 
 
-def _device() -> str:
-    return "cuda" if ray.get_gpu_ids() else "cpu"
+def device_here() -> str:
+    """``cuda`` where Ray gave this process a GPU; ``cpu`` if that GPU exists in Ray's books only.
+
+    Raises JobError if this machine has NVIDIA hardware that torch cannot use.
+    """
+    if not ray.get_gpu_ids():
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if nvidia_hardware():
+        raise JobError(
+            f"Ray gave this job a GPU that torch {torch.__version__} cannot use: install the "
+            f"driver that CUDA {torch.version.cuda} needs (check: python -m mgdm_ray.doctor)"
+        )
+    return "cpu"
 
 
 def _spread(
@@ -144,7 +184,7 @@ def _spread(
 
     A part whose worker died starts again and skips the shards that exist.
     """
-    task = ray.remote(_sample_part)
+    task = task_function(_sample_part, resources)
     plain = replace(context, progress=base.silent, launch=None, spread=None)
     own = [
         replace(job, key=f"{job.key} {name}", detail=f"{job.detail} {name}".strip())
@@ -181,7 +221,7 @@ def _sample_part(
     _set_threads(resources)
     from mgdm_ray.pipeline.tasks.sampling import sample_shards
 
-    context = replace(context, progress=_Reporter(board, shown), device=_device())
+    context = replace(context, progress=_Reporter(board, shown), device=device_here())
     sample_shards(job, context, shards)
 
 

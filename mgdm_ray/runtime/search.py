@@ -11,12 +11,12 @@ import math
 import os
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
-import ray
 from optuna.samplers import RandomSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
@@ -41,6 +41,7 @@ from mgdm_ray.pipeline.tasks.base import (
 )
 from mgdm_ray.pipeline.trials import Trial, best_trial, write_trials
 from mgdm_ray.runtime.importance import importance, write_importance
+from mgdm_ray.runtime.job_task import device_here
 from mgdm_ray.runtime.optuna_storage import open_optuna_storage, optuna_study_name
 from mgdm_ray.runtime.proposals import (
     fixed_points,
@@ -75,7 +76,7 @@ class _Trial(tune.Trainable):  # type: ignore[misc]
     ) -> None:
         self.job, self.make_scorer = job, make_scorer
         # The job's own process has no GPU; this one has what Tune gave the trial.
-        self.context = replace(context, device="cuda" if ray.get_gpu_ids() else "cpu")
+        self.context = replace(context, device=device_here())
         self.scorer: Scorer | None = None
         self.reset_config(config)
 
@@ -249,6 +250,20 @@ class Ledger(OptunaSearch):  # type: ignore[misc]
         return found
 
 
+class Limiter(ConcurrencyLimiter):  # type: ignore[misc]
+    """ConcurrencyLimiter whose limit follows the cluster; at the start Tune lets as many wait."""
+
+    searcher: Ledger
+
+    def __init__(self, ledger: Ledger, limit: Callable[[], int]) -> None:
+        super().__init__(ledger, max_concurrent=limit())
+        self.limit = limit
+
+    def suggest(self, trial_id: str) -> Any:
+        self.max_concurrent = self.limit()
+        return super().suggest(trial_id)
+
+
 class PruningScheduler(FIFOScheduler):  # type: ignore[misc]
     """FIFO that asks Optuna's pruner after each network."""
 
@@ -267,11 +282,11 @@ def search(
     folder: Path,
     *,
     resources: ResourcesConfig,
-    max_concurrent: int,
+    max_concurrent: int | Callable[[], int],
     make_scorer: MakeScorer = trial_scorer,
 ) -> Outcome:
     """Run the trials that Optuna's study of ``job`` lacks; write ``trials.json`` and
-    ``importance.json``.
+    ``importance.json``. ``max_concurrent`` is asked before each trial.
 
     Raises JobError if no trial gave a score, and one that begins with WORKER_DIED if trials are
     missing because their actors died more often than ``resources.max_retries``.
@@ -281,7 +296,8 @@ def search(
     if ledger.missing:
         context = replace(context, progress=silent)
         trainable = tune.with_parameters(_Trial, job=job, context=context, make_scorer=make_scorer)
-        _run_missing(ledger, trainable, context.store, resources, max_concurrent)
+        limit = max_concurrent if callable(max_concurrent) else lambda: max_concurrent
+        _run_missing(Limiter(ledger, limit), trainable, context.store, resources)
     trials = ledger.results()
     best = best_trial(trials)
     if best is None or best.score is None:
@@ -313,11 +329,12 @@ def open_ledger(job: Job, context: Context) -> Ledger:
 
 
 def _run_missing(
-    ledger: Ledger, trainable: Any, store: Store, resources: ResourcesConfig, max_concurrent: int
+    limiter: Limiter, trainable: Any, store: Store, resources: ResourcesConfig
 ) -> None:
     """Run a new Tune experiment; files of earlier ones in the scratch folder are removed."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    ledger = limiter.searcher
     kind, key = ledger.job.kind, ledger.job.key
     store.clear(store.work(kind, key))
     path, file_system = store.ray_storage(kind, key)
@@ -326,7 +343,7 @@ def _run_missing(
         tune.with_resources(trainable, requested),
         tune_config=tune.TuneConfig(
             num_samples=ledger.missing,
-            search_alg=ConcurrencyLimiter(ledger, max_concurrent=max_concurrent),
+            search_alg=limiter,
             scheduler=PruningScheduler(ledger),
             reuse_actors=True,
         ),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +25,11 @@ from ray.train import (
     WorkerGroupError,
 )
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
+from ray.train.torch.config import _TorchBackend
 
 from mgdm_ray.config import ResourcesConfig
 from mgdm_ray.pipeline.tasks.base import JobError, Progress, TrainingTask
+from mgdm_ray.runtime.job_task import device_here
 from mgdm_ray.storage.records import WORKER_DIED
 from mgdm_ray.storage.remote.objects import is_url
 
@@ -73,7 +77,7 @@ def _trainer(
     return TorchTrainer(
         _worker,
         train_loop_config={"task": task, "progress": progress, "resources": resources},
-        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
+        torch_config=_BackendOfDevice(),
         scaling_config=ScalingConfig(
             num_workers=resources.train_workers,
             elastic_resize_monitor_interval_s=RESIZE_EVERY_S,
@@ -91,6 +95,21 @@ def _trainer(
             ),
         ),
     )
+
+
+class _ChooseBackend(_TorchBackend):  # type: ignore[misc]
+    """NCCL where all workers have a GPU that torch can use, else gloo."""
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        devices = set(worker_group.execute(device_here))
+        backend = "nccl" if devices == {"cuda"} else "gloo"
+        super().on_start(worker_group, replace(backend_config, backend=backend))
+
+
+class _BackendOfDevice(TorchConfig):  # type: ignore[misc]
+    @property
+    def backend_cls(self) -> type[_ChooseBackend]:
+        return _ChooseBackend
 
 
 @contextmanager
@@ -148,17 +167,22 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _workers(resources: ResourcesConfig) -> Workers:
+    import torch
+
     from mgdm_ray.diffusion.parallel import Workers
 
     context = ray.train.get_context()
     several = context.get_world_size() > 1
+    # Ray names a CUDA device for any GPU in its books.
+    device = str(get_device()) if device_here() == "cuda" else "cpu"
+    wrap = partial(prepare_model, move_to_device=torch.device(device))
     return Workers(
         context.get_world_rank(),
         context.get_world_size(),
-        str(get_device()),
+        device,
         micro_batch=resources.micro_batch,
         activation_checkpointing=resources.activation_checkpointing,
-        wrap=prepare_model if several and resources.sharding == "none" else None,
+        wrap=wrap if several and resources.sharding == "none" else None,
         sharded=several and resources.sharding == "fsdp",
     )
 

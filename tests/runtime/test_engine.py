@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from mgdm_ray.environment import StudyStopped
 from mgdm_ray.pipeline.job import Job
 from mgdm_ray.pipeline.tasks.base import Context, JobFunction, Outcome
 from mgdm_ray.runtime import engine
-from mgdm_ray.runtime.job_task import RunOptions
+from mgdm_ray.runtime.job_task import Live, RunOptions
 from mgdm_ray.storage.locks import Locks
 from mgdm_ray.storage.records import NO_SPACE, OUT_OF_MEMORY, WORKER_DIED, Record
 from tests.conftest import ROOT
@@ -51,6 +52,24 @@ def ran(folder: Path) -> Counter[str]:
     return Counter(path.read_text().split()) if path.exists() else Counter()
 
 
+class Watch:
+    """An Observer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, Record] = {}
+        self.said: list[str] = []
+
+    def ended(self, job: Job, record: Record) -> None:
+        assert job.key not in self.records, "a job came to two records"
+        self.records[job.key] = record
+
+    def live(self, rows: Mapping[str, Live]) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
 def run(
     folder: Path,
     todo: dict[str, Job],
@@ -58,19 +77,17 @@ def run(
     known: dict[str, Record] | None = None,
     **resources: int,
 ) -> dict[str, Record]:
-    came: list[tuple[str, Record]] = []
+    watch = Watch()
     engine.run_plan(
         todo,
         known or {},
         Context(storage=str(folder), study_folder=str(folder), datasets={}),
         RunOptions(ResourcesConfig.model_validate(resources), 1),
         Locks(folder),
-        lambda job, record: came.append((job.key, record)),
-        lambda _: None,
+        watch,
         functions=dict.fromkeys(("fit_downstream", "generate", "fit_guide"), function),
     )
-    assert len(came) == len(dict(came)), "a job came to two records"
-    return dict(came)
+    return watch.records
 
 
 def test_needs_are_there_before_a_job_runs(tmp_path: Path) -> None:
