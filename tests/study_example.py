@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mgdm_ray.results.report import ReportContext
+from mgdm_ray.results.report.builder import ReportContext
 from mgdm_ray.storage.records import Record
 
 DATASETS = {

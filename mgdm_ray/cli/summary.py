@@ -15,8 +15,8 @@ from mgdm_ray.data.info import dataset_info
 from mgdm_ray.pipeline.tasks.base import log_path
 from mgdm_ray.results.finalize import REPORT_FILE, Finalizer
 from mgdm_ray.results.mlflow import ui_command
-from mgdm_ray.results.report import result_table
 from mgdm_ray.results.report.artefacts import Judge, guide_at_chance, judges
+from mgdm_ray.results.report.cells import result_table
 from mgdm_ray.storage.records import Record
 
 MOST_SHOWN = 20

@@ -11,6 +11,7 @@ from mgdm_ray.config import DatasetConfig, StudyConfig
 from mgdm_ray.pipeline.plan import Plan
 from mgdm_ray.pipeline.trials import read_trials
 from mgdm_ray.provenance import git_commit, versions
+from mgdm_ray.results import ANSWER_FILE, HEADLINE_FILE
 from mgdm_ray.results.mlflow import Tracker, ui_address
 from mgdm_ray.seeding import content_key
 from mgdm_ray.storage.records import Record, write_records
@@ -111,20 +112,19 @@ class Finalizer:
         if tracker.complete:  # otherwise the next run tries again
             (self.folder / CLOSED_FILE).write_text(self.state(), encoding="utf-8")
 
-    def headline(self) -> dict[str, float]:
-        """The report's answer in numbers; empty for reports of older versions."""
-        from mgdm_ray.results.report import HEADLINE_FILE
+    def _text(self, name: str) -> str:
+        """A file of the study's folder; empty if there is none, as from an older version."""
+        path = self.folder / name
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
 
-        path = self.folder / HEADLINE_FILE
-        numbers: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+    def headline(self) -> dict[str, float]:
+        """The report's answer in numbers."""
+        numbers: dict[str, float] = json.loads(self._text(HEADLINE_FILE) or "{}")
         return numbers
 
     def answer(self) -> str:
-        """The report's first sentence; empty without a report, or for one of older versions."""
-        from mgdm_ray.results.report import ANSWER_FILE
-
-        path = self.folder / ANSWER_FILE
-        return path.read_text(encoding="utf-8") if path.is_file() else ""
+        """The report's first sentence."""
+        return self._text(ANSWER_FILE)
 
     def state(self) -> str:
         """A hash of everything that report and MLflow are made from."""
@@ -135,11 +135,9 @@ class Finalizer:
 
     def is_closed(self) -> bool:
         """Whether report and MLflow are up to date with the records."""
-        path, page = self.folder / CLOSED_FILE, self.folder / REPORT_FILE
-        return page.is_file() and path.is_file() and path.read_text() == self.state()
+        return (self.folder / REPORT_FILE).is_file() and self._text(CLOSED_FILE) == self.state()
 
     def compare_address(self) -> str:
         """The address of MLflow's page that compares the arms; empty if there is none."""
-        path = self.folder / COMPARE_FILE
-        page = path.read_text(encoding="utf-8") if path.is_file() else ""
+        page = self._text(COMPARE_FILE)
         return ui_address(self.mlflow_uri, page) if page else ""

@@ -15,7 +15,7 @@ from mgdm_ray.data.sources.prepare import patients_tested, tiny_classes
 from mgdm_ray.data.sources.source import own_listing
 from mgdm_ray.provenance import git_commit, versions
 from mgdm_ray.results.mlflow import ui_command
-from mgdm_ray.results.report import ReportContext
+from mgdm_ray.results.report.builder import ReportContext
 
 if TYPE_CHECKING:
     from mgdm_ray.config import DatasetConfig

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from mgdm_ray.results.report import ANSWER_FILE
+from mgdm_ray.results import ANSWER_FILE
 from tests.browser.conftest import Watched, watched
 from tests.browser.finished_study import ARMS, Finished
 

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from mgdm_ray.evaluation.stats.paired import CellId, Summary, datasets_needed, summarise
 from mgdm_ray.evaluation.stats.power import detectable_after
+from mgdm_ray.results import ANSWER_FILE, HEADLINE_FILE
 from mgdm_ray.results.report import cells, words
 from mgdm_ray.results.report.artefacts import guide_at_chance
 from mgdm_ray.results.report.builder import Builder
@@ -18,9 +19,6 @@ from mgdm_ray.results.report.figures import outcomes
 from mgdm_ray.results.report.page import render, say
 from mgdm_ray.results.report.table import Cell, Row, number
 
-HEADLINE_FILE = "headline.json"
-ANSWER_FILE = "answer.txt"
-"""Holds the report's first sentence, for the console."""
 NAMES_SHOWN = 3
 TINT_FULL = 0.10  # difference to real at which a table cell has its full colour
 

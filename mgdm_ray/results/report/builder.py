@@ -160,18 +160,22 @@ class Builder:
         words: Collection[int] = (),
         class_: str = "",
     ) -> Markup:
-        """The table for the page; also written as ``tables/NAME.csv`` and ``.tex``."""
+        """The table for the page; also written as ``tables/NAME.csv`` and ``.tex``. Empty, and no
+        file, without rows."""
+        if not rows:
+            return Markup("")
         table = Table(name, header, rows, caption, words, class_)
         self.save(f"tables/{name}.csv", table.csv().encode())
         self.save(f"tables/{name}.tex", table.tex().encode())
         return table.html()
 
     def table_file(
-        self, name: str, header: Sequence[str], rows: Iterable[Sequence[object]]
+        self, name: str, rows: Iterable[object], columns: Sequence[str] | None = None
     ) -> None:
-        """A CSV that the page does not show."""
-        frame = pd.DataFrame(list(rows), columns=list(header), dtype=object)
-        self.save(f"tables/{name}.csv", csv_text(frame).encode())
+        """A CSV that the page does not show: rows by column, or lists under ``columns``."""
+        frame = pd.DataFrame(list(rows), columns=columns, dtype=object)
+        if len(frame.columns):
+            self.save(f"tables/{name}.csv", csv_text(frame).encode())
 
     def file(self, record: Record, name: str) -> Path | None:
         return artefacts.file_of(record, self.context.artefact, name)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from mgdm_ray.evaluation.stats.paired import summarise
-from mgdm_ray.results.report import cells, jobs
+from mgdm_ray.results.report import cells
 from mgdm_ray.results.report.builder import Builder, Picture
-from mgdm_ray.results.report.figures import training
+from mgdm_ray.results.report.figures import models as figures
 from mgdm_ray.results.report.figures.base import Curve
 from mgdm_ray.results.report.page import render
 from mgdm_ray.results.report.synthetic import pictures_of
@@ -42,13 +42,16 @@ def models(report: Builder) -> Markup | None:
         lost = [f"{t:g}" for t, v in curves[name] if v <= table.get("chance_below", 0.0)]
         if lost:
             at_chance.append(f"{name} at t = {', '.join(lost)}")
-    guide_over_t = training.guide_over_t(curves, report.chance, errors) if curves else None
-    found = {"guide": guide_over_t, **_loss_plots(report)}
+    found = {
+        "guide": figures.guide_over_t(curves, report.chance, errors) if curves else None,
+        **{name: figures.loss_curves(losses) for name, losses in _losses(report).items() if losses},
+    }
     plots = {name: report.plot(name, figure) for name, figure in found.items() if figure}
     return render("models", plots=plots, at_chance="; ".join(at_chance)) if plots else None
 
 
-def _loss_plots(report: Builder) -> dict[str, Figure | None]:
+def _losses(report: Builder) -> dict[str, dict[str, dict[str, Curve]]]:
+    """By figure, panel and line: of the diffusion models, and means of the evaluated networks."""
     diffusion: dict[str, dict[str, Curve]] = {}
     networks: dict[str, dict[str, list[Curve]]] = {}
     for record in report.records:
@@ -66,13 +69,10 @@ def _loss_plots(report: Builder) -> dict[str, Figure | None]:
         dataset: {arm: _mean_curve(arms[arm]) for arm in cells.in_order(arms)}
         for dataset, arms in networks.items()
     }
-    return {
-        "training": training.loss_curves(diffusion) if diffusion else None,
-        "downstream": training.loss_curves(means) if means else None,
-    }
+    return {"training": diffusion, "downstream": means}
 
 
-def _mean_curve(curves: Sequence[Curve]) -> list[tuple[float, float]]:
+def _mean_curve(curves: Sequence[Curve]) -> Curve:
     losses: dict[float, list[float]] = {}
     for curve in curves:
         for step, loss in curve:
@@ -137,24 +137,28 @@ def failures(report: Builder) -> Markup:
         for status, reason, names in report.problems
     ]
     header = ["status", "jobs", "reason", "which"]
-    table = report.table("failures", header, rows, words=(2, 3)) if rows else ""
+    table = report.table("failures", header, rows, words=(2, 3))
     return render("failures", table=table)
 
 
 def costs(report: Builder) -> Markup:
-    table = jobs.costs(report.records)
-    total = sum(row[3] for row in table if row[0] != "trial") or 1.0  # a search includes its trials
+    """Time per kind of job, the longest first; trials after the search, which includes them."""
+    groups = {kind: list(group) for kind, group in groupby(report.records, lambda r: r.kind)}
+    spent = {kind: sum(record.seconds for record in group) for kind, group in groups.items()}
+    total = sum(s for kind, s in spent.items() if kind != "trial") or 1.0
+    place = {**spent, "trial": spent.get("search", 0)}
     rows: list[Row] = []
-    for kind, done, other, seconds, longest in table:
-        share = seconds / total
+    for kind in sorted(groups, key=lambda kind: (-place[kind], kind == "trial")):
+        share, longest = spent[kind] / total, max(record.seconds for record in groups[kind])
         bar = Markup('<span class="bar" style="width: {:.2f}em"></span> {}')
         html = bar.format(9 * share, percent(share))
-        cell = Cell(percent(share), share, html=html, style="min-width: 13em")
-        head = Cell(kind)
+        head, cell = Cell(kind), Cell(percent(share), share, html=html, style="min-width: 13em")
         if kind == "trial":
             head, cell = Cell("of which trials", kind), Cell(DASH)
-        times = [Cell(duration(seconds), seconds), cell, Cell(duration(longest), longest)]
-        rows.append([head, str(done), str(other), *times])
+        done = sum(record.status == "done" for record in groups[kind])
+        counts = str(done), str(len(groups[kind]) - done)
+        times = Cell(duration(spent[kind]), spent[kind]), cell, Cell(duration(longest), longest)
+        rows.append([head, *counts, *times])
     header = ["kind", "done", "not done", "time", "share", "longest"]
     shown = report.table("costs", header, rows, words=(4,))
     return render("costs", total=total, table=shown)
@@ -175,7 +179,7 @@ def provenance(report: Builder) -> Markup:
         commits=_tally(Counter(r.git_commit or "unknown" for r in made)),
         packages=_tally(Counter(_versions(r.versions) or "unknown" for r in made)),
         versions=_versions(report.context.versions),
-        datasets=report.table("datasets", header, rows, words=range(1, 5)) if rows else "",
+        datasets=report.table("datasets", header, rows, words=range(1, 5)),
         context=report.context,
     )
 

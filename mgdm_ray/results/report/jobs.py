@@ -1,8 +1,7 @@
-"""Jobs of a study: the trials of its searches, what failed, and what each kind cost."""
+"""Jobs of a study: the trials of its searches, and what failed."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -59,24 +58,5 @@ def problems(
         names = [f"cell {cell_title(cell)}" for cell in absent]
         groups["not run", "no record: the study stopped early"] = names
     order = ["failed", "refused", "blocked", "not run"]
-    return [
-        (status, reason, names)
-        for (status, reason), names in sorted(
-            groups.items(), key=lambda group: (order.index(group[0][0]), group[0])
-        )
-    ]
-
-
-def costs(records: Iterable[Record]) -> list[tuple[str, int, int, float, float]]:
-    """(kind, done, not done, total seconds, longest) per job kind, the most expensive first;
-    trials after the search, which includes them."""
-    rows: dict[str, list[Record]] = {}
-    for record in records:
-        rows.setdefault(record.kind, []).append(record)
-    table = []
-    for kind, group in rows.items():
-        seconds = [record.seconds for record in group]
-        done = Counter(record.status for record in group)["done"]
-        table.append((kind, done, len(group) - done, sum(seconds), max(seconds)))
-    search = sum(row[3] for row in table if row[0] == "search")
-    return sorted(table, key=lambda r: (-search, 1) if r[0] == "trial" else (-r[3], 0))
+    found = [(status, reason, names) for (status, reason), names in groups.items()]
+    return sorted(found, key=lambda problem: (order.index(problem[0]), problem))

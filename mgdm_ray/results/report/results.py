@@ -40,7 +40,7 @@ def results(report: Builder) -> Markup:
     done = [r for r in report.records if r.is_cell and r.status == "done"]
     metrics = sorted({name for record in done for name in record.metrics})
     rows = [[*cells.cell_id(r), *(r.metrics.get(m) for m in metrics), r.key] for r in done]
-    report.table_file("cells", ["dataset", "network", "arm", "seed", *metrics, "key"], rows)
+    report.table_file("cells", rows, ["dataset", "network", "arm", "seed", *metrics, "key"])
     tables = {
         name: [_score_table(report, metric, scores, dataset) for dataset in report.datasets]
         for metric, name in METRIC_NAMES.items()
@@ -119,9 +119,7 @@ def contrast_text(c: Contrast) -> str:
     return say("contrast", c, first_of(lost, LOST_SHOWN))
 
 
-def _contrast_table(
-    report: Builder, name: str, caption: str, family: Sequence[Contrast]
-) -> Markup | str:
+def _contrast_table(report: Builder, name: str, caption: str, family: Sequence[Contrast]) -> Markup:
     header = ["contrast", "difference", "95 % interval", "p", "p (Holm)", "p (datasets)", "dz",
               "wins", "ties", "losses", "verdict"]  # fmt: skip
     rows: list[Row] = []
@@ -151,7 +149,7 @@ def _contrast_table(
                 Cell(c.verdict, c.verdict, facts, html=badge),
             ]
         )
-    return report.table(name, header, rows, caption=caption) if rows else ""
+    return report.table(name, header, rows, caption=caption)
 
 
 def networks(report: Builder) -> Markup | str:

@@ -52,7 +52,7 @@ def _paired(
     return pair_predictions(report.predictions, contrast.pair, report.cells, origins)
 
 
-def _by_dataset(report: Builder) -> Markup | str:
+def _by_dataset(report: Builder) -> Markup:
     rows: list[Row] = []
     for contrast in _tested(report):
         by_dataset = _paired(report, contrast) or {}
@@ -64,7 +64,7 @@ def _by_dataset(report: Builder) -> Markup | str:
     header = ["contrast", "dataset", "difference", "95 % interval", "p",
               "variance from test images", "pairs of cells", "test images",
               "test images of the rarest class"]  # fmt: skip
-    return report.table("contrasts_by_dataset", header, rows, words=(1,)) if rows else ""
+    return report.table("contrasts_by_dataset", header, rows, words=(1,))
 
 
 def _row(name: str, dataset: str, found: ImageContrast | None, smallest: str) -> list[Row]:
@@ -83,7 +83,7 @@ def _numbers(found: Contrast | ImageContrast | None) -> list[Cell]:
     return [number(found.difference, sign=True), interval(found.low, found.high)]
 
 
-def _above_chance(report: Builder) -> Markup | str:
+def _above_chance(report: Builder) -> Markup:
     """The contrasts again without networks at chance."""
     tested = _tested(report)
     others = report.contrasts([c.pair for c in tested], above_chance=True)
@@ -93,10 +93,10 @@ def _above_chance(report: Builder) -> Markup | str:
     ]
     header = ["contrast", "all networks", "95 % interval", "pairs of cells",
               "without those at chance", "95 % interval without", "pairs without"]  # fmt: skip
-    return report.table("without_guessing", header, rows) if rows else ""
+    return report.table("without_guessing", header, rows)
 
 
-def _without_leaks(report: Builder, leaked: Mapping[str, list[int]]) -> Markup | str:
+def _without_leaks(report: Builder, leaked: Mapping[str, list[int]]) -> Markup:
     """The contrasts again without test images that are (nearly) in another split."""
     # An image that leaks into the training set of one variant is left out of all of them.
     out: dict[str, list[int]] = {}
@@ -112,7 +112,7 @@ def _without_leaks(report: Builder, leaked: Mapping[str, list[int]]) -> Markup |
             rows.append([contrast.name, *_numbers(contrast.here), *_numbers(found)])
     header = ["contrast", "all test images", "95 % interval", "without leaked",
               "95 % interval without"]  # fmt: skip
-    return report.table("without_leaked", header, rows) if rows else ""
+    return report.table("without_leaked", header, rows)
 
 
 def _ranks(report: Builder) -> list[tuple[str, str, str]]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pandas as pd
 from markupsafe import Markup
 
-from mgdm_ray.evaluation.selection_bias import FEWEST, FEWEST_SEEDS, Confirmed
+from mgdm_ray.evaluation.selection_bias import FEWEST, FEWEST_SEEDS, Agreement, Confirmed
 from mgdm_ray.pipeline.trials import Trial
 from mgdm_ray.results.report import words
 from mgdm_ray.results.report.builder import Builder
@@ -26,6 +26,7 @@ PARAMETERS = {
     "uncertainty_scale": f"strength {words.GAMMA} in its range",
 }
 OLD = "this older search did not store it"
+UNKNOWN = Agreement(math.nan, math.nan, math.nan, math.nan, 0)
 
 
 def search(report: Builder) -> Markup | None:
@@ -33,17 +34,18 @@ def search(report: Builder) -> Markup | None:
     if not report.trials and not searches:
         return None
     best = best_trials(report.trials)
-    confirmed = _confirmed(report)
-    _save_trials(report)
-    if confirmed:
-        _save_confirmed(report, confirmed)
-    header = ["search", "trial", "setting", "score", "status", "time"]
-    rows = [_trial_row(t, best.get(t.where) is t) for t in report.trials]
+    confirmed = {
+        where_of(record): Confirmed.of(content)
+        for record in report.records
+        if record.kind == "confirm" and record.status == "done"
+        if (content := report.json(record, "confirm.json")) is not None
+    }
+    _save(report, confirmed)
     means = {where: found.means for where, found in confirmed.items()}
     importance, unknown = _importance(report, [r for r in searches if r.status == "done"])
     return render(
         "search",
-        best=_best_table(report, best, confirmed) if best else "",
+        best=_best_table(report, best, confirmed),
         optimism={k: say("optimism", found, FEWEST_SEEDS) for k, found in confirmed.items()},
         transfer={k: say("transfer", found, FEWEST) for k, found in confirmed.items()},
         plots=_trial_plots(report, best),
@@ -51,19 +53,8 @@ def search(report: Builder) -> Markup | None:
         unknown=unknown,
         confirm=report.plot("confirm", plots.confirmed(means)) if means else "",
         trials=words.counted(len(report.trials), "trial") if report.trials else "",
-        listing=report.table("trials-listing", header, rows, words=(2,)),
+        listing=_listing(report, best),
     )
-
-
-def _confirmed(report: Builder) -> dict[str, Confirmed]:
-    """By search, if its settings were scored again."""
-    found = {}
-    for record in report.records:
-        if record.kind == "confirm" and record.status == "done":
-            content = report.json(record, "confirm.json")
-            if content is not None:
-                found[where_of(record)] = Confirmed.of(content)
-    return found
 
 
 def _best_table(
@@ -89,67 +80,61 @@ def _importance(report: Builder, done: Sequence[Record]) -> tuple[str, str]:
     """The plot, and for each search without importance the reason."""
     shares: dict[str, dict[str, float]] = {}
     reasons: list[str] = []
-    rows: list[list[object]] = []
+    rows: list[dict[str, object]] = []
     for record in done:
         where = where_of(record)
         found = report.json(record, "importance.json") or {"reason": OLD, "importance": {}}
         if found["importance"]:
             shares[where] = {PARAMETERS.get(k, k): v for k, v in found["importance"].items()}
-            rows += [[where, k, v, found["trials"]] for k, v in found["importance"].items()]
+            for k, v in found["importance"].items():
+                row = {"search": where, "parameter": k, "importance": v, "trials": found["trials"]}
+                rows.append(row)
         else:
             why = found["reason"].replace(" differs between the trials", " varies")
             reasons.append(f"{where}: importance not computed, because {why}")
-    unknown = "; ".join(reasons)
-    if not shares:
-        return "", unknown
-    report.table_file("importance", ["search", "parameter", "importance", "trials"], rows)
-    return report.plot("importance", plots.importance(shares)), unknown
+    report.table_file("importance", rows)
+    plot = report.plot("importance", plots.importance(shares)) if shares else ""
+    return plot, "; ".join(reasons)
 
 
-def _save_trials(report: Builder) -> None:
-    header = ["search", "number", "status", "score", "seconds", "setting", "per_network"]
-    rows = [
-        [t.where, t.number, t.status, t.score, t.seconds, json.dumps(dict(t.setting)),
-         json.dumps(dict(t.per_network))]
+def _save(report: Builder, confirmed: Mapping[str, Confirmed]) -> None:
+    """What the page does not show: every trial, and the settings that were scored again."""
+    trials = [
+        {"search": t.where, "number": t.number, "status": t.status, "score": t.score,
+         "seconds": t.seconds, "setting": json.dumps(dict(t.setting)),
+         "per_network": json.dumps(dict(t.per_network))}
         for t in report.trials
     ]  # fmt: skip
-    report.table_file("trials", header, rows)
-
-
-def _save_confirmed(report: Builder, confirmed: Mapping[str, Confirmed]) -> None:
-    rows: list[list[object]] = []
+    report.table_file("trials", trials)
+    selection, settings = [], []
     for where, found in confirmed.items():
-        rho, chosen = found.transfer, found.chosen
-        scores = [chosen.claimed, chosen.fresh, chosen.value, chosen.low, chosen.high, found.shared]
-        ranks = [rho.rho, rho.low, rho.high, rho.p] if rho else [math.nan] * 4
-        numbers = [*scores, *ranks, found.repeat.rho]
-        rows.append([where, found.numbers[0], *numbers, len(found.numbers)])
-    header = ["search", "number", "score", "fresh_score", "optimism", "low", "high",
-              "shared_optimism", "spearman", "spearman_low", "spearman_high", "spearman_p",
-              "repeat_spearman", "settings"]  # fmt: skip
-    report.table_file("selection", header, rows)
-    report.table_file(
-        "confirm",
-        ["search", "number", "score", "fresh_score_of_proxies", "fresh_score_of_others"],
-        [
-            [where, number, *means]
-            for where, found in confirmed.items()
-            for number, means in zip(found.numbers, found.means, strict=True)
-        ],
-    )
+        rho, chosen = found.transfer or UNKNOWN, found.chosen
+        selection.append(
+            {"search": where, "number": found.numbers[0], "score": chosen.claimed,
+             "fresh_score": chosen.fresh, "optimism": chosen.value, "low": chosen.low,
+             "high": chosen.high, "shared_optimism": found.shared, "spearman": rho.rho,
+             "spearman_low": rho.low, "spearman_high": rho.high, "spearman_p": rho.p,
+             "repeat_spearman": found.repeat.rho, "settings": len(found.numbers)}
+        )  # fmt: skip
+        settings += [
+            {"search": where, "number": n, "score": score, "fresh_score_of_proxies": proxies,
+             "fresh_score_of_others": others}
+            for n, (score, proxies, others) in zip(found.numbers, found.means, strict=True)
+        ]  # fmt: skip
+    report.table_file("selection", selection)
+    report.table_file("confirm", settings)
 
 
-def _trial_row(trial: Trial, best: bool) -> Row:
-    networks = ", ".join(f"{n} {v:.3f}" for n, v in trial.per_network.items())
-    small = networks if len(trial.per_network) > 1 else ""
-    return [
-        trial.where,
-        str(trial.number),
-        words.setting_text(trial.setting),
-        replace(number(trial.score, class_="best" if best else ""), small=small),
-        trial.status,
-        Cell(words.duration(trial.seconds), trial.seconds),
-    ]
+def _listing(report: Builder, best: Mapping[str, Trial]) -> Markup:
+    rows: list[Row] = []
+    for t in report.trials:
+        networks = ", ".join(f"{n} {v:.3f}" for n, v in t.per_network.items())
+        score = number(t.score, class_="best" if best.get(t.where) is t else "")
+        score = replace(score, small=networks if len(t.per_network) > 1 else "")
+        time = Cell(words.duration(t.seconds), t.seconds)
+        rows.append([t.where, str(t.number), words.setting_text(t.setting), score, t.status, time])
+    header = ["search", "trial", "setting", "score", "status", "time"]
+    return report.table("trials-listing", header, rows, words=(2,))
 
 
 def _trial_plots(report: Builder, best: Mapping[str, Trial]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from mgdm_ray.evaluation.stats.paired import summarise
 from mgdm_ray.results.report import cells
 from mgdm_ray.results.report.artefacts import Assessed
 from mgdm_ray.results.report.builder import Builder, Picture
-from mgdm_ray.results.report.figures import judged
+from mgdm_ray.results.report.figures import models
 from mgdm_ray.results.report.page import render, say
 from mgdm_ray.results.report.table import Cell, Row, number
 from mgdm_ray.results.report.words import DASH, decimal, percent
@@ -52,9 +52,9 @@ def synthetic(report: Builder) -> Markup | None:
         overall=[_overall(report, dataset, rows) for dataset, rows in report.assessed.items()],
         by_class=_by_class(report),
         distance_text=distance_text(panels),
-        distance=report.plot("fd-against-gain", judged.fd_against_gain(panels)) if panels else "",
+        distance=report.plot("fd-against-gain", models.fd_against_gain(panels)) if panels else "",
         ranks=_ranks(report, panels) if panels else "",
-        entropies=report.plot("entropy", judged.entropies(entropies)) if entropies else "",
+        entropies=report.plot("entropy", models.entropies(entropies)) if entropies else "",
     )
 
 
@@ -70,7 +70,7 @@ def copies(report: Builder) -> Markup | None:
         return None
     header = ["dataset", "arm", "near-copies", "near-copies, real", "nearest (median)",
               "nearest, real", "threshold"]  # fmt: skip
-    table = report.table("copies", header, rows, words=(1,)) if rows else ""
+    table = report.table("copies", header, rows, words=(1,))
     return render("copies", table=table, pictures=pictures)
 
 

@@ -14,7 +14,8 @@ from mgdm_ray.evaluation.selection_bias import FEWEST, FEWEST_SEEDS, Agreement, 
 from mgdm_ray.evaluation.stats.images import ImageContrast
 from mgdm_ray.evaluation.stats.paired import Contrast, datasets_needed
 from mgdm_ray.evaluation.stats.power import detectable_after
-from mgdm_ray.results.report import ANSWER_FILE, HEADLINE_FILE, write_report
+from mgdm_ray.results import ANSWER_FILE, HEADLINE_FILE
+from mgdm_ray.results.report import write_report
 from mgdm_ray.results.report.page import say
 from mgdm_ray.results.report.results import contrast_text
 from mgdm_ray.results.report.synthetic import distance_text

@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from mgdm_ray.evaluation.stats.paired import Contrast, Summary
-from mgdm_ray.results.report.figures import base, judged, outcomes, searches
+from mgdm_ray.results.report.figures import base, models, outcomes, searches
 from mgdm_ray.results.report.figures.base import png
 from mgdm_ray.results.report.figures.searches import gamma_edges
 from mgdm_ray.results.report.words import MINUS
@@ -104,7 +104,7 @@ def test_entropies_are_shares() -> None:
     """Catches counts of 1000 synthetic images beside those of 100 real ones."""
     bins = {"real": {"edges": [0, 0.5, 1], "counts": [90, 10]},
             "disturb": {"edges": [0, 0.5, 1], "counts": [250, 750]}}  # fmt: skip
-    axes = judged.entropies({"d": bins}).axes[0]
+    axes = models.entropies({"d": bins}).axes[0]
     drawn = {p.get_label(): p for p in axes.patches}
     assert list(drawn["held-out real"].get_data().values) == pytest.approx([0.9, 0.1])
     assert list(drawn["disturb"].get_data().values) == pytest.approx([0.25, 0.75])
@@ -115,7 +115,7 @@ def test_entropies_are_shares() -> None:
 def test_distance_against_gain() -> None:
     """Catches swapped axes, a lost yardstick, an arm in another colour than elsewhere."""
     points = {"duplicate": (0.1, 2.0, 0.0), "disturb for resnet18": (9.0, 2.0, 0.02)}
-    axes = judged.fd_against_gain({"d": points}).axes[0]
+    axes = models.fd_against_gain({"d": points}).axes[0]
     drawn = {line.get_label(): line for line in axes.lines}
     assert drawn["disturb for resnet18"].get_xydata().tolist() == [[9.0, 0.02]]
     assert to_hex(drawn["disturb for resnet18"].get_color()) == base.ARM_COLOURS["disturb"]

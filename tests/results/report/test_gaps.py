@@ -7,7 +7,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from mgdm_ray.results.report import HEADLINE_FILE, write_report
+from mgdm_ray.results import HEADLINE_FILE
+from mgdm_ray.results.report import write_report
 from tests.results.report.page import cell, read_page, rows_of
 from tests.study_example import Example, make_example
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mgdm_ray.results.report import HEADLINE_FILE, result_rows, words, write_report
+from mgdm_ray.results import HEADLINE_FILE
+from mgdm_ray.results.report import words, write_report
+from mgdm_ray.results.report.cells import result_rows
 from tests.results.report.page import cell, read_page, rows_of
 from tests.study_example import ARMS, DATASETS, Example
 

@@ -10,7 +10,8 @@ import pytest
 
 from mgdm_ray.config import GuidanceSetting
 from mgdm_ray.pipeline.trials import Trial
-from mgdm_ray.results.report import cells, jobs, result_rows, result_table, words, write_report
+from mgdm_ray.results.report import cells, jobs, words, write_report
+from mgdm_ray.results.report.cells import result_rows, result_table
 from mgdm_ray.results.report.table import Table
 from mgdm_ray.storage.records import Record, Status
 from tests.results.report.page import cell

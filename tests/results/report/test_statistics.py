@@ -12,9 +12,9 @@ from safetensors.numpy import save_file
 from sklearn.metrics import balanced_accuracy_score
 
 from mgdm_ray.evaluation.stats.images import image_contrast
-from mgdm_ray.results.report import ReportContext, write_report
+from mgdm_ray.results.report import write_report
 from mgdm_ray.results.report.artefacts import PREDICTIONS, pair_predictions, read_predictions
-from mgdm_ray.results.report.builder import Builder
+from mgdm_ray.results.report.builder import Builder, ReportContext
 from mgdm_ray.results.report.cells import cell_id
 from mgdm_ray.storage.records import Record
 from tests.results.report.page import read_page, rows_of

@@ -1,4 +1,8 @@
-"""What all figures share: colours, style, panels, and how a figure becomes a PNG."""
+"""What all figures share: colours, style, panels, and how a figure becomes a PNG.
+
+Drawn by matplotlib without a display. An arm, a dataset or a measurement has the same colour
+everywhere. Figures have a white background, also on a dark page.
+"""
 
 from __future__ import annotations
 
@@ -78,28 +82,31 @@ def colours(names: Sequence[str]) -> dict[str, str]:
     return {name: CYCLE[i % len(CYCLE)] for i, name in enumerate(sorted(set(names)))}
 
 
-def panels_in_rows(
-    count: int, height: float, columns: int | None = None, sharey: bool = True, sharex: bool = False
-) -> tuple[Figure, list[Axes]]:
-    """A figure with ``count`` panels in rows of ``columns``; default: three, but four as 2 x 2."""
+def panels(
+    content: Mapping[str, T],
+    height: float,
+    columns: int | None = None,
+    sharex: bool = False,
+    sharey: bool = False,
+    xlabel: str = "",
+    ylabel: str = "",
+    left: str = "",
+) -> tuple[Figure, list[tuple[Axes, T]]]:
+    """A panel per key of ``content``, its title, with the key's value.
+
+    In rows of ``columns`` and ``height`` inches; default: three, but four as 2 x 2. ``left`` labels
+    the first column only.
+    """
+    count = len(content)
     columns = max(1, min(columns or (2 if count == 4 else 3), count))
     rows = max(1, math.ceil(count / columns))
     figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False)
-    panels = list(grid.flat)
-    for unused in panels[count:]:
+    grid = figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False).ravel()
+    for i, (axes, title) in enumerate(zip(grid, content, strict=False)):
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel if i % columns else left or ylabel)
+    for unused in grid[count:]:
         unused.set_visible(False)
-    return figure, panels[:count]
-
-
-def pairs_of_panels(
-    content: Mapping[str, T], height: float, ylabel: str, sharey: bool = True
-) -> tuple[Figure, list[tuple[Axes, T]]]:
-    """Panels in two columns, titled by the keys of ``content``, each with its value."""
-    figure, panels = panels_in_rows(len(content), height, columns=2, sharey=sharey)
-    for i, (axes, title) in enumerate(zip(panels, content, strict=True)):
-        axes.set(title=title, ylabel="" if i % 2 else ylabel)
-    return figure, list(zip(panels, content.values(), strict=True))
+    return figure, list(zip(grid, content.values(), strict=False))
 
 
 def circle(axes: Axes, x: ArrayLike, y: ArrayLike) -> None:

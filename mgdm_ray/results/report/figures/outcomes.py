@@ -26,7 +26,9 @@ def forest(
     A line separates the first ``primary`` contrasts from the others.
     """
     palette = base.colours([dataset for row in differences for dataset in row])
-    figure, (axes,) = base.panels_in_rows(1, 0.75 + 0.62 * len(contrasts))
+    height = 0.75 + 0.62 * len(contrasts)
+    figure = Figure(figsize=(base.WIDTH, height), layout="constrained")
+    axes = figure.subplots()
     for row, (contrast, points) in enumerate(zip(contrasts, differences, strict=True)):
         y = len(contrasts) - 1 - row
         for i, (dataset, values) in enumerate(points.items()):
@@ -70,7 +72,7 @@ def gains(per_dataset: Mapping[str, Mapping[str, Mapping[tuple[str, int], float]
     networks = sorted({n for arms in per_dataset.values() for g in arms.values() for n, _ in g})
     middle = (len(networks) - 1) / 2
     spread = {n: 0.6 * (i - middle) / len(networks) for i, n in enumerate(networks)}
-    figure, panels = base.pairs_of_panels(per_dataset, 3.1, "gain over real")
+    figure, panels = base.panels(per_dataset, 3.1, 2, sharey=True, left="gain over real")
     for axes, arms in panels:
         for x, (arm, cells) in enumerate(arms.items()):
             if not cells:
@@ -103,11 +105,10 @@ def network_gains(
     fainter the paired differences by dataset (``points[pair][network][dataset]``)."""
     networks = sorted({name for rows in panels_of.values() for name in rows})
     palette = base.colours([d for rows in points.values() for row in rows.values() for d in row])
-    columns = 2 if len(panels_of) in (2, 4) else 3
-    figure, panels = base.panels_in_rows(
-        len(panels_of), 0.8 + 0.3 * len(networks), columns=columns, sharex=True
-    )
-    for axes, (pair, rows) in zip(panels, panels_of.items(), strict=True):
+    height, content = 0.8 + 0.3 * len(networks), {pair: pair for pair in panels_of}
+    figure, panels = base.panels(content, height, sharex=True, sharey=True)
+    for axes, pair in panels:
+        rows = panels_of[pair]
         for y, name in enumerate(reversed(networks)):
             if name not in rows or rows[name].n == 0:
                 continue
@@ -127,10 +128,9 @@ def network_gains(
         axes.set_ylim(-0.7, len(networks) - 0.5)
         axes.tick_params(axis="y", length=0, labelsize=8.5)
         axes.tick_params(axis="x", labelbottom=True)
-        axes.set_title(pair)
     figure.supxlabel("difference in balanced accuracy   (right: first arm better)", fontsize=9.5)
     for name, colour in palette.items():
-        panels[0].plot([], [], "o", ms=5, color=colour, label=name)
+        panels[0][0].plot([], [], "o", ms=5, color=colour, label=name)
     figure.legend(loc="outside upper center", ncols=4, handletextpad=0.1)
     return figure
 
@@ -139,7 +139,9 @@ def network_gains(
 def ratio_curves(curves: Mapping[str, Mapping[str, Mapping[float, Summary]]]) -> Figure:
     """Per dataset (a panel) and arm (a line) the gain over ``real`` at each ratio of added images
     to real ones; bars: standard deviation over networks and seeds."""
-    figure, panels = base.pairs_of_panels(curves, 3.0, "gain over real")
+    figure, panels = base.panels(
+        curves, 3.0, 2, sharey=True, xlabel="added images per real image", left="gain over real"
+    )
     for axes, rows in panels:
         ratios = sorted({ratio for curve in rows.values() for ratio in curve})
         step = 0.012 * (max(ratios, default=1.0) or 1.0)
@@ -155,7 +157,6 @@ def ratio_curves(curves: Mapping[str, Mapping[str, Mapping[float, Summary]]]) ->
             )  # fmt: skip
         axes.axhline(0, color=base.ARM_COLOURS["real"], lw=1)
         axes.set_xticks([0, *ratios], ["0", *(f"{ratio:g}" for ratio in ratios)])
-        axes.set_xlabel("added images per real image")
     base.legend_below(figure)
     return figure
 

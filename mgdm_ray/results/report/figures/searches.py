@@ -28,9 +28,10 @@ def search_scatter(trials: pd.DataFrame) -> Figure:
     palette = base.colours([str(name) for name in trials["measurement"]])
     scales = sorted({float(scale) for scale in trials["guidance"]})
     markers = dict(zip(scales, base.MARKERS * len(scales), strict=False))
-    searches = trials.groupby("where", sort=False)
-    figure, panels = base.panels_in_rows(len(searches), 3.1, sharey=False)
-    for axes, (where, rows) in zip(panels, searches, strict=True):
+    searches = {str(where): rows for where, rows in trials.groupby("where", sort=False)}
+    xlabel = f"uncertainty_scale {GAMMA}"
+    figure, panels = base.panels(searches, 3.1, xlabel=xlabel, ylabel="validation score")
+    for axes, rows in panels:
         for (measurement, scale), some in rows.groupby(["measurement", "guidance"]):
             axes.plot(
                 some["gamma"], some["score"], markers[scale], ms=7.5, mew=0.8, mec="white",
@@ -42,13 +43,12 @@ def search_scatter(trials: pd.DataFrame) -> Figure:
             axes.set_xscale("log")
             base.log_axis(axes.xaxis)
         axes.margins(0.12)
-        axes.set(title=where, xlabel=f"uncertainty_scale {GAMMA}", ylabel="validation score")
     for name, colour in palette.items():
-        panels[0].plot([], [], "o", color=colour, label=name)
+        panels[0][0].plot([], [], "o", color=colour, label=name)
     for scale in scales if len(scales) > 1 else ():
         label = f"guidance_scale {scale:g}"
-        panels[0].plot([], [], markers[scale], color=base.GREY, label=label)
-    panels[0].plot([], [], "o", ms=11, mfc="none", mec=base.INK, label="best")
+        panels[0][0].plot([], [], markers[scale], color=base.GREY, label=label)
+    panels[0][0].plot([], [], "o", ms=11, mfc="none", mec=base.INK, label="best")
     figure.legend(loc="outside lower center", ncols=6)
     return figure
 
@@ -57,9 +57,11 @@ def search_scatter(trials: pd.DataFrame) -> Figure:
 def confirmed(searches: Mapping[str, Sequence[tuple[float, float, float]]]) -> Figure:
     """Per search (score of the search, fresh score of the proxies, of other networks) of each
     setting, the chosen one first; the last of the three may be nan."""
-    figure, panels = base.panels_in_rows(len(searches), 3.2, sharey=False)
+    figure, panels = base.panels(
+        searches, 3.2, xlabel="score in the search", ylabel="score with fresh seeds"
+    )
     proxy, other = base.CYCLE[5], base.CYCLE[0]
-    for axes, (where, means) in zip(panels, searches.items(), strict=True):
+    for axes, means in panels:
         claimed = [row[0] for row in means]
         ends = [min(claimed), max(claimed)]
         axes.plot(ends, ends, color=proxy, lw=1, ls=(0, (4, 4)))
@@ -68,10 +70,9 @@ def confirmed(searches: Mapping[str, Sequence[tuple[float, float, float]]]) -> F
         for value in means[0][1:]:
             base.circle(axes, claimed[0], value)
         axes.margins(0.15)
-        axes.set(title=where, xlabel="score in the search", ylabel="score with fresh seeds")
-    panels[0].plot([], [], "o", ms=7.5, color=other, label="other networks")
-    panels[0].plot([], [], "o", mfc="white", mec=proxy, mew=1.4, label="proxy networks")
-    panels[0].plot([], [], "o", ms=11, mfc="none", mec=base.INK, label="chosen setting")
+    panels[0][0].plot([], [], "o", ms=7.5, color=other, label="other networks")
+    panels[0][0].plot([], [], "o", mfc="white", mec=proxy, mew=1.4, label="proxy networks")
+    panels[0][0].plot([], [], "o", ms=11, mfc="none", mec=base.INK, label="chosen setting")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 
@@ -80,8 +81,9 @@ def confirmed(searches: Mapping[str, Sequence[tuple[float, float, float]]]) -> F
 def importance(searches: Mapping[str, Mapping[str, float]]) -> Figure:
     """Per search a bar for the share of each parameter; the same parameter in the same row."""
     names = sorted({name for shares in searches.values() for name in shares}, reverse=True)
-    figure, panels = base.panels_in_rows(len(searches), 0.9 + 0.35 * len(names))
-    for axes, (where, shares) in zip(panels, searches.items(), strict=True):
+    height = 0.9 + 0.35 * len(names)
+    figure, panels = base.panels(searches, height, sharey=True, xlabel="importance")
+    for axes, shares in panels:
         for y, name in enumerate(names):
             if name in shares:
                 axes.barh(y, shares[name], height=0.55, color=base.CYCLE[0])
@@ -95,7 +97,6 @@ def importance(searches: Mapping[str, Mapping[str, float]]) -> Figure:
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
-        axes.set(title=where, xlabel="importance")
     return figure
 
 
@@ -116,11 +117,10 @@ def heat_map(trials: pd.DataFrame) -> Figure:
         .agg(value=("value", "mean"), trials=("value", "size"), chosen=("chosen", "any"))
     )
     most = float(binned["value"].abs().max()) or 1e-6
-    names = sorted(set(trials["measurement"]))
-    figure, panels = base.panels_in_rows(
-        len(names), 1.0 + 0.5 * len(searches), columns=min(2, len(names))
-    )
-    for axes, name in zip(panels, names, strict=True):
+    measurements = {name: name for name in sorted(set(trials["measurement"]))}
+    xlabel, height = f"uncertainty_scale {GAMMA} (bins on a log scale)", 1.0 + 0.5 * len(searches)
+    figure, panels = base.panels(measurements, height, 2, sharey=True, xlabel=xlabel)
+    for axes, name in panels:
         grid = np.full((len(searches), BINS), np.nan)
         for (where, x), row in binned.loc[name].iterrows():
             y = searches.index(where)
@@ -136,9 +136,10 @@ def heat_map(trials: pd.DataFrame) -> Figure:
         axes.set_yticks([y + 0.5 for y in range(len(searches))], searches)
         axes.tick_params(length=0)
         axes.grid(visible=False)
-        axes.set(title=name, xlabel=f"uncertainty_scale {GAMMA} (bins on a log scale)")
-    panels[0].set_ylim(len(searches), 0)  # shared by all panels
-    figure.colorbar(mesh, ax=panels, label="score minus mean", shrink=0.9, pad=0.01)
+    panels[0][0].set_ylim(len(searches), 0)  # shared by all panels
+    figure.colorbar(
+        mesh, ax=[axes for axes, _ in panels], label="score minus mean", shrink=0.9, pad=0.01
+    )
     return figure
 
 
