@@ -7,11 +7,15 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from monai.networks.blocks.spatialattention import SpatialAttentionBlock
 from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
+
+BLOCKS = (DiffusionUNetResnetBlock, SpatialAttentionBlock)
+"""The parts of a UNet that are sharded, and computed again, one by one."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Workers:
     micro_batch: int | None = None
     """Most images at a time; the gradients of the parts are added up."""
     activation_checkpointing: bool = False
-    """Recompute the activations of residual blocks in the backward pass."""
+    """Recompute the activations of residual and attention blocks in the backward pass."""
     wrap: Callable[[nn.Module], nn.Module] | None = None
     """DDP; only its averaging of gradients is relied on."""
     sharded: bool = False
@@ -57,12 +61,12 @@ def exchanging(forward: nn.Module, now: bool) -> Iterator[None]:
 
 
 def shard(model: nn.Module) -> None:
-    """Cut the weights among all workers, in place: residual block by residual block, then the rest.
+    """Cut the weights among all workers, in place: block by block, then the rest.
 
     They are DTensors from then on.
     """
     for block in model.modules():
-        if isinstance(block, DiffusionUNetResnetBlock):
+        if isinstance(block, BLOCKS):
             fully_shard(block)
     fully_shard(model)
 
@@ -85,8 +89,8 @@ def local(value: Tensor) -> Tensor:
 
 
 def forget_activations(model: nn.Module) -> None:
-    """Turn activation checkpointing on in every residual block of a UNet, in place."""
+    """Turn activation checkpointing on in every residual and attention block, in place."""
     for block in model.modules():
-        if isinstance(block, DiffusionUNetResnetBlock):
+        if isinstance(block, BLOCKS):
             again = functools.partial(checkpoint, block.forward, use_reentrant=False)
             vars(block)["forward"] = again

@@ -90,18 +90,24 @@ def saved_bytes(config: DenoiserConfig, forget: bool) -> int:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_forgotten_activations_change_nothing(kind: Kind) -> None:
-    """Would catch a block that is computed otherwise the second time, or lost names of weights."""
-    plain = trained(CONFIGS[kind])
-    lean = trained(CONFIGS[kind], workers=Workers(activation_checkpointing=True))
+    """Would catch a block that is computed otherwise the second time, residual or attention, or
+    lost names of weights."""
+    attending = CONFIGS[kind].unet.model_copy(update={"attention": (False, True)})
+    config = CONFIGS[kind].model_copy(update={"unet": attending})
+    plain = trained(config)
+    lean = trained(config, workers=Workers(activation_checkpointing=True))
     same(lean, plain, 0)
     assert [row["loss"] for row in lean.history] == [row["loss"] for row in plain.history]
 
 
 def test_forgotten_activations_take_less_memory() -> None:
-    """Would catch checkpointing that is on and saves nothing."""
+    """Would catch checkpointing that is on and saves nothing, in attention blocks above all."""
     unet = UNetConfig(channels=(32, 32), attention=(False, False), num_res_blocks=2)
     config = CONFIGS["denoiser"].model_copy(update={"unet": unet})
     assert saved_bytes(config, True) < 0.6 * saved_bytes(config, False)
+    attending = unet.model_copy(update={"attention": (True, True)})
+    more = config.model_copy(update={"unet": attending})
+    assert saved_bytes(more, True) < 0.5 * saved_bytes(more, False)
 
 
 HALF = CONFIGS["denoiser"].model_copy(update={"precision": "float16"})
