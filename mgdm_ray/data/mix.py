@@ -8,11 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mgdm_ray.data.apportion import apportion, interleave
-from mgdm_ray.data.load import Split, to_tensor
+from mgdm_ray.data.load import Split
 from mgdm_ray.seeding import derive_seed
 
 if TYPE_CHECKING:
     import torch
+
+    from mgdm_ray.data.pixels import Pixels
 
 
 def synthetic_labels(
@@ -73,17 +75,19 @@ def duplicate_indices(
 
 def training_set(
     real: Split, added: tuple[torch.Tensor, torch.Tensor] | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images `[N + M, C, H, W]` float32 in [-1, 1] and labels `[N + M]` int64; real ones first.
+) -> tuple[Pixels, torch.Tensor]:
+    """Images `[N + M, C, H, W]` and labels `[N + M]` int64; real ones first, with 8 bits.
 
     ``added``: images `[M, C, H, W]` and labels `[M]`. They are clipped to [-1, 1], so that larger
     values do not give synthetic images away. ValueError for shapes that do not match.
     """
     import torch
 
-    images, labels = to_tensor(real.images), torch.from_numpy(real.labels)
+    from mgdm_ray.data.pixels import Pixels, to_pixels
+
+    images, labels = to_pixels(real.images), torch.from_numpy(real.labels)
     if added is None:
-        return images, labels
+        return Pixels((images,)), labels
     more, more_labels = added
     if more.shape[1:] != images.shape[1:] or len(more) != len(more_labels):
         raise ValueError(
@@ -91,6 +95,6 @@ def training_set(
             f"to real images {list(images.shape)}"
         )
     return (
-        torch.cat([images, more.to(torch.float32).clamp(-1, 1)]),
+        Pixels((images, more.to(torch.float32).clamp(-1, 1))),
         torch.cat([labels, more_labels.to(torch.int64)]),
     )

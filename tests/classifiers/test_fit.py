@@ -185,14 +185,18 @@ def test_shortest_trainings_work(steps: int) -> None:
 @pytest.mark.parametrize(
     ("images", "labels", "says"),
     [
-        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), "float32"),
+        (
+            torch.zeros(2, 1, 8, 8, dtype=torch.float64),
+            torch.zeros(2, dtype=torch.int64),
+            "float32",
+        ),
         (torch.zeros(0, 1, 8, 8), torch.zeros(0, dtype=torch.int64), "N > 0"),
         (torch.zeros(2, 1, 8, 8), torch.zeros(3, dtype=torch.int64), r"int64 \[2\]"),
         (torch.zeros(2, 1, 8, 8), torch.tensor([0, 3]), r"0 \.\. 2"),
     ],
 )
 def test_other_forms_are_refused(images: torch.Tensor, labels: torch.Tensor, says: str) -> None:
-    """Catches uint8 images, misaligned labels and labels of another dataset."""
+    """Catches images of another type, misaligned labels and labels of another dataset."""
     with pytest.raises(ValueError, match=says):
         fit(small(), images, labels, Recipe(DownstreamConfig(steps=1), 3, ("s",)))
 

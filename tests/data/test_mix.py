@@ -104,13 +104,13 @@ def test_training_set_puts_real_first() -> None:
     rng = np.random.default_rng(0)
     real = Split(rng.integers(0, 256, (4, 8, 8, 1), dtype=np.uint8), np.array([0, 1, 0, 1]))
     images, labels = training_set(real)
-    assert torch.equal(images, to_tensor(real.images))
+    assert torch.equal(images[:], to_tensor(real.images))
     added = (torch.zeros(3, 1, 8, 8), torch.tensor([1, 1, 0], dtype=torch.int32))
     more, more_labels = training_set(real, added)
-    assert torch.equal(more[:4], images)
+    assert torch.equal(more[:4], images[:])
     assert torch.equal(more[4:], added[0])
     assert more_labels.tolist() == [0, 1, 0, 1, 1, 1, 0]
-    assert (more.dtype, more_labels.dtype) == (torch.float32, torch.int64)
+    assert (more[:].dtype, more_labels.dtype) == (torch.float32, torch.int64)
     assert labels.tolist() == [0, 1, 0, 1]
     with pytest.raises(ValueError, match=r"\[3, 3, 8, 8\]"):
         training_set(real, (torch.zeros(3, 3, 8, 8), added[1]))

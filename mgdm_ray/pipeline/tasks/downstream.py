@@ -19,6 +19,7 @@ from mgdm_ray.config import DownstreamConfig, SyntheticConfig
 from mgdm_ray.data.info import DatasetInfo
 from mgdm_ray.data.load import Split, to_tensor
 from mgdm_ray.data.mix import duplicate_indices, synthetic_labels, training_set
+from mgdm_ray.data.pixels import to_pixels
 from mgdm_ray.pipeline.tasks.base import (
     Context,
     JobError,
@@ -93,7 +94,7 @@ def fit_downstream(job: Job, context: Context, folder: Path) -> Outcome:
         images,
         labels,
         recipe,
-        {name: to_tensor(split.images) for name, split in evaluated.items()},
+        {name: to_pixels(split.images) for name, split in evaluated.items()},
         step_progress(context, config.steps),
     )
     save_json(folder / "history.json", result.history)

@@ -25,6 +25,7 @@ from mgdm_ray.classifiers.networks import build_network
 from mgdm_ray.config import DownstreamConfig, JudgeConfig
 from mgdm_ray.data.load import to_tensor
 from mgdm_ray.data.npz import SplitName
+from mgdm_ray.data.pixels import to_pixels
 from mgdm_ray.evaluation.chance import chance_limit
 from mgdm_ray.evaluation.fidelity.memorisation import nearest
 from mgdm_ray.pipeline.job import FEATURES
@@ -110,7 +111,7 @@ def fit_judge(job: Job, context: Context, folder: Path) -> Outcome:
         class_weights=class_weights(config, train.labels, info.num_classes),
         device=context.device,
     )
-    images, labels = to_tensor(train.images), torch.from_numpy(train.labels)
+    images, labels = to_pixels(train.images), torch.from_numpy(train.labels)
     progress = step_progress(context, config.steps)
     result = fit(network, images, labels, recipe, on_step=progress)
     weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}

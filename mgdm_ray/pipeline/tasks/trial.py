@@ -10,8 +10,8 @@ import torch
 from mgdm_ray.classifiers.fit import Recipe, fit
 from mgdm_ray.classifiers.metrics import score
 from mgdm_ray.config import DownstreamConfig, GuidanceSetting
-from mgdm_ray.data.load import to_tensor
 from mgdm_ray.data.mix import training_set
+from mgdm_ray.data.pixels import to_pixels
 from mgdm_ray.diffusion.pipeline import forwards_per_image
 from mgdm_ray.pipeline.job import search_seed
 from mgdm_ray.pipeline.tasks.base import (
@@ -72,6 +72,6 @@ class TrialScorer:
         recipe = Recipe(
             self.config, classes, seed, class_weights=weights, device=self.context.device
         )
-        result = fit(model, images, labels, recipe, {"val": to_tensor(self.val.images)})
+        result = fit(model, images, labels, recipe, {"val": to_pixels(self.val.images)})
         metrics = score(result.probabilities["val"], self.val.labels, self.info.task)
         return metrics["balanced_accuracy"]

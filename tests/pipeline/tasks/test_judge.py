@@ -13,6 +13,7 @@ from mgdm_ray.classifiers.features import View, look
 from mgdm_ray.classifiers.fit import FitResult, Recipe, fit
 from mgdm_ray.config import StudyConfig
 from mgdm_ray.data.load import data_source, to_tensor
+from mgdm_ray.data.pixels import as_float
 from mgdm_ray.pipeline.plan import Job, make_plan
 from mgdm_ray.pipeline.tasks import judge as module
 from mgdm_ray.pipeline.tasks.base import Context, run
@@ -63,7 +64,7 @@ def test_it_learns_from_real_training_images_alone(
     """Catches a judge that has seen what it will compare, or learnt without the study's recipe."""
     _, _, given = trained
     train = data_source(DATASET).load("train")
-    assert torch.equal(given["images"], to_tensor(train.images))
+    assert torch.equal(as_float(given["images"]), to_tensor(train.images))
     assert given["labels"].tolist() == train.labels.tolist()
     recipe: Recipe = given["recipe"]
     assert recipe.augment
