@@ -30,20 +30,68 @@ environment.prepare(local=True)
 ROOT = Path(__file__).parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
+ON_ONE_RAY = ("runtime/test_search.py", "runtime/test_engine.py", "runtime/test_training.py")
+"""They share ``local_ray``, which each worker would start for itself."""
+APART = ("classifiers/test_networks.py", "data/test_phantoms.py", "storage/test_store_crashes.py")
+"""Modules of slow tests that share nothing: one by one at the end, they keep both workers busy."""
 HEAVY = {"browser", "bucket", "site", "workshop"}
 """Fixtures that take so long that the tests that use them are slow ones."""
 
 
-FIRST = ("test_study.py", "test_search.py", "test_store_crashes.py", "test_networks.py")
+FIRST = (
+    "test_study.py",
+    *ON_ONE_RAY,
+    "docs/test_commands.py",
+    "test_study_runs.py",
+    "test_leases.py",
+    "test_optuna_storage.py",
+    "test_listening.py",
+    "test_mlflow.py",
+    "test_mlflow_pages.py",
+    "test_api.py",
+    "test_probe.py",
+    "test_finalize.py",
+    "test_earlier_storage.py",
+)
 """Modules that take longest: started last, one of two workers would wait for the other."""
+
+
+def pytest_configure() -> None:
+    """Without Hypothesis' limit of 200 ms an example: a busy machine is no failure."""
+    from hypothesis import settings  # here, for workers of Ray import this module, too
+
+    settings.register_profile("patient", deadline=None)
+    settings.load_profile("patient")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A module goes to one worker, those of ON_ONE_RAY together, tests of APART one by one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.split("::", 1)[0]
+            if module.endswith(ON_ONE_RAY):
+                return "one Ray"
+            return nodeid if module.endswith(APART) else module
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadscope" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HEAVY.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
-    places = {name: place for place, name in enumerate(FIRST)}
-    items.sort(key=lambda item: places.get(item.path.name, len(FIRST)))
+    items.sort(key=lambda item: place_of(str(item.path)))
+
+
+def place_of(path: str) -> int:
+    """FIRST in its order, then the others, then APART."""
+    for place, name in enumerate(FIRST):
+        if path.endswith(f"/{name}"):
+            return place
+    return len(FIRST) + path.endswith(APART)
 
 
 TINY: dict[str, Any] = {

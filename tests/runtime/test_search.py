@@ -105,9 +105,9 @@ def test_every_arm_uses_what_the_search_chose(bench: Bench) -> None:
     assert len({c.metrics["train_images"] for c in cells.values()}) == 2
 
 
-def test_measurements_that_repeat_each_other_are_tried_once(bench: Bench) -> None:
+def test_measurements_that_repeat_each_other_are_tried_once(tmp_path: Path) -> None:
     """Would catch trials wasted on names for one direction (DESIGN section 2)."""
-    job = bench.only("search")
+    job = Bench(tmp_path).only("search")
 
     def tried(measurements: list[str], gradient: str, classes: int) -> list[str]:
         space = {**job.inputs["space"], "measurement": measurements, "gradient": gradient}
