@@ -52,5 +52,4 @@ def interleave(
     rng = np.random.default_rng(derive_seed("interleave", *seed_parts))
     labels = np.repeat(np.arange(len(counts)), counts)
     place = np.concatenate([(np.arange(n) + rng.random(n)) / max(n, 1) for n in counts])
-    mixed: NDArray[np.int64] = labels[np.argsort(place, kind="stable")].astype(np.int64)
-    return mixed
+    return labels[np.argsort(place, kind="stable")].astype(np.int64)

@@ -37,8 +37,7 @@ def cloud(rng: np.random.Generator, size: int, rows: int, columns: int | None = 
     """Smooth noise `[size, size]`, mean 0, variance 1, about ``rows`` x ``columns`` blobs."""
     columns = columns or rows
     normals = rng.standard_normal((rows, columns))
-    smooth: Array = _smoother(size, rows) @ normals @ _smoother(size, columns).T
-    return smooth
+    return _smoother(size, rows) @ normals @ _smoother(size, columns).T
 
 
 def edge(size: int, softness: float = 0.0) -> float:
@@ -48,15 +47,13 @@ def edge(size: int, softness: float = 0.0) -> float:
 
 def soft(distance: Array, width: float) -> Array:
     """1 where ``distance`` is far below 0, 0 far above it, an edge of ``width`` between."""
-    inside: Array = 0.5 - 0.5 * np.tanh(distance / width)
-    return inside
+    return 0.5 - 0.5 * np.tanh(distance / width)
 
 
 def blob(x: Array, y: Array, x0: float, y0: float, radius: float) -> Array:
     """Gaussian spot of height 1, never narrower than about half a pixel."""
     drawn = max(radius, 0.45 / len(x))
-    spot: Array = np.exp(-0.5 * ((x - x0) ** 2 + (y - y0) ** 2) / drawn**2)
-    return spot
+    return np.exp(-0.5 * ((x - x0) ** 2 + (y - y0) ** 2) / drawn**2)
 
 
 def polar(size: int, x0: float, y0: float, aspect: float, tilt: float) -> tuple[Array, Array]:
@@ -79,11 +76,9 @@ def outline(rng: np.random.Generator, angle: Array, roughness: float, spikes: fl
         centre, height = rng.uniform(-np.pi, np.pi), rng.uniform(0.3, 1.0) * spikes
         away = np.pi - np.abs(np.pi - np.abs(angle - centre))  # the shorter way around
         factor += height * np.exp(-0.5 * (away / 0.16) ** 2)
-    clipped: Array = np.clip(factor, 0.3, 2.5)
-    return clipped
+    return np.clip(factor, 0.3, 2.5)
 
 
 def paint(image: Array, share: Array, colour: Colour | Array) -> Array:
     """``image`` `[S, S, 3]` with ``colour`` laid over it where ``share`` `[S, S]` is 1."""
-    painted: Array = image + share[..., None] * (np.asarray(colour) - image)
-    return painted
+    return image + share[..., None] * (np.asarray(colour) - image)

@@ -230,8 +230,7 @@ def _opacity(rng: np.random.Generator, label: int, d: float, size: int, cx: floa
         x0, y0 = cx + side * rng.uniform(0.15, 0.28), rng.uniform(0.3, 0.7)
         patches = np.maximum(patches, blob(x, y, x0, y0, rng.uniform(0.06, 0.13)))
     ragged = np.clip(1 + 0.35 * cloud(rng, size, 10), 0.2, 1.8)
-    share: Array = np.clip(strength * patches * ragged, 0, 0.9)
-    return share
+    return np.clip(strength * patches * ragged, 0, 0.9)
 
 
 # Rows: nevus, melanoma, keratosis, vascular. Columns: colour (3) and dark colour (3) of the
