@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -136,21 +135,18 @@ def _volume(data: bytes) -> Any:
     """`[X, Y, Z]` in the nearest axial orientation; cached for the other slices."""
     from monai.data.image_reader import NibabelReader
 
-    packed = data[:2] == b"\x1f\x8b"
-    handle, name = tempfile.mkstemp(suffix=".nii.gz" if packed else ".nii")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
+    suffix = ".nii.gz" if data[:2] == b"\x1f\x8b" else ".nii"
+    with tempfile.NamedTemporaryFile(suffix=suffix) as file:
+        file.write(data)
+        file.flush()
         reader = NibabelReader(as_closest_canonical=True)
-        image = reader.read(name)
+        image = reader.read(file.name)
         shape = tuple(int(n) for n in image.shape)
         if len(shape) not in (2, 3) and not (len(shape) == 4 and shape[3] == 1):
             raise Unreadable(f"NIfTI of shape {shape}; only 2 or 3 dimensions are supported")
         if int(np.prod(shape, dtype=object)) > MAX_VOXELS:
             raise Unreadable(f"NIfTI of shape {shape} is too large")
         values = np.asarray(reader.get_data(image)[0])
-    finally:
-        os.unlink(name)
     if values.dtype.kind not in "iuf":
         raise Unreadable(f"NIfTI of {values.dtype}; numbers are needed")
     return values.reshape((*values.shape, 1, 1)[:3])
