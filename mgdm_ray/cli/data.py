@@ -11,8 +11,7 @@ from pathlib import Path
 
 from mgdm_ray.cli import study_draft
 from mgdm_ray.config import MEDMNIST, PHANTOMS, InputError, load_study
-from mgdm_ray.data.inspection.duplicates import identical, nearly_identical
-from mgdm_ray.data.inspection.findings import Finding, judge
+from mgdm_ray.data.inspection.findings import Finding, identical, judge, nearly_identical
 from mgdm_ray.data.inspection.page import Section, refused_section, section_of, write_page
 from mgdm_ray.data.inspection.summary import lines
 from mgdm_ray.data.inspection.survey import Survey, survey

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import yaml
 
 from mgdm_ray.config.file import shipped_studies
-from mgdm_ray.data.inspection.findings import UNEVEN
-from mgdm_ray.data.inspection.patients import guess_group
+from mgdm_ray.data.inspection.findings import UNEVEN, guess_group
 from mgdm_ray.data.inspection.summary import median_sides
 from mgdm_ray.data.inspection.survey import Survey
 from mgdm_ray.data.sources.prepare import TINY_CLASS

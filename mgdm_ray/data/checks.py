@@ -61,8 +61,7 @@ def check_splits(
         *_identical_images(splits),
         *_near_images(splits, thumbnails or {}),
         *_constant_images(splits),
-        *_missing_classes(splits),
-        *_class_counts(splits),
+        *_classes(splits),
     ]
 
 
@@ -180,15 +179,12 @@ def _constant_images(splits: Mapping[str, Split]) -> Iterable[Finding]:
         yield Finding("constant_image", message, tuple(constant))
 
 
-def _missing_classes(splits: Mapping[str, Split]) -> Iterable[Finding]:
+def _classes(splits: Mapping[str, Split]) -> Iterable[Finding]:
     labels = {name: set(split.labels.tolist()) for name, split in splits.items()}
     for name, found in labels.items():
         if absent := sorted(set[int]().union(*labels.values()) - found):
             classes = ", ".join(map(str, absent))
             yield Finding("missing_class", f"{name} has no image of class {classes}")
-
-
-def _class_counts(splits: Mapping[str, Split]) -> Iterable[Finding]:
     for name, split in splits.items():
         counts = np.unique(split.labels, return_counts=True)
         text = ", ".join(f"{k}: {n}" for k, n in zip(*counts, strict=True))

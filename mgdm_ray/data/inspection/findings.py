@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import yaml
 
-from mgdm_ray.data.inspection.duplicates import Pair
-from mgdm_ray.data.inspection.patients import guess_group
+from mgdm_ray.data.checks import near
 from mgdm_ray.data.inspection.survey import Survey
 from mgdm_ray.data.npz import SPLITS
 from mgdm_ray.data.sources.listing import shown, some
@@ -27,6 +30,12 @@ FITTED = {
     "crop": "Only their middle is used",
     "stretch": "Their aspect ratio changes",
 }
+PATTERNS = (
+    r"((?:patient|pat|sub|subject|case)[_-]?[A-Za-z]*[0-9]+)",
+    r"([A-Za-z]*[0-9]+)[_-][^/]*$",
+    r"/([^/]*[0-9][^/]*)/[^/]*$",
+)
+"""patient12 anywhere; P012_03.png; CLASS/P012/3.png."""
 TEXTS: dict[str, tuple[Level, str, str]] = yaml.safe_load(
     Path(__file__).with_name("findings.yaml").read_text(encoding="utf-8")
 )
@@ -48,6 +57,63 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.level}: {self.text}" + (f". {self.advice}" if self.advice else "")
+
+
+class Pair(NamedTuple):
+    """Two rows of a survey and their correlation."""
+
+    first: int
+    second: int
+    value: float
+
+
+def identical(found: Survey) -> list[list[int]]:
+    """Groups of rows whose pixels are equal, in any file format; constant images do not count."""
+    rows: dict[bytes, list[int]] = defaultdict(list)
+    for row, facts in enumerate(found.facts):
+        if not facts.constant:
+            rows[facts.digest].append(row)
+    return [group for group in rows.values() if len(group) > 1]
+
+
+def nearly_identical(found: Survey) -> list[Pair]:
+    """Pairs in different splits or classes that correlate above 0.99 without being identical.
+
+    The closest first; of each image only its nearest one in every other split and class.
+    """
+    labels = np.array([item.label for item in found.listing.items], dtype=np.int64)
+    splits = np.array([item.split for item in found.listing.items])
+    parts = [(splits == one, splits == other) for one, other in combinations(SPLITS, 2)]
+    parts += [(labels == k, labels > k) for k in range(len(found.listing.classes) - 1)]
+    pairs: dict[tuple[int, int], float] = {}
+    for left, right in (map(np.flatnonzero, part) for part in parts):
+        for value, one, other in near(found.small[left], found.small[right]):
+            first, second = sorted((int(left[one]), int(right[other])))
+            if found.facts[first].digest != found.facts[second].digest:
+                pairs[first, second] = value
+    ranked = sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0]))
+    return [Pair(first, second, value) for (first, second), value in ranked]
+
+
+class Guess(NamedTuple):
+    """A regular expression by which several images belong to one patient."""
+
+    pattern: str
+    patients: int
+
+
+def guess_group(paths: Sequence[str]) -> Guess | None:
+    """A pattern that matches every path and gives fewer patients than files, or None.
+
+    From names alone: the 1 of 1_2.png may be a date as well as a patient.
+    """
+    files = set(paths)
+    for pattern in PATTERNS:
+        found = [match for path in files if (match := re.search(pattern, path))]
+        names = {match.group(1) for match in found}
+        if len(found) == len(files) and 2 <= len(names) < len(files):
+            return Guess(pattern, len(names))
+    return None
 
 
 def judge(found: Survey, copies: list[list[int]], near: list[Pair]) -> list[Finding]:

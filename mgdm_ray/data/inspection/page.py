@@ -13,8 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mgdm_ray.config import InputError
-from mgdm_ray.data.inspection.duplicates import Pair
-from mgdm_ray.data.inspection.findings import Finding, caption
+from mgdm_ray.data.inspection.findings import Finding, Pair, caption
 from mgdm_ray.data.inspection.summary import HEADER, class_rows, facts
 from mgdm_ray.data.inspection.survey import Survey
 from mgdm_ray.data.sources.listing import shown

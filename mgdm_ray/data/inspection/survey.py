@@ -112,12 +112,15 @@ def _survey_own(source: Source, size: int) -> Survey:
     found.damaged = {**dict(opened.missing), **{listing.items[r].path: bad[r] for r in bad}}
     rows = sorted(facts)
     found.facts = [facts[row] for row in rows]
-    found.listing = listing.with_items(listing.items[row] for row in rows)
+    found.listing = listing = listing.with_items(listing.items[row] for row in rows)
     for new, old in enumerate(rows):
         if new < old:
             found.images[new], found.small[new] = found.images[old], found.small[old]
     found.images, found.small = found.images[: len(rows)], found.small[: len(rows)]
-    _count_identity(found)
+    files = {item.path for item in listing.items if kind_of(item, listing) == "dicom"}
+    found.dicom_files = len(files)
+    for path in sorted(files):
+        found.identity.update(medical.identity_in(contained(listing.root, path)))
     return found
 
 
@@ -165,11 +168,3 @@ def _keep(found: Survey, row: int, raw: Raw, shown: NDArray[np.uint8]) -> Facts:
         digest=content.digest(),
         text=may_hold_text(shown),
     )
-
-
-def _count_identity(found: Survey) -> None:
-    listing = found.listing
-    files = {item.path for item in listing.items if kind_of(item, listing) == "dicom"}
-    found.dicom_files = len(files)
-    for path in sorted(files):
-        found.identity.update(medical.identity_in(contained(listing.root, path)))

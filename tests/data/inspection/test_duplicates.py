@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from mgdm_ray.data.inspection.duplicates import identical, nearly_identical
+from mgdm_ray.data.inspection.findings import identical, nearly_identical
 from tests.data.inspection.surveys import fact, made, several
 
 

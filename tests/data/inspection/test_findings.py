@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from mgdm_ray.data.inspection import findings
-from mgdm_ray.data.inspection.duplicates import Pair
-from mgdm_ray.data.inspection.findings import LEVELS, TEXTS, Finding, caption, judge
+from mgdm_ray.data.inspection.findings import LEVELS, TEXTS, Finding, Pair, caption, judge
 from mgdm_ray.data.inspection.survey import Survey
 from tests.data.inspection.surveys import fact, made, several
 

@@ -13,8 +13,7 @@ import pytest
 
 from mgdm_ray.config import InputError
 from mgdm_ray.data.inspection import page
-from mgdm_ray.data.inspection.duplicates import Pair
-from mgdm_ray.data.inspection.findings import Finding
+from mgdm_ray.data.inspection.findings import Finding, Pair
 from mgdm_ray.data.inspection.page import refused_section, section_of, write_page
 from tests.data.inspection.surveys import fact, made, several
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mgdm_ray.data.inspection.patients import guess_group
+from mgdm_ray.data.inspection.findings import guess_group
 
 
 @pytest.mark.parametrize(
