@@ -41,7 +41,7 @@ def existing(ec2: Any, name: str) -> str | None:
 
 def head(ec2: Any) -> str:
     """Raises SnapshotError."""
-    filters = {"tag:ray-cluster-name": CLUSTER, "tag:ray-node-kind": "head",
+    filters = {"tag:ray-cluster-name": CLUSTER, "tag:ray-node-type": "head",
                "instance-state-name": "running"}  # fmt: skip
     found = ec2.describe_instances(
         Filters=[{"Name": name, "Values": [value]} for name, value in filters.items()]

@@ -13,7 +13,7 @@ import pytest
 
 from cluster import snapshot
 from cluster.check import FOLDER
-from tests.cluster.test_aws import Account, account, provider_of
+from tests.cluster.aws import Account, account, provider_of
 
 __all__ = ["account"]
 SECRET = (
