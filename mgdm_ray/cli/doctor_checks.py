@@ -311,16 +311,6 @@ def _require_answer(uri: str) -> None:
         raise Problem(f"MLflow: {uri} does not answer ({reason})", advice) from None
 
 
-CHECKS: tuple[Callable[[Setup], Iterator[str]], ...] = (
-    python_version,
-    packages,
-    computing,
-    ray_starts,
-    disk,
-    memory,
-    shared_memory,
-    data_folder,
-    datasets,
-    storage,
-    mlflow,
-)
+Checks = tuple[Callable[[Setup], Iterator[str]], ...]
+MACHINE: Checks = (python_version, packages, computing, ray_starts, disk, memory, shared_memory)
+CHECKS: Checks = (*MACHINE, data_folder, datasets, storage, mlflow)

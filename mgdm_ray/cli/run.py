@@ -35,8 +35,6 @@ HEADLINES = "balanced_accuracy fd best_score fresh_score balanced_accuracy_over_
 
 @dataclass(frozen=True)
 class Invocation:
-    """The options of one run."""
-
     command: str
     """The command line, for MLflow and for what to do next."""
     address: str | None = None

@@ -21,8 +21,6 @@ MANY_CORES = 8
 
 @dataclass(frozen=True)
 class Machine:
-    """Resources of a machine."""
-
     cores: int
     memory_gb: float
     gpus: int

@@ -317,7 +317,6 @@ class OwnImages(Npz):
 
 
 def data_source(config: DatasetConfig, data_dir: str | Path | None = None) -> DataSource:
-    """The dataset that ``config`` names."""
     kind = Phantom if config.phantom is not None else OwnImages if is_own(config) else Npz
     return kind(config, data_dir)
 

@@ -49,15 +49,14 @@ def _draw_split(
     name: str, config: PhantomConfig, size: int, split: str
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     painter, num_classes = _PAINTERS[name]
-    number = {"train": config.train, "val": config.val, "test": config.test}[split]
-    counts = class_counts(number, num_classes, config.imbalance)
+    counts = class_counts(getattr(config, split), num_classes, config.imbalance)
     labels = interleave(counts, "phantom", name, config.seed, split)
     images = []
     for i, label in enumerate(labels):
         rng = np.random.default_rng(derive_seed("phantom", name, config.seed, split, i))
         image = painter(rng, int(label), config.difficulty, size)
         images.append(np.clip(np.rint(image * 255), 0, 255).astype(np.uint8))
-    return np.stack(images).reshape(number, size, size, -1), labels
+    return np.stack(images).reshape(len(images), size, size, -1), labels
 
 
 def class_counts(number: int, num_classes: int, imbalance: float) -> NDArray[np.int64]:

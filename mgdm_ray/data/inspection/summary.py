@@ -49,13 +49,11 @@ def facts(found: Survey) -> list[tuple[str, str]]:
 
 
 def median_sides(found: Survey) -> tuple[int, int]:
-    """Median width and height."""
     wide, high = zip(*((one.width, one.height) for one in found.facts), strict=True)
     return round(median(wide)), round(median(high))
 
 
 def lines(found: Survey) -> list[str]:
-    """The summary for a terminal."""
     rows = [HEADER, *class_rows(found)]
     width = min(60, max(len(row[0]) for row in rows))
     table = [

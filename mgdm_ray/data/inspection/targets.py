@@ -19,8 +19,6 @@ STUDIES = (".yaml", ".yml")
 
 @dataclass(frozen=True)
 class Source:
-    """One dataset to inspect."""
-
     kind: str
     config: DatasetConfig
     data_dir: str

@@ -114,9 +114,8 @@ def _raw(image: Image.Image) -> Raw:
     mode = image.mode
     if mode in ("I;16", "I;16L", "I;16B", "I"):
         values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            return Raw(values.astype(np.float32), mode)
-        return Raw(values.astype(np.uint16), mode)
+        fits = values.min() >= 0 and values.max() <= 65535
+        return Raw(values.astype(np.uint16 if fits else np.float32), mode)
     if mode == "F":
         return Raw(finite(np.asarray(image, dtype=np.float32)), mode)
     if mode in ("1", "L"):

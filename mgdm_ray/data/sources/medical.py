@@ -20,15 +20,11 @@ from mgdm_ray.data.sources.image_files import (
 )
 
 MAX_VOXELS = 300_000_000
-IDENTITY = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientAddress",
-    "OtherPatientIDs",
-    "ReferringPhysicianName",
-    "InstitutionName",
-    "AccessionNumber",
+IDENTITY = tuple(
+    """
+    PatientName PatientID PatientBirthDate PatientAddress OtherPatientIDs ReferringPhysicianName
+    InstitutionName AccessionNumber
+    """.split()
 )
 """Tags that identify a person. Reported as filled or not, never with their values."""
 
