@@ -176,6 +176,7 @@ def _written(model: type[BaseModel], name: str) -> str:
 
 def _words(annotation: Any, metadata: list[Any], written: str) -> str:
     """An annotation in words: the values allowed."""
+    annotation = getattr(annotation, "__value__", annotation)  # of a named type
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _words(arguments[0], [*metadata, *annotation.__metadata__], written)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from typing_extensions import TypeAliasType
 
 Arm = Literal["real", "augment", "duplicate", "generate", "roundtrip", "perturb", "disturb"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
@@ -49,24 +50,30 @@ TIMM = "timm/"
 """Prefix of timm's networks."""
 TIMM_NAME = r"[A-Za-z0-9_.]+"
 
-Network = Annotated[
-    str,
-    AfterValidator(lambda v: known_network(v)),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"enum": list(TORCHVISION)},
-                {"type": "string", "pattern": f"^{TIMM}{TIMM_NAME}$"},
-            ]
-        }
-    ),
-]
-MeasurementName = Annotated[
-    str,
-    AfterValidator(lambda v: require_known(v, "measurement", MEASUREMENTS)),
-    # Users may register more.
-    WithJsonSchema({"anyOf": [{"enum": list(MEASUREMENTS)}, {"type": "string"}]}),
-]
+Network = TypeAliasType(
+    "Network",
+    Annotated[
+        str,
+        AfterValidator(lambda v: known_network(v)),
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {"enum": list(TORCHVISION)},
+                    {"type": "string", "pattern": f"^{TIMM}{TIMM_NAME}$"},
+                ]
+            }
+        ),
+    ],
+)
+MeasurementName = TypeAliasType(
+    "MeasurementName",
+    Annotated[
+        str,
+        AfterValidator(lambda v: require_known(v, "measurement", MEASUREMENTS)),
+        # Users may register more.
+        WithJsonSchema({"anyOf": [{"enum": list(MEASUREMENTS)}, {"type": "string"}]}),
+    ],
+)
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 

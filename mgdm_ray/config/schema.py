@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
-from mgdm_ray.config.base import MEDMNIST, PHANTOMS, MeasurementName, Network
+from mgdm_ray.config.base import MEDMNIST, PHANTOMS
 from mgdm_ray.config.study import StudyConfig
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -30,12 +29,7 @@ def study_schema() -> dict[str, Any]:
     Rules between keys are left to ``load_study``.
     """
     schema = StudyConfig.model_json_schema(schema_generator=_Generator)
-    parts = schema["$defs"]
-    _allow_short_datasets(schema, parts["DatasetConfig"])
-    shared = {"Network": Network, "MeasurementName": MeasurementName}
-    texts = {name: TypeAdapter(kind).json_schema() for name, kind in shared.items()}
-    schema["$defs"] = {name: _with_references(part, texts) for name, part in parts.items()} | texts
-    schema["properties"] = _with_references(schema["properties"], texts)
+    _allow_short_datasets(schema, schema["$defs"]["DatasetConfig"])
     return {"$schema": DIALECT, "title": "mgdm-ray study", **schema}
 
 
@@ -51,19 +45,6 @@ def _allow_short_datasets(schema: dict[str, Any], dataset: dict[str, Any]) -> No
     sizes = properties["train_size"]["anyOf"]
     [one] = [option for option in sizes if option.get("type") == "integer"]
     sizes.append({"type": "array", "items": one})
-
-
-def _with_references(node: Any, shared: dict[str, Any]) -> Any:
-    """``node`` with repeated parts replaced by references."""
-    for name, text in shared.items():
-        if isinstance(node, dict) and text.items() <= node.items():
-            rest = {key: value for key, value in node.items() if key not in text}
-            return {"$ref": f"#/$defs/{name}", **rest}
-    if isinstance(node, dict):
-        return {key: _with_references(value, shared) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_with_references(value, shared) for value in node]
-    return node
 
 
 def as_text() -> str:
