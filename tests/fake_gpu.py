@@ -10,7 +10,6 @@ of kernels (cuDNN's convolutions above all) and the allocator's gaps.
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,8 +18,9 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from mgdm_ray.diffusion.live_memory import LivePeak
 
 ATEN = torch.ops.aten
 GIB = 2**30
@@ -34,7 +34,7 @@ WAITS = {
 """Operations whose result the host reads, or whose size it must know."""
 
 
-class FakeGpu(TorchDispatchMode):
+class FakeGpu(LivePeak):
     """Counts, under a ``FakeTensorMode``, what happens on the one card that there is.
 
     ``live`` and ``peak`` are bytes of the storages on it. ``counts``: ``to device`` and ``to host``
@@ -44,19 +44,16 @@ class FakeGpu(TorchDispatchMode):
     """
 
     def __init__(self, device: str = "cuda") -> None:
-        super().__init__()
-        self.device = device
+        super().__init__(device)
         self.counts: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
-        self.live = self.peak = 0
-        self.known: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        if self.device == "cuda" and given and _is_real(given, kwargs):
+        if self.kind == "cuda" and given and _is_real(given, kwargs):
             with unset_fake_temporarily():  # made before, on the CPU: it has content
                 return func(*args, **kwargs)
         on_card = [self.has(x) for x in given]
@@ -86,24 +83,7 @@ class FakeGpu(TorchDispatchMode):
                     self.counts["waits"] += index.dtype in (torch.bool, torch.uint8)
 
     def has(self, value: Any) -> bool:
-        return isinstance(value, Tensor) and value.device.type == self.device
-
-    def hold(self, tensor: Tensor) -> None:
-        """Count the storage of ``tensor`` until it dies."""
-        if not self.has(tensor):
-            return
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.known:
-            return
-
-        def dead(_: Any) -> None:
-            self.known.pop(key, None)
-            self.live -= size
-
-        self.known[key] = weakref.ref(storage, dead)
-        self.live += size
-        self.peak = max(self.peak, self.live)
+        return isinstance(value, Tensor) and value.device.type == self.kind
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[Measured]:
@@ -179,6 +159,7 @@ def fake_gpu(*, memory: float = 24 * GIB, bfloat16: bool = True) -> Iterator[Fak
             *((cuda, name, ignored) for name in IGNORED),
             (cuda, "device", contextlib.nullcontext),
             (cuda, "mem_get_info", free),
+            (cuda, "memory_allocated", lambda _=None: gpu.live),
             (cuda, "is_bf16_supported", lambda **_: bfloat16),
             (cuda, "synchronize", lambda *_: gpu.counts.update(["waits"])),
             (torch.nn.functional, "scaled_dot_product_attention", fused),

@@ -14,6 +14,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from mgdm_ray.diffusion.live_memory import LivePeak
 from mgdm_ray.precision import autocast
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,11 @@ TIMED = 3
 NHWC_FROM_CHANNELS = 64
 """First-level width from which channels_last is faster on a CPU: narrower ones lose in group
 norm."""
+ON_GPU = 0.9
+"""Share of a GPU's memory for tensors; the rest is for workspaces of kernels and gaps. A batch that
+does not fit is halved."""
+CUDA_CONTEXT = 400 * 2**20
+"""Bytes that CUDA takes in each process."""
 LARGEST_BATCH = {"cpu": 64, "cuda": 512}
 """Larger batches gain nothing."""
 
@@ -138,12 +144,24 @@ def in_layout(model: nn.Module, device: str | torch.device, *, backward: bool = 
 
 
 def fitting_batch_size(bytes_per_image: int, device: str | torch.device, share: float) -> int:
-    """The largest power of two of images that half the free memory holds, from 1 to
-    LARGEST_BATCH."""
+    """The largest power of two of images that fit into memory, from 1 to LARGEST_BATCH."""
     kind = torch.device(device).type
-    free = share * memory_at_hand(device) / 2
+    if kind == "cuda":
+        free: float = ON_GPU * share_of_gpu(device, share)
+    else:
+        free = share * memory_at_hand(device) / 2
     most = min(LARGEST_BATCH.get(kind, 64), int(free // max(1, bytes_per_image)))
     return 1 << (max(1, most).bit_length() - 1)
+
+
+def share_of_gpu(device: str | torch.device, share: float) -> float:
+    """Bytes that this process may still take of the GPU that it has a ``share`` of.
+
+    Other processes may not have taken theirs yet, or have taken more.
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    mine = share * total - CUDA_CONTEXT - torch.cuda.memory_allocated(device)
+    return max(0.0, min(mine, free))
 
 
 def memory_at_hand(device: str | torch.device) -> int:
@@ -160,24 +178,20 @@ def memory_at_hand(device: str | torch.device) -> int:
 
 
 def activation_bytes(model: nn.Module, x_t: Tensor, labels: Tensor | None, *, graph: bool) -> int:
-    """Bytes that the layers' outputs for one image `[1, C, H, W]` take, counted by a forward.
+    """The most bytes alive at once in a forward of one image `[1, C, H, W]`, beside the weights.
 
-    More than is alive at once without a graph; with one (``graph``) twice that, for the gradients.
+    With ``graph`` also what the gradient with respect to the image keeps and makes.
     """
-    total = 0
-
-    def count(module: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG001
-        nonlocal total
-        if isinstance(output, Tensor):
-            total += output.numel() * output.element_size()
-
-    leaves = [m for m in model.modules() if not list(m.children())]
-    handles = [leaf.register_forward_hook(count) for leaf in leaves]
+    inner, precision = model, "float32"
+    if isinstance(model, Prepared):  # whose own forward counts calls and times them
+        inner, precision = model.model, model.execution.precision
     conditions = {} if labels is None else {"class_labels": labels}
-    try:
-        with torch.no_grad():
-            model(x_t, torch.zeros(1, dtype=torch.int64, device=x_t.device), **conditions)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return total * (2 if graph else 1)
+    t = torch.zeros(1, dtype=torch.int64, device=x_t.device)
+    x_t = x_t.detach().requires_grad_(graph)
+    with LivePeak(x_t.device) as memory, torch.set_grad_enabled(graph):
+        with autocast(precision, x_t.device):
+            made = inner(x_t, t, **conditions)
+        if graph:
+            made = torch.autograd.grad(made.float().sum(), x_t)
+        del made
+    return int(memory.peak)
