@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from mgdm_ray.pipeline.tasks.base import Context
 
 COLUMNS = ("kind", "jobs", "done", "failed", "to do", "s each", "CPU h", "GPU h", "MB", "from")
-WIDTHS = (-15, 6, 6, 8, 7, 9, 8, 8, 8)
-"""Of all columns but the last, in characters; negative: aligned left."""
+ROW = "{:<15}{:>6}{:>6}{:>8}{:>7}{:>9}{:>8}{:>8}{:>8}  {}"
 
 
 def show_plan(study: OpenedStudy, *, probe: bool, retry_failed: bool) -> None:
@@ -108,7 +107,7 @@ def show(estimate: PlanEstimate) -> None:
 
 
 def _table(estimate: PlanEstimate) -> Iterator[str]:
-    yield _line(*COLUMNS)
+    yield ROW.format(*COLUMNS)
     plan = estimate.plan
     for kind in plan.counts():
         yield _row(estimate, kind, [job for job in plan.jobs.values() if job.kind == kind])
@@ -130,13 +129,7 @@ def _row(estimate: PlanEstimate, kind: str, jobs: list[Job]) -> str:
         costs = [f"{hours:.2f}" for hours in estimate.hours(left)]
         costs.append("unknown" if size is None else f"{size / 1e6:.1f}")
     done = sum(job.key in estimate.manifests for job in jobs)
-    return _line(kind, *map(str, (len(jobs), done, failed, len(left))), each, *costs, basis)
-
-
-def _line(*texts: str) -> str:
-    columns = zip(texts[:-1], WIDTHS, strict=True)
-    cells = [f"{text:<{-w}}" if w < 0 else f"{text:>{w}}" for text, w in columns]
-    return f"{''.join(cells)}  {texts[-1]}".rstrip()
+    return ROW.format(kind, len(jobs), done, failed, len(left), each, *costs, basis).rstrip()
 
 
 def _basis(known: Collection[Estimate], jobs: int) -> str:
