@@ -157,7 +157,7 @@ def finish(factory: pytest.TempPathFactory) -> Finished:
     with locked(root / "lock"):
         if not (root / "first.json").exists():
             made.write(made.file)
-            compute_here(made, plan().jobs)
+            compute_here(StudyConfig.model_validate(STUDY), plan(), made.storage)
             done = run_study(made.file, made.storage)
             said = {n: getattr(done, n) for n in ("returncode", "stdout", "stderr")}
             (root / "first.json").write_text(json.dumps(said))
@@ -165,17 +165,19 @@ def finish(factory: pytest.TempPathFactory) -> Finished:
     return made
 
 
-def compute_here(made: Finished, jobs: Mapping[str, Job]) -> None:
+def compute_here(
+    config: StudyConfig, plan: Plan, storage: Path, data_dir: str | None = None
+) -> None:
     """All jobs that need no search, in this process."""
-    config = StudyConfig.model_validate(STUDY)
     context = Context(
-        str(made.storage),
-        str(made.study_folder),
+        str(storage),
+        str(storage / "studies" / config.name),
         {d.name: d for d in config.datasets},
+        data_dir,
         sampling_batch=config.sampling.batch_size,
     )
     later: set[str] = set()
-    for key, job in jobs.items():
+    for key, job in plan.jobs.items():
         if job.kind == "search" or later.intersection(job.needs.values()):
             later.add(key)
             continue

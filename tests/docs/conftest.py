@@ -9,16 +9,23 @@ from pathlib import Path
 
 import pytest
 
+from mgdm_ray.config import load_study
+from mgdm_ray.data.load import data_source
+from mgdm_ray.pipeline.plan import make_plan
 from tests.conftest import ROOT
 from tests.docs.workshop import Workshop, make_workshop
+from tests.finished import compute_here
 
 STUDY = ["python", "-m", "mgdm_ray.study", "studies/mine.yaml"]
 
 
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    """With the study that the how-to pages speak of, finished."""
+    """With the study that the how-to pages speak of, finished: what needs Ray on Ray."""
     made = make_workshop(tmp_path_factory.mktemp("workshop"))
+    config, data = load_study(made.folder / "studies" / "mine.yaml"), str(made.data)
+    plan = make_plan(config, {d.name: data_source(d, data).fingerprint() for d in config.datasets})
+    compute_here(config, plan, made.folder / "runs", data)
     done = subprocess.run(
         STUDY, cwd=made.folder, env=made.environment(), capture_output=True, text=True, check=False
     )
