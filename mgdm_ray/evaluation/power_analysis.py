@@ -11,7 +11,7 @@ import numpy as np
 
 from mgdm_ray.config import DatasetConfig, StudyConfig
 from mgdm_ray.evaluation import METRIC
-from mgdm_ray.evaluation.stats.paired import ALPHA, datasets_needed
+from mgdm_ray.evaluation.stats.paired import ALPHA, Floats, datasets_needed, pooled_variance
 from mgdm_ray.evaluation.stats.power import CELL_SD, COMMON, DISAGREE, POWER, Design, detectable
 from mgdm_ray.evaluation.stats.table import PRIMARY
 
@@ -47,9 +47,10 @@ def resolution(
     together = detectable(_together(here, designs), tests=len(pairs))
     origins = len({d.origin for d in config.datasets})
     count = f"{len(pairs)} primary contrast{'s' if len(pairs) > 1 else ''}"
+    several = f"all {len(here)} datasets, if they agree"
     lines = [
         f"{DETECTABLE} at {100 * POWER:.0f} % power ({count}, {cells} pairs of cells per dataset):",
-        f"  {_datasets(here)}: {together:.3f}",
+        f"  {several if len(here) > 1 else here[0].name}: {together:.3f}",
         f"  each dataset alone, not adjusted: {alone}",
     ]
     lines += _limits(len(pairs), cells * len(here), origins)
@@ -105,7 +106,7 @@ def spread(
         alike = json.dumps([inputs.get("dataset"), inputs.get("downstream")], sort_keys=True)
         cells = scores.setdefault((record["dataset"], alike), {})
         cells[record["network"], record["seed"], record["arm"]] = record["metrics"][METRIC]
-    squares: dict[str, list[tuple[float, int]]] = {}
+    groups: dict[str, list[Floats]] = {}
     for (dataset, _), cells in scores.items():
         for a, b in pairs:
             values = [
@@ -114,15 +115,10 @@ def spread(
                 if arm == a and (network, seed, b) in cells
             ]
             if len(values) > 1:
-                square = float(np.var(values, ddof=1)) * (len(values) - 1)
-                squares.setdefault(dataset, []).append((square, len(values)))
-    found = {}
-    for dataset, rows in squares.items():
-        number, total = sum(n for _, n in rows), sum(square for square, _ in rows)
-        if number >= FEWEST and total > 0:  # 0: all networks at chance
-            free = sum(n - 1 for _, n in rows)
-            found[dataset] = (math.sqrt(total / free), number)
-    return found
+                groups.setdefault(dataset, []).append(np.array(values))
+    found = {name: (math.sqrt(pooled_variance(g)), sum(map(len, g))) for name, g in groups.items()}
+    # 0: all networks at chance
+    return {name: (sd, n) for name, (sd, n) in found.items() if n >= FEWEST and sd > 0}
 
 
 def _together(datasets: Sequence[DatasetConfig], designs: Mapping[str, Design]) -> list[Design]:
@@ -138,12 +134,6 @@ def _together(datasets: Sequence[DatasetConfig], designs: Mapping[str, Design]) 
         )
         for group in groups.values()
     ]
-
-
-def _datasets(here: Sequence[DatasetConfig]) -> str:
-    if len(here) == 1:
-        return here[0].name
-    return f"all {len(here)} datasets, if they agree"
 
 
 def _limits(family: int, cells: int, origins: int) -> list[str]:

@@ -18,7 +18,7 @@ import numpy as np
 from scipy import stats as scipy_stats
 
 from mgdm_ray.evaluation.stats.images import LEVEL
-from mgdm_ray.evaluation.stats.paired import ALPHA, RANDOM_FLIPS, TIE, Floats
+from mgdm_ray.evaluation.stats.paired import ALPHA, RANDOM_FLIPS, TIE, Floats, pooled_variance
 
 FEWEST = 5
 """Fewest settings whose ranking can be significant: perfect agreement of 4 has p = 2/24."""
@@ -132,20 +132,13 @@ def optimism(
         raise ValueError(f"every network needs a fresh score; got {dict(fresh)}")
     mean = float(np.mean([group.mean() for group in groups]))
     total = sum(map(len, groups))
-    pooled = _pooled([*groups, *(np.asarray(v) for other in alike for v in other.values())])
+    pooled = pooled_variance([*groups, *(np.asarray(v) for other in alike for v in other.values())])
     half = math.nan
     if total > len(groups) and pooled > TIE**2:
         error = math.sqrt(pooled * sum(1 / len(group) for group in groups)) / len(groups)
         half = float(scipy_stats.t.ppf((1 + LEVEL) / 2, total - len(groups))) * error
     value = claimed - mean
     return Optimism(claimed, mean, value - half, value + half, total)
-
-
-def _pooled(groups: Sequence[Floats]) -> float:
-    """Variance within groups; 0 where no group has two values."""
-    freedom = sum(len(group) - 1 for group in groups)
-    squares = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
-    return squares / freedom if freedom else 0.0
 
 
 @dataclass(frozen=True)

@@ -188,6 +188,13 @@ def paired_contrast(
     )
 
 
+def pooled_variance(groups: Sequence[Floats]) -> float:
+    """Variance within groups; 0 where no group has two values."""
+    freedom = sum(len(group) - 1 for group in groups)
+    squares = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
+    return squares / freedom if freedom else 0.0
+
+
 def rank_biserial(differences: Sequence[float] | Floats) -> float:
     """Matched-pairs rank-biserial correlation: (positive - negative rank sum) / total, zeros out.
 

@@ -7,6 +7,7 @@ JMLR 7 (2006).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -71,38 +72,25 @@ def rank(values: Mapping[str, Mapping[str, float]], blocks: Sequence[str] = ()) 
 
 
 def _tested(names: list[str], table: np.ndarray) -> Ranking:
+    """p is that of F = (N - 1) chi2 / (N (k - 1) - chi2), with k - 1 and (k - 1)(N - 1) degrees of
+    freedom. Source: Iman and Davenport (1980), Demsar (2006) sec. 3.2.2."""
+    from scikit_posthocs import posthoc_nemenyi_friedman
     from scipy import stats
 
     blocks, count = table.shape
     ranks = stats.rankdata(-table, axis=1).mean(axis=0)
     chi2 = float(stats.friedmanchisquare(*table.T).statistic)
-    p = _iman_davenport(chi2, blocks, count)
-    pairs = _nemenyi(names, table) if p <= ALPHA else {}
-    by_name = {name: float(r) for name, r in zip(names, ranks, strict=True)}
-    return Ranking("", by_name, blocks, chi2, p, pairs)
-
-
-def _iman_davenport(chi2: float, blocks: int, count: int) -> float:
-    """p of F = (N - 1) chi2 / (N (k - 1) - chi2) with k - 1 and (k - 1)(N - 1) degrees of freedom.
-
-    Source: Iman and Davenport (1980), Demsar (2006) sec. 3.2.2.
-    """
-    from scipy import stats
-
-    room = blocks * (count - 1) - chi2
-    if room <= 1e-9:  # the same order in every block
-        return 0.0
-    f = (blocks - 1) * chi2 / room
-    return float(stats.f.sf(f, count - 1, (count - 1) * (blocks - 1)))
-
-
-def _nemenyi(names: list[str], table: np.ndarray) -> dict[tuple[str, str], float]:
-    from scikit_posthocs import posthoc_nemenyi_friedman
-
-    p = np.asarray(posthoc_nemenyi_friedman(table))
-    return {
-        (a, b): float(p[i, j]) for i, a in enumerate(names) for j, b in enumerate(names) if i < j
-    }
+    room, p = blocks * (count - 1) - chi2, 0.0
+    if room > 1e-9:  # else all blocks have the same order
+        f = (blocks - 1) * chi2 / room
+        p = float(stats.f.sf(f, count - 1, (count - 1) * (blocks - 1)))
+    nemenyi = {}
+    if p <= ALPHA:
+        found = np.asarray(posthoc_nemenyi_friedman(table))
+        indices = itertools.combinations(range(count), 2)
+        nemenyi = {(names[i], names[j]): float(found[i, j]) for i, j in indices}
+    by_name = dict(zip(names, map(float, ranks), strict=True))
+    return Ranking("", by_name, blocks, chi2, p, nemenyi)
 
 
 def critical_difference(count: int, blocks: int) -> float:

@@ -24,7 +24,7 @@ from mgdm_ray.config import (
     SamplingConfig,
 )
 from mgdm_ray.data.load import to_uint8
-from mgdm_ray.diffusion.guidance import register_measurement
+from mgdm_ray.diffusion.guidance import register_measurement as register_measurement
 from mgdm_ray.diffusion.inference import Execution
 from mgdm_ray.diffusion.pipeline import Sampler, TrainedDenoiser
 from mgdm_ray.diffusion.schedule import NoiseSchedule
@@ -41,16 +41,6 @@ from mgdm_ray.results.export.models_file import (
     read_models_file,
     small_json,
 )
-
-__all__ = [
-    "Denoiser",
-    "Guide",
-    "load_denoiser",
-    "load_guide",
-    "register_measurement",
-    "save_images",
-    "two_stage",
-]
 
 
 @dataclass(frozen=True)

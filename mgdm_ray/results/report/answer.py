@@ -30,12 +30,6 @@ def head(report: Builder) -> Markup:
         report=report,
         missing=len(missing),
         names=words.first_of(missing, NAMES_SHOWN),
-        sizes={
-            "dataset": len(report.datasets),
-            "network": len(report.networks),
-            "arm": len(report.arms),
-            "seed": len(report.seeds),
-        },
         seconds=sum(r.seconds for r in report.records if r.kind != "trial"),
         summary=_summary(report) if report.cells else "",
         forest=_forest(report),

@@ -17,7 +17,7 @@ from mgdm_ray.results.report.figures.base import Curve
 from mgdm_ray.results.report.page import render
 from mgdm_ray.results.report.synthetic import pictures_of
 from mgdm_ray.results.report.table import Cell, Row
-from mgdm_ray.results.report.words import DASH, counted, duration, first_of, percent, setting_text
+from mgdm_ray.results.report.words import DASH, duration, first_of, percent, setting_text
 from mgdm_ray.storage.records import Record
 
 STRENGTHS_TEXT = "from left to right: stage 1, then decoded at 0, 1/4, 1/2, 1, 2, 4 times gamma"
@@ -176,8 +176,8 @@ def provenance(report: Builder) -> Markup:
     return render(
         "provenance",
         report=report,
-        commits=_tally(Counter(r.git_commit or "unknown" for r in made)),
-        packages=_tally(Counter(_versions(r.versions) or "unknown" for r in made)),
+        commits=Counter(r.git_commit or "unknown" for r in made),
+        packages=Counter(_versions(r.versions) or "unknown" for r in made),
         versions=_versions(report.context.versions),
         datasets=report.table("datasets", header, rows, words=range(1, 5)),
         context=report.context,
@@ -186,10 +186,3 @@ def provenance(report: Builder) -> Markup:
 
 def _versions(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-
-
-def _tally(names: Counter[str]) -> str:
-    """All of them, with the number of jobs where there are several."""
-    if len(names) <= 1:
-        return "".join(names)
-    return "; ".join(f"{name} ({counted(count, 'job')})" for name, count in names.most_common())

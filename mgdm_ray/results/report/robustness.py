@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
@@ -27,7 +27,7 @@ def robustness(report: Builder) -> Markup | None:
     by_network: dict[str, list[str]] = {}
     for dataset, network in report.at_chance:
         by_network.setdefault(network, []).append(dataset)
-    leaked = {name: list(images) for name, images in report.context.leaked.items() if images}
+    leaked = {name: images for name, images in report.context.leaked.items() if images}
     return render(
         "robustness",
         by_dataset=_by_dataset(report),
@@ -96,7 +96,7 @@ def _above_chance(report: Builder) -> Markup:
     return report.table("without_guessing", header, rows)
 
 
-def _without_leaks(report: Builder, leaked: Mapping[str, list[int]]) -> Markup:
+def _without_leaks(report: Builder, leaked: Mapping[str, Sequence[int]]) -> Markup:
     """The contrasts again without test images that are (nearly) in another split."""
     # An image that leaks into the training set of one variant is left out of all of them.
     out: dict[str, list[int]] = {}
