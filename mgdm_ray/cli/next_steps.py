@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 from mgdm_ray.config import ScaleRange, StudyConfig
 from mgdm_ray.evaluation.chance import networks_at_chance
-from mgdm_ray.evaluation.stats.paired import ALPHA
-from mgdm_ray.evaluation.stats.table import PRIMARY
+from mgdm_ray.evaluation.stats.paired import ALPHA, PRIMARY
 from mgdm_ray.results.report.artefacts import Judge, guide_at_chance
 from mgdm_ray.storage.records import Record
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +14,7 @@ from mgdm_ray.data.info import dataset_info
 from mgdm_ray.pipeline.tasks.base import log_path
 from mgdm_ray.results.finalize import REPORT_FILE, Finalizer
 from mgdm_ray.results.mlflow import ui_command
-from mgdm_ray.results.report.artefacts import Judge, guide_at_chance, judges
+from mgdm_ray.results.report.artefacts import Judge, guide_at_chance, json_of, judges
 from mgdm_ray.results.report.cells import result_table
 from mgdm_ray.storage.records import Record
 
@@ -128,12 +127,10 @@ def _contradicted(finalizer: Finalizer, records: Iterable[Record]) -> set[str]:
 
     found = set()
     for record in records:
-        folder = finalizer.artefact(record)
-        if record.kind != "confirm" or record.status != "done" or folder is None:
-            continue
-        path = folder / "confirm.json"
-        if path.is_file() and Confirmed.of(json.loads(path.read_text())).is_contradicted:
-            found.add(str(record.dataset))
+        if record.kind == "confirm" and record.status == "done":
+            content = json_of(record, finalizer.artefact, "confirm.json")
+            if content and Confirmed.of(content).is_contradicted:
+                found.add(str(record.dataset))
     return found
 
 

@@ -11,9 +11,14 @@ import numpy as np
 
 from mgdm_ray.config import DatasetConfig, StudyConfig
 from mgdm_ray.evaluation import METRIC
-from mgdm_ray.evaluation.stats.paired import ALPHA, Floats, datasets_needed, pooled_variance
+from mgdm_ray.evaluation.stats.paired import (
+    ALPHA,
+    PRIMARY,
+    Floats,
+    datasets_needed,
+    pooled_variance,
+)
 from mgdm_ray.evaluation.stats.power import CELL_SD, COMMON, DISAGREE, POWER, Design, detectable
-from mgdm_ray.evaluation.stats.table import PRIMARY
 
 DETECTABLE = "minimum detectable difference in balanced accuracy"
 MOST_SEEDS = 20

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from mgdm_ray.results.mlflow.links import TRAINING, UI_DEFAULT
+from mgdm_ray.results.mlflow.tracker import TRAINING, UI_DEFAULT
 from tests.browser.conftest import Watched, watched
 from tests.browser.finished_study import ARMS, LEVEL, Finished
 

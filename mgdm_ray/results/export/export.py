@@ -106,7 +106,7 @@ class Measured:
         if models.guide:
             path = study.store.folder("fit_guide", models.guide.key) / "accuracy_over_t.json"
             curve = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        setting = setting_values(models.sampling, models.setting)
+        setting = setting_values(models)
         scores = [
             record.metrics["best_score"]
             for record in study.records("search", models.data.name)
@@ -135,7 +135,7 @@ def model_card(models: ModelsFile, measured: Measured) -> str:
     return environment.get_template("model_card.md.j2").render(
         models=models,
         measured=measured,
-        setting=setting_values(models.sampling, models.setting) if models.setting else None,
+        setting=setting_values(models) if models.setting else None,
         files={"config": CONFIG_FILE, "denoiser": DENOISER_FILE, "guide": GUIDE_FILE},
     )
 

@@ -26,6 +26,7 @@ from mgdm_ray.pipeline.job import Job
 from mgdm_ray.pipeline.plan import Plan, make_plan
 from mgdm_ray.pipeline.staging import bring_notes, open_storage
 from mgdm_ray.pipeline.warm_start import warm_points
+from mgdm_ray.results.export.models_file import ModelsFile
 from mgdm_ray.storage.records import Record
 from mgdm_ray.storage.store import Store
 
@@ -44,14 +45,11 @@ class Chosen:
     origin: str
     """For people: the study's, the search's, changed by hand."""
 
-    def values(self) -> dict[str, Any]:
-        return setting_values(self.sampling, self.setting)
 
-
-def setting_values(sampling: SamplingConfig, setting: GuidanceSetting | None) -> dict[str, Any]:
+def setting_values(of: Chosen | ModelsFile) -> dict[str, Any]:
     """The scales of stage 1 and the setting of stage 2, as a record's ``setting`` has them."""
-    scales = {name: getattr(sampling, name) for name in STAGE_ONE}
-    return {**scales, **(setting.model_dump(mode="json") if setting else {})}
+    scales = {name: getattr(of.sampling, name) for name in STAGE_ONE}
+    return {**scales, **(of.setting.model_dump(mode="json") if of.setting else {})}
 
 
 @dataclass(frozen=True)

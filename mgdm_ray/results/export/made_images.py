@@ -18,7 +18,7 @@ from mgdm_ray.data.mix import synthetic_labels
 from mgdm_ray.pipeline.job import Job
 from mgdm_ray.pipeline.limits import refusal
 from mgdm_ray.provenance import git_commit, versions
-from mgdm_ray.results.export.finished import FinishedStudy, label_of
+from mgdm_ray.results.export.finished import FinishedStudy, label_of, setting_values
 from mgdm_ray.results.export.labelled_folder import SYNTHETIC, LabelledFolder, new_folder
 
 Mix = Literal["study", "training", "balanced"]
@@ -95,7 +95,7 @@ class MadeImages:
             "study": self.study.config.name,
             "dataset": self.dataset.name,
             "arm": self.request.arm,
-            "setting": json.dumps(self.chosen.values(), sort_keys=True),
+            "setting": json.dumps(setting_values(self.chosen), sort_keys=True),
             "denoiser": self.denoiser.key,
             "guide": self.guide.key if self.guide else "",
             "licence": self.info.licence,
@@ -113,7 +113,7 @@ class MadeImages:
             "git_commit": git_commit(),
             "size": self.dataset.size,
             "channels": self.info.channels,
-            "setting": self.chosen.values(),
+            "setting": setting_values(self.chosen),
             "setting_is": self.chosen.origin,
             "sampling": self.chosen.sampling.model_dump(mode="json"),
             "reference": list(self.study.config.reference),

@@ -3,8 +3,7 @@
 It can be written again from the store at any time, any number of times.
 """
 
-from mgdm_ray.results.mlflow.links import ui_address, ui_command
 from mgdm_ray.results.mlflow.mirror import Mirror
-from mgdm_ray.results.mlflow.tracker import Tracker
+from mgdm_ray.results.mlflow.tracker import Tracker, ui_address, ui_command
 
 __all__ = ["Mirror", "Tracker", "ui_address", "ui_command"]

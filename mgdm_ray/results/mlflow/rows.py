@@ -55,7 +55,7 @@ class Row:
     params: Mapping[str, str] = field(default_factory=dict)
     """What varies between runs: the UI compares these first."""
     tags: Mapping[str, str] = field(default_factory=dict)
-    inputs: Sequence[tuple[Mapping[str, str], str]] = ()
+    input: tuple[Mapping[str, str], str] | None = None
     """Fields of MLflow's ``Dataset``, and the split it was used as."""
     images: Sequence[Path] = ()
     pictured: bool = False
@@ -98,7 +98,7 @@ def record_row(record: Record, folder: Path | None, datasets: Datasets) -> Row:
         curves=read_curves(folder) if folder else {},
         params=_params(record),
         tags=_tags(record),
-        inputs=_inputs(record, datasets),
+        input=_input(record, datasets),
         images=[path for path in images if path.is_file()],
         pictured=record.kind not in CELLS,
         setting=record.setting,
@@ -138,9 +138,9 @@ def _known(values: Mapping[str, object]) -> dict[str, str]:
     return {name: str(value) for name, value in values.items() if value not in (None, "", {})}
 
 
-def _inputs(record: Record, datasets: Datasets) -> list[tuple[dict[str, str], str]]:
+def _input(record: Record, datasets: Datasets) -> tuple[Mapping[str, str], str] | None:
     if record.dataset is None:
-        return []
+        return None
     facts = dict(datasets.get(record.dataset, {}))
     fields = {
         "name": record.dataset,
@@ -149,8 +149,7 @@ def _inputs(record: Record, datasets: Datasets) -> list[tuple[dict[str, str], st
         "source": json.dumps({"uri": str(facts.pop("source", record.dataset))}),
         "profile": json.dumps(facts, default=str),
     }
-    split = record.split or ("val" if record.kind in ("search", "trial") else "train")
-    return [(fields, split)]
+    return fields, record.split or ("val" if record.kind in ("search", "trial") else "train")
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:

@@ -1,4 +1,4 @@
-"""Write rows to MLflow runs, and find them again.
+"""Write rows to MLflow runs, and find them and their pages again.
 
 The tag ``mgdm.key`` (a record's content key) identifies a run. If its tag ``mgdm.digest`` (a hash
 of its content) has changed, the run is replaced. MLflow's failures are reported once and never
@@ -8,6 +8,7 @@ stop a study.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import sqlite3
@@ -15,8 +16,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
-from mgdm_ray.results.mlflow.links import compare_page
 from mgdm_ray.results.mlflow.rows import (
     ARM,
     Row,
@@ -52,6 +53,10 @@ EXPERIMENT_TAGS = {
         "synthetic images `tags.kind = 'assess'`."
     ),
 }
+UI_DEFAULT = "http://127.0.0.1:5000"
+"""Default address of ``mlflow ui``."""
+TRAINING = "workflowType=machine_learning"
+"""Without it MLflow 3 shows its pages for language models."""
 MAX_FAILURES = 3
 BATCH = 800
 """Metrics in one call; MLflow allows 1000 metrics, params and tags together."""
@@ -207,7 +212,7 @@ class Tracker:
         self._children[row.key] = run
         run_id = run.info.run_id
         self._log_files(run_id, row)
-        self._log_inputs(run_id, row)
+        self._log_input(run_id, row)
         self._log_values(run_id, row, end)
         # Until then the run counts as unfinished and would be written again.
         self.client.set_terminated(run_id, row.status, end_time=end)
@@ -222,11 +227,12 @@ class Tracker:
         if row.setting:
             self.client.log_dict(run_id, dict(row.setting), "setting.json")
 
-    def _log_inputs(self, run_id: str, row: Row) -> None:
+    def _log_input(self, run_id: str, row: Row) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        for fields, split in row.inputs:
-            given = DatasetInput(Dataset(**fields), [InputTag("mlflow.data.context", split)])
+        if row.input:
+            tags = [InputTag("mlflow.data.context", row.input[1])]
+            given = DatasetInput(Dataset(**row.input[0]), tags)
             self.client.log_inputs(run_id, datasets=[given])
 
     def _log_values(self, run_id: str, row: Row, now: int) -> None:
@@ -326,3 +332,27 @@ def _metrics(values: Mapping[str, float], now: int) -> list[Metric]:
     from mlflow.entities import Metric
 
     return [Metric(metric_name(name), value, now, 0) for name, value in values.items()]
+
+
+def ui_command(uri: str) -> str:
+    """The command, or the address of a server, that shows the runs."""
+    if _is_server(uri):
+        return uri
+    return f"mlflow ui --backend-store-uri {uri} --host 127.0.0.1"
+
+
+def ui_address(uri: str, page: str) -> str:
+    """The full address of a page from ``compare_page``."""
+    return f"{uri.rstrip('/') if _is_server(uri) else UI_DEFAULT}/{page}"
+
+
+def compare_page(experiment_id: str, run_ids: Sequence[str]) -> str:
+    """The page that compares runs in this order, relative to the address of any server."""
+    runs, experiments = (
+        quote(json.dumps(ids, separators=(",", ":"))) for ids in (list(run_ids), [experiment_id])
+    )
+    return f"#/compare-runs?runs={runs}&experiments={experiments}&{TRAINING}"
+
+
+def _is_server(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))

@@ -75,6 +75,7 @@ def _answer(report: Builder) -> dict[str, object]:
     first, *others = family
     absent, needed = report.absent(first), datasets_needed(len(family))
     smallest = detectable_after(first, len(family))
+    guides = [record for record in report.records if guide_at_chance(record)]
     # The other half of the question: is the arm better than nothing added?
     real = [c for c in report.secondary if c.pair == (first.arm_a, "real") and c.n]
     return {
@@ -89,29 +90,9 @@ def _answer(report: Builder) -> dict[str, object]:
             ),
             ("Other controls", " ".join(say("other", c, report.absent(c)) for c in others)),
             ("Scope", say("scope", first, needed)),
-            ("Caveats", _caveats(report, first.note)),
+            ("Caveats", say("caveats", first.note, report, guides)),
         ],
     }
-
-
-def _caveats(report: Builder, note: str) -> str:
-    guides = [
-        f"{record.dataset} ({words.percent(record.metrics['share_of_t_at_chance'])})"
-        for record in report.records
-        if guide_at_chance(record)
-    ]
-    judges = [
-        f"{name} ({' and '.join(judge.at_chance)} images)"
-        for name, judge in report.judges.items()
-        if judge.at_chance
-    ]
-    leaks = [
-        f"{words.counted(len(images), 'test image')} of {name}"
-        for name, images in report.context.leaked.items()
-        if images
-    ]
-    trained = {cell[:2] for cell in report.cells}
-    return say("caveats", note, len(report.at_chance), len(trained), guides, judges, leaks)
 
 
 def _summary(report: Builder) -> Markup:

@@ -1,6 +1,7 @@
 """Read the files of artefacts: absent and damaged ones are left out.
 
-The judge and its measures by dataset and arm; test predictions of cells, paired image by image.
+The trials of searches; the judge and its measures by dataset and arm; test predictions of cells,
+paired image by image.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from mgdm_ray.evaluation.chance import chance_limit
 from mgdm_ray.evaluation.stats.images import PairedPredictions
 from mgdm_ray.evaluation.stats.paired import CellId
 from mgdm_ray.pipeline.job import FEATURES
+from mgdm_ray.pipeline.trials import TRIALS_FILE, Trial, best_trial
 from mgdm_ray.results.report.cells import cell_id, in_order
 from mgdm_ray.storage.records import Record
 
@@ -51,6 +53,30 @@ def arrays_of(record: Record, artefact: Artefact, name: str) -> Arrays:
         return load_file(path) if path else {}
     except SafetensorError:
         return {}
+
+
+def where_of(record: Record) -> str:
+    """Name of a search: its dataset, or dataset and network."""
+    return " · ".join(part for part in (record.dataset, record.network) if part) or "?"
+
+
+def read_trials(records: Sequence[Record], artefact: Artefact) -> list[Trial]:
+    """Trials of all searches: from each one's ``trials.json``, else from the trial records."""
+    found = [
+        Trial.of(row, where_of(record))
+        for record in records
+        if record.kind == "search"
+        for row in json_of(record, artefact, TRIALS_FILE) or ()
+    ]
+    single = [record for record in records if record.kind == "trial"]
+    return found or [Trial.of_record(r, number, where_of(r)) for number, r in enumerate(single)]
+
+
+def best_trials(found: Sequence[Trial]) -> dict[str, Trial]:
+    """``best_trial`` per search."""
+    searches = dict.fromkeys(trial.where for trial in found)
+    best = {where: best_trial(t for t in found if t.where == where) for where in searches}
+    return {where: trial for where, trial in best.items() if trial}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
@@ -14,9 +14,8 @@ from matplotlib.figure import Figure
 
 from mgdm_ray.evaluation.chance import networks_at_chance
 from mgdm_ray.evaluation.stats.images import ImageContrast, image_contrast
-from mgdm_ray.evaluation.stats.paired import CellId, Contrast
-from mgdm_ray.evaluation.stats.table import PRIMARY, contrast_table
-from mgdm_ray.results.report import artefacts, cells, jobs, page
+from mgdm_ray.evaluation.stats.paired import PRIMARY, CellId, Contrast, contrast_table
+from mgdm_ray.results.report import artefacts, cells, page
 from mgdm_ray.results.report.figures import base
 from mgdm_ray.results.report.table import Cell, Table, csv_text
 from mgdm_ray.storage.records import Record
@@ -59,15 +58,6 @@ class ReportContext:
     """Added images per real one in the cells; None where another setting fixes their number."""
 
 
-class Picture(NamedTuple):
-    """An image on the page; the caption begins with ``name`` in bold."""
-
-    source: str
-    alt: str
-    name: str
-    caption: str
-
-
 class Builder:
     """What every section needs: records by role, and ways to write files beside the page."""
 
@@ -93,15 +83,16 @@ class Builder:
         self.seeds = sorted({cell[3] for cell in every})
         self.chance = {n: 1 / len(i["classes"]) for n, i in self.info.items() if i.get("classes")}
         """Balanced accuracy of guessing, by dataset."""
+        self.trained = {cell[:2] for cell in self.cells}
         self.at_chance = networks_at_chance(self.cells, self.chance, self.arms)
         self.origins = {d: context.origins.get(d, d) for d in self.datasets}
         self.predictions = artefacts.read_predictions(self.records, context.artefact)
         self.primary = self.contrasts(PRIMARY)
         self.secondary = self.contrasts(cells.SECONDARY)
-        self.trials = jobs.trials(self.records, context.artefact)
+        self.trials = artefacts.read_trials(self.records, context.artefact)
         self.judges = artefacts.judges(self.records, context.artefact)
         self.assessed = artefacts.assessments(self.records, context.artefact)
-        self.problems = jobs.problems(self.records, self.expected)
+        self.problems = cells.problems(self.records, self.expected)
 
     def contrasts(
         self, pairs: Sequence[tuple[str, str]], above_chance: bool = False
@@ -146,10 +137,11 @@ class Builder:
         self.save(f"figures/{name}.png", data)
         return page.data_uri(data)
 
-    def picture(self, file: str, data: bytes, alt: str, name: str, caption: str) -> Picture:
-        """Keep an image as ``figures/FILE.png``, with a lighter one for the page."""
+    def picture(self, file: str, data: bytes, **words: str) -> dict[str, str]:
+        """Keep an image as ``figures/FILE.png``; a lighter ``source`` for the page, with ``alt``,
+        ``name`` (bold) and ``caption``."""
         self.save(f"figures/{file}.png", data)
-        return Picture(page.data_uri(page.light(data)), alt, name, caption)
+        return {"source": page.data_uri(page.light(data)), **words}
 
     def table(
         self,

@@ -1,4 +1,4 @@
-"""Cells of a study and the numbers that its tables show, as functions over records.
+"""Cells of a study, what failed, and the numbers that tables show, as functions over records.
 
 All statistics come from ``evaluation.stats``; nothing here draws or writes.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from mgdm_ray.evaluation import METRIC
 from mgdm_ray.evaluation.stats.paired import CellId, Summary, summarise
-from mgdm_ray.results.report.words import DASH, GAMMA, signed
+from mgdm_ray.results.report.words import DASH, GAMMA, cell_title, job_title, signed
 from mgdm_ray.storage.records import Record
 
 ARM_MEANING = {
@@ -57,6 +57,31 @@ def reasons(records: Iterable[Record]) -> dict[CellId, str]:
         for record in records
         if record.is_cell and record.status != "done"
     }
+
+
+def problems(
+    records: Iterable[Record], expected: Iterable[CellId]
+) -> list[tuple[str, str, list[str]]]:
+    """(status, reason, names) of everything that is not done, equal reasons together.
+
+    Jobs that did not run because one that they need failed are ``blocked``, under its reason.
+    Pruned trials are left out; planned cells without a record are ``not run``.
+    """
+    records = list(records)
+    groups: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        if record.status in ("failed", "refused"):
+            root = BLOCKED.sub("", record.reason)
+            status = record.status if root == record.reason else "blocked"
+            groups.setdefault((status, root), []).append(job_title(record))
+    there = {cell_id(record) for record in records if record.is_cell}
+    absent = [cell for cell in expected if cell not in there]
+    if absent:
+        names = [f"cell {cell_title(cell)}" for cell in absent]
+        groups["not run", "no record: the study stopped early"] = names
+    order = ["failed", "refused", "blocked", "not run"]
+    found = [(status, reason, names) for (status, reason), names in groups.items()]
+    return sorted(found, key=lambda problem: (order.index(problem[0]), problem))
 
 
 def in_order(arms: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from mgdm_ray.evaluation.stats.paired import summarise
 from mgdm_ray.results.report import cells
-from mgdm_ray.results.report.builder import Builder, Picture
+from mgdm_ray.results.report.builder import Builder
 from mgdm_ray.results.report.figures import models as figures
 from mgdm_ray.results.report.figures.base import Curve
 from mgdm_ray.results.report.page import render
@@ -82,17 +82,15 @@ def _mean_curve(curves: Sequence[Curve]) -> Curve:
 
 def images(report: Builder) -> Markup | None:
     """Real images beside those of each arm, dataset by dataset."""
-    shown: dict[str, dict[str, list[Picture]] | None] = {}
+    shown: dict[str, dict[str, list[dict[str, str]]] | None] = {}
     for dataset in report.datasets:
         if dataset in report.context.without_pictures:
             shown[dataset] = None
             continue
-        grids = [
-            report.picture(
-                f"grid-{dataset}-{name}", path.read_bytes(), f"{dataset}, {name}", name, setting
-            )
-            for name, setting, path in _grids(report, dataset)
-        ]
+        grids = []
+        for name, setting, path in _grids(report, dataset):
+            words = {"alt": f"{dataset}, {name}", "name": name, "caption": setting}
+            grids.append(report.picture(f"grid-{dataset}-{name}", path.read_bytes(), **words))
         if grids:
             entropy = pictures_of(report, dataset, "entropy")
             shown[dataset] = {"grids": grids, "entropy": entropy}
@@ -114,9 +112,8 @@ def _grids(report: Builder, dataset: str) -> list[tuple[str, str, Path]]:
             continue
         real = record.kind == "fit_denoiser"
         arm = "real" if real else record.arm or record.kind
-        folder = report.context.artefact(record)
-        path = folder / ("real.png" if real else "grid.png") if folder else None
-        if path is None or not path.is_file() or not (real or arm in report.arms):
+        path = report.file(record, "real.png" if real else "grid.png")
+        if path is None or not (real or arm in report.arms):
             continue  # also stage 1 of a study without the arm generate
         cell = used.get(arm)
         same_network = cell is None or record.network in (None, cell.network)

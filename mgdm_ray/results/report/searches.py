@@ -13,9 +13,9 @@ from markupsafe import Markup
 from mgdm_ray.evaluation.selection_bias import FEWEST, FEWEST_SEEDS, Agreement, Confirmed
 from mgdm_ray.pipeline.trials import Trial
 from mgdm_ray.results.report import words
+from mgdm_ray.results.report.artefacts import best_trials, where_of
 from mgdm_ray.results.report.builder import Builder
 from mgdm_ray.results.report.figures import searches as plots
-from mgdm_ray.results.report.jobs import best_trials, where_of
 from mgdm_ray.results.report.page import render, say
 from mgdm_ray.results.report.table import Cell, Row, interval, number
 from mgdm_ray.storage.records import Record

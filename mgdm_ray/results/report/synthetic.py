@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from mgdm_ray.evaluation.stats.paired import summarise
 from mgdm_ray.results.report import cells
 from mgdm_ray.results.report.artefacts import Assessed
-from mgdm_ray.results.report.builder import Builder, Picture
+from mgdm_ray.results.report.builder import Builder
 from mgdm_ray.results.report.figures import models
 from mgdm_ray.results.report.page import render, say
 from mgdm_ray.results.report.table import Cell, Row, number
@@ -74,15 +74,15 @@ def copies(report: Builder) -> Markup | None:
     return render("copies", table=table, pictures=pictures)
 
 
-def pictures_of(report: Builder, dataset: str, what: str) -> list[Picture]:
+def pictures_of(report: Builder, dataset: str, what: str) -> list[dict[str, str]]:
     """``closest`` pairs, or images with their ``entropy``, of all arms; none if withheld."""
     shown = []
     for one in report.assessed.get(dataset, ()):
         path = one.folder / f"{what}.png" if one.folder else None
         if path and path.is_file() and dataset not in report.context.without_pictures:
             file = f"{what}-{dataset}-{one.name.replace(' ', '-')}"
-            alt = f"{dataset}, {one.name}: {what}"
-            shown.append(report.picture(file, path.read_bytes(), alt, one.name, what))
+            words = {"alt": f"{dataset}, {one.name}: {what}", "name": one.name, "caption": what}
+            shown.append(report.picture(file, path.read_bytes(), **words))
     return shown
 
 

@@ -15,12 +15,12 @@ from scipy import stats as scipy_stats
 from mgdm_ray.evaluation.stats.paired import (
     CellId,
     Contrast,
+    contrast_table,
     holm,
     paired_contrast,
     rank_biserial,
     summarise,
 )
-from mgdm_ray.evaluation.stats.table import contrast_table
 
 SCORES = st.lists(
     st.tuples(st.integers(0, 200), st.integers(0, 200), st.sampled_from("pqr")),

@@ -15,8 +15,8 @@ from mlflow.entities import Run, ViewType
 from mlflow.tracking import MlflowClient
 
 from mgdm_ray.results.mlflow import Tracker
-from mgdm_ray.results.mlflow.links import ui_address, ui_command
 from mgdm_ray.results.mlflow.rows import run_name
+from mgdm_ray.results.mlflow.tracker import ui_address, ui_command
 from mgdm_ray.storage.records import Record
 from tests.study_example import ARMS, Example, make_example
 

@@ -7,6 +7,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,6 +21,7 @@ from mgdm_ray.results.report.page import say
 from mgdm_ray.results.report.results import contrast_text
 from mgdm_ray.results.report.synthetic import distance_text
 from mgdm_ray.results.report.words import signed, span
+from mgdm_ray.storage.records import Record
 from tests import golden
 from tests.evaluation.stats.test_paired import CLAIMS, contrast
 from tests.results.report.page import read_page, rows_of
@@ -83,7 +85,12 @@ def test_sentences() -> None:
     lines += [f"scope, {name}: {say('scope', CASES[name], datasets_needed(3))}" for name in scopes]
     for sentence in ("against_real", "other"):
         lines += [f"{sentence}: {say(sentence, CASES['better here'], absent)}" for absent in (0, 1)]
-    lines.append(f"caveats: {say('caveats', 'rough', 1, 4, ['d (75 %)'], ['d', 'e'], [])}")
+    judges = {name: SimpleNamespace(at_chance=["test"]) for name in "de"}
+    report = SimpleNamespace(
+        at_chance=[1], trained=range(4), judges=judges, context=SimpleNamespace(leaked={"d": [7]})
+    )
+    guide = Record("g", "fit_guide", "done", dataset="d", metrics={"share_of_t_at_chance": 0.75})
+    lines.append(f"caveats: {say('caveats', 'rough', report, [guide])}")
     for name, changes in SEARCHES.items():
         result = search_result(**changes)
         text = ("optimism", result, FEWEST_SEEDS)

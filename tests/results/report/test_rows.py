@@ -10,7 +10,7 @@ import pytest
 
 from mgdm_ray.config import GuidanceSetting
 from mgdm_ray.pipeline.trials import Trial
-from mgdm_ray.results.report import cells, jobs, words, write_report
+from mgdm_ray.results.report import artefacts, cells, words, write_report
 from mgdm_ray.results.report.cells import result_rows, result_table
 from mgdm_ray.results.report.table import Table
 from mgdm_ray.storage.records import Record, Status
@@ -64,7 +64,7 @@ def test_blocked_jobs_are_grouped_by_their_root_cause() -> None:
         *(replace(cell("disturb", 0.5, s), status="failed", reason=reason) for s in range(3)),
         Record(key="t", kind="trial", status="pruned", reason="stopped early"),
     ]
-    found = jobs.problems(records, [("d", "n", "real", 0)])
+    found = cells.problems(records, [("d", "n", "real", 0)])
     assert [(status, why, len(names)) for status, why, names in found[:2]] == [
         ("failed", "nan", 1),
         ("blocked", "nan", 3),
@@ -81,14 +81,14 @@ def test_best_trial_is_finished_and_highest() -> None:
 
     rows = [trial(0, 0.6, "done"), trial(1, 0.9, "pruned"), trial(2, None, "failed"),
             trial(3, 0.7, "done"), trial(4, 0.7, "done")]  # fmt: skip
-    assert jobs.best_trials(rows)["d"].number == 3
+    assert artefacts.best_trials(rows)["d"].number == 3
 
 
 def test_trials_without_a_search_artefact_come_from_records() -> None:
     record = Record(
         key="t", kind="trial", status="done", dataset="d", setting=SETTING, metrics={"score": 0.4}
     )
-    (trial,) = jobs.trials([record], lambda _: None)
+    (trial,) = artefacts.read_trials([record], lambda _: None)
     assert (trial.where, trial.score) == ("d", 0.4)
 
 
