@@ -11,13 +11,8 @@ import numpy as np
 
 from mgdm_ray.config import DatasetConfig, StudyConfig
 from mgdm_ray.evaluation import METRIC
-from mgdm_ray.evaluation.stats.paired import (
-    ALPHA,
-    PRIMARY,
-    Floats,
-    datasets_needed,
-    pooled_variance,
-)
+from mgdm_ray.evaluation.stats.images import Floats
+from mgdm_ray.evaluation.stats.paired import ALPHA, PRIMARY, datasets_needed, pooled_variance
 from mgdm_ray.evaluation.stats.power import CELL_SD, COMMON, DISAGREE, POWER, Design, detectable
 
 DETECTABLE = "minimum detectable difference in balanced accuracy"

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from scipy import stats as scipy_stats
 
-from mgdm_ray.evaluation.stats.images import LEVEL
-from mgdm_ray.evaluation.stats.paired import ALPHA, RANDOM_FLIPS, TIE, Floats, pooled_variance
+from mgdm_ray.evaluation.stats.images import LEVEL, Floats
+from mgdm_ray.evaluation.stats.paired import ALPHA, RANDOM_FLIPS, TIE, pooled_variance
 
 FEWEST = 5
 """Fewest settings whose ranking can be significant: perfect agreement of 4 has p = 2/24."""

@@ -166,9 +166,8 @@ def image_contrast(
         w * _replicates(group, math.sqrt(part.total), n_boot, rng)
         for w, group, part in zip(weights, groups, parts, strict=True)
     )
-    low, high = _interval(float(difference), np.asarray(drawn), se, df)
-    p = _t_test(difference / se, df)
-    return ImageContrast(float(difference), low, high, p, se, df, images / variance, *counts)
+    ends = _tested(float(difference), np.asarray(drawn), se, df)
+    return ImageContrast(float(difference), *ends, se, df, images / variance, *counts)
 
 
 def _filled(values: Floats) -> Floats:
@@ -208,19 +207,13 @@ def _drawn(count: int, n_boot: int, rng: np.random.Generator) -> Floats:
     return shares
 
 
-def _interval(centre: float, drawn: Floats, se: float, df: float) -> tuple[float, float]:
-    """Percentiles of the centred draws, widened from the normal's to Student's t."""
-    from scipy.special import ndtri, stdtrit
+def _tested(centre: float, drawn: Floats, se: float, df: float) -> tuple[float, float, float]:
+    """Percentiles of the centred draws, widened from the normal's to Student's t; two-sided p."""
+    from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
-    tail = (1 - LEVEL) / 2
-    spread = float(drawn.std())
-    widen = float(stdtrit(df, 1 - tail) / ndtri(1 - tail)) if math.isfinite(df) else 1.0
-    low, high = np.quantile(drawn, [tail, 1 - tail]) * (widen * se / spread)
-    return centre + float(low), centre + float(high)
-
-
-def _t_test(t: float, df: float) -> float:
-    from scipy.special import ndtr, stdtr
-
-    below = ndtr(-abs(t)) if math.isinf(df) else stdtr(df, -abs(t))
-    return float(2 * below)
+    tail, t = (1 - LEVEL) / 2, -abs(centre / se)
+    widen, below = 1.0, float(ndtr(t))
+    if math.isfinite(df):
+        widen, below = float(stdtrit(df, 1 - tail) / ndtri(1 - tail)), float(stdtr(df, t))
+    low, high = np.quantile(drawn, [tail, 1 - tail]) * (widen * se / float(drawn.std()))
+    return centre + float(low), centre + float(high), 2 * below

@@ -16,11 +16,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mgdm_ray.evaluation.stats.images import LEVEL, ImageContrast
+from mgdm_ray.evaluation.stats.images import LEVEL, Floats, ImageContrast
 
-Floats = NDArray[np.float64]
 CellId = tuple[str, str, str, int]
 """Dataset, network, arm, seed."""
 Pair = tuple[str, str]

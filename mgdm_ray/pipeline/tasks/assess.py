@@ -15,8 +15,12 @@ from safetensors.numpy import save_file
 
 from mgdm_ray.classifiers.features import inception_features, look
 from mgdm_ray.data.load import Split, to_tensor
-from mgdm_ray.evaluation.fidelity.distances import frechet_distance, kernel_distance
-from mgdm_ray.evaluation.fidelity.manifold import NEIGHBOURS, manifold_scores
+from mgdm_ray.evaluation.fidelity.distances import (
+    NEIGHBOURS,
+    frechet_distance,
+    kernel_distance,
+    manifold_scores,
+)
 from mgdm_ray.evaluation.fidelity.memorisation import Nearest, is_independent, nearest, threshold_of
 from mgdm_ray.pipeline.job import FEATURES
 from mgdm_ray.pipeline.tasks.base import Context, Outcome, info_of, open_split, save_json

@@ -47,13 +47,13 @@ def synthetic(report: Builder) -> Markup | None:
     return render(
         "synthetic",
         assessed=bool(report.assessed),
-        judges=_judges(report) if report.judges else "",
+        judges=_judges(report),
         at_chance=", ".join(name for name, judge in report.judges.items() if judge.at_chance),
         overall=[_overall(report, dataset, rows) for dataset, rows in report.assessed.items()],
-        by_class=_by_class(report),
+        by_class=[_by_class(report, dataset, rows) for dataset, rows in report.assessed.items()],
         distance_text=distance_text(panels),
         distance=report.plot("fd-against-gain", models.fd_against_gain(panels)) if panels else "",
-        ranks=_ranks(report, panels) if panels else "",
+        ranks=_ranks(report, panels),
         entropies=report.plot("entropy", models.entropies(entropies)) if entropies else "",
     )
 
@@ -61,11 +61,15 @@ def synthetic(report: Builder) -> Markup | None:
 def copies(report: Builder) -> Markup | None:
     """Whether the added images hold near-copies of patients' images."""
     rows: list[Row] = []
-    pictures = {}
-    for dataset, found in report.assessed.items():
-        rows += [_copy_row(one) for one in found if "copy_rate" in one.metrics]
-        if shown := pictures_of(report, dataset, "closest"):
-            pictures[dataset] = shown
+    for one in [one for found in report.assessed.values() for one in found]:
+        m, copied = one.metrics, one.content.get("copies") or {}
+        if "copy_rate" in m:
+            shares = [_value("copy_rate", m.get(name)) for name in ("copy_rate", "copy_rate_real")]
+            near = [m.get("near_distance"), m.get("near_distance_real"), copied.get("threshold")]
+            distances = [_value("distance", value) for value in near]
+            rows.append([one.dataset, one.name, *shares, *distances])
+    shown = {dataset: pictures_of(report, dataset, "closest") for dataset in report.assessed}
+    pictures = {dataset: found for dataset, found in shown.items() if found}
     if not rows and not pictures:
         return None
     header = ["dataset", "arm", "near-copies", "near-copies, real", "nearest (median)",
@@ -115,32 +119,25 @@ def _overall(report: Builder, dataset: str, found: Sequence[Assessed]) -> Markup
         key = REAL_OF.get(name, f"{name}_real")
         known = [one.metrics[key] for one in found if key in one.metrics]
         baseline.append(_value(name, summarise(known).mean if known else None))
-    return report.table(
-        f"synthetic-{dataset}",
-        ["arm", *(COLUMNS[name] for name in names)],
-        [*rows, baseline],
-        caption=f"{dataset}: images that each arm adds, compared with real training images",
-        class_="totalled",
-    )
+    header = ["arm", *(COLUMNS[name] for name in names)]
+    caption = f"{dataset}: images that each arm adds, compared with real training images"
+    rows.append(baseline)
+    return report.table(f"synthetic-{dataset}", header, rows, caption, class_="totalled")
 
 
-def _by_class(report: Builder) -> list[Markup]:
-    tables = []
-    for dataset, found in report.assessed.items():
-        classes = report.classes(dataset)
-        given = [(one, row) for one in found for row in one.classes]
-        names = [name for name in COLUMNS if any(row.get(name) is not None for _, row in given)]
-        rows: list[Row] = []
-        for one, row in given:
-            label = int(row["label"])
-            title = classes[label] if label < len(classes) else str(label)
-            values = (_value(name, row.get(name)) for name in names)
-            rows.append([one.name, Cell(title, title, {"label": label}), *values])
-        if rows:
-            header = ["arm", "class", *(COLUMNS[name] for name in names)]
-            name, caption = f"synthetic-classes-{dataset}", f"{dataset}: by class"
-            tables.append(report.table(name, header, rows, caption, words=(1,)))
-    return tables
+def _by_class(report: Builder, dataset: str, found: Sequence[Assessed]) -> Markup:
+    classes = report.classes(dataset)
+    given = [(one, row) for one in found for row in one.classes]
+    names = [name for name in COLUMNS if any(row.get(name) is not None for _, row in given)]
+    rows: list[Row] = []
+    for one, row in given:
+        label = int(row["label"])
+        title = classes[label] if label < len(classes) else str(label)
+        values = (_value(name, row.get(name)) for name in names)
+        rows.append([one.name, Cell(title, title, {"label": label}), *values])
+    header = ["arm", "class", *(COLUMNS[name] for name in names)]
+    caption = f"{dataset}: by class"
+    return report.table(f"synthetic-classes-{dataset}", header, rows, caption, words=(1,))
 
 
 def _value(name: str, value: float | None) -> Cell:
@@ -149,14 +146,6 @@ def _value(name: str, value: float | None) -> Cell:
     if name == "images" or abs(value) >= 1000:
         return Cell(decimal(value, 0), value)
     return Cell(percent(value, 1) if name in SHARES else decimal(value, DIGITS.get(name, 2)), value)
-
-
-def _copy_row(one: Assessed) -> Row:
-    m = one.metrics
-    threshold = (one.content.get("copies") or {}).get("threshold")
-    shares = [_value("copy_rate", m.get(name)) for name in ("copy_rate", "copy_rate_real")]
-    near = [m.get("near_distance"), m.get("near_distance_real"), threshold]
-    return [one.dataset, one.name, *shares, *(_value("distance", value) for value in near)]
 
 
 def _distances(report: Builder) -> Panels:

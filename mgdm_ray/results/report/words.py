@@ -28,11 +28,8 @@ def span(low: float, high: float, digits: int = 3) -> str:
 
 def interval_text(low: float, high: float, digits: int = 3) -> str:
     """With a no-break space before the percent sign."""
-    return (
-        "no interval"
-        if math.isnan(low)
-        else f"95\N{NO-BREAK SPACE}% interval {span(low, high, digits)}"
-    )
+    found = f"95\N{NO-BREAK SPACE}% interval {span(low, high, digits)}"
+    return "no interval" if math.isnan(low) else found
 
 
 def unbroken(text: str) -> str:
@@ -83,23 +80,18 @@ def job_title(record: Record) -> str:
 
 def setting_text(setting: Mapping[str, Any]) -> str:
     """``entropy, γ 0.12, guidance 1.5``; scales that are off are left out."""
-    words = []
-    if setting.get("measurement"):
-        gamma = setting.get("uncertainty_scale", 0.0)
-        words += [str(setting["measurement"]), f"{GAMMA} {gamma:.3g}"]
-    if setting.get("gradient", "normalised") != "normalised":
-        words.append(f"{setting['gradient']} gradient")
-    if setting.get("over_t", "constant") != "constant":
-        words.append(f"times {setting['over_t']}")
-    if setting.get("label_scale"):
-        words.append(f"label {setting['label_scale']:g}")
-    first, last = setting.get("interval") or (0, 999)
-    if (first, last) != (0, 999):
-        words.append(f"t {first} to {last}")
-    if setting.get("guidance_scale") is not None:
-        words.append(f"guidance {setting['guidance_scale']:g}")
-    if setting.get("classifier_scale"):
-        words.append(f"classifier {setting['classifier_scale']:g}")
-    if setting.get("decode_guidance_scale", 1) != 1:
-        words.append(f"guidance while decoding {setting['decode_guidance_scale']:g}")
-    return ", ".join(words)
+    get = setting.get
+    first, last = get("interval") or (0, 999)
+    words = (
+        get("measurement"),
+        get("measurement") and f"{GAMMA} {get('uncertainty_scale', 0.0):.3g}",
+        get("gradient", "normalised") != "normalised" and f"{get('gradient')} gradient",
+        get("over_t", "constant") != "constant" and f"times {get('over_t')}",
+        get("label_scale") and f"label {get('label_scale'):g}",
+        (first, last) != (0, 999) and f"t {first} to {last}",
+        get("guidance_scale") is not None and f"guidance {get('guidance_scale'):g}",
+        get("classifier_scale") and f"classifier {get('classifier_scale'):g}",
+        get("decode_guidance_scale", 1) != 1
+        and f"guidance while decoding {get('decode_guidance_scale'):g}",
+    )
+    return ", ".join(str(word) for word in words if word)

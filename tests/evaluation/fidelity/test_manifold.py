@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgdm_ray.evaluation.fidelity.manifold import manifold_scores
+from mgdm_ray.evaluation.fidelity.distances import manifold_scores
 
 
 def line(*places: float) -> np.ndarray:
@@ -91,11 +91,11 @@ def test_pieces_give_what_the_whole_table_gives(n: int, m: int, k: int, seed: in
 
 def test_large_sets_go_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch balls of the wrong images from the second piece on."""
-    from mgdm_ray.evaluation.fidelity import manifold
+    from mgdm_ray.evaluation.fidelity import distances
 
     rng = np.random.default_rng(0)
     real, other = rng.standard_normal((40, 2)), rng.standard_normal((50, 2))
-    chunked = manifold.pairwise_distances_chunked
+    chunked = distances.pairwise_distances_chunked
     pieces = []
 
     def small(x: np.ndarray, y: np.ndarray, working_memory: int) -> Iterator[np.ndarray]:
@@ -103,7 +103,7 @@ def test_large_sets_go_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
             pieces.append(piece)
             yield piece
 
-    monkeypatch.setattr(manifold, "pairwise_distances_chunked", small)
+    monkeypatch.setattr(distances, "pairwise_distances_chunked", small)
     assert manifold_scores(real, other) == pytest.approx(whole_table(real, other, 5))
     assert len(pieces) > 10
 

@@ -105,10 +105,9 @@ def network_gains(
     fainter the paired differences by dataset (``points[pair][network][dataset]``)."""
     networks = sorted({name for rows in panels_of.values() for name in rows})
     palette = base.colours([d for rows in points.values() for row in rows.values() for d in row])
-    height, content = 0.8 + 0.3 * len(networks), {pair: pair for pair in panels_of}
-    figure, panels = base.panels(content, height, sharex=True, sharey=True)
-    for axes, pair in panels:
-        rows = panels_of[pair]
+    height = 0.8 + 0.3 * len(networks)
+    figure, panels = base.panels(panels_of, height, sharex=True, sharey=True)
+    for pair, (axes, rows) in zip(panels_of, panels, strict=True):
         for y, name in enumerate(reversed(networks)):
             if name not in rows or rows[name].n == 0:
                 continue
