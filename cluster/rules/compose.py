@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from compose_spec import PyCompose
 
 _VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(?:(:?[-?])([^}]*))?\}")
 
 
 def check(path: Path) -> Iterator[str]:
+    from compose_spec import PyCompose  # of the development packages
+
     text = path.read_text(encoding="utf-8")
     for match in _VARIABLE.finditer(text):
         if match[2] is None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import kubernetes_validate
 import yaml
 
 KUBERNETES = "1.33"
@@ -97,6 +96,8 @@ def _check_group(group: dict[str, Any]) -> Iterator[str]:
 
 
 def _against_kubernetes(document: dict[str, Any]) -> Iterator[str]:
+    import kubernetes_validate  # of the development packages
+
     try:
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
     except kubernetes_validate.ValidationError as error:

@@ -1,8 +1,8 @@
 """`ray up`, a study by `ray job submit`, `ray down`: for real, over ssh, on two machines of a lab.
 
-Opt-in, because it needs root, sshd and rsync, and takes minutes: MGDM_TEST_RAY_UP=1. What differs
-from cluster/onprem.yaml as it is shipped: addresses, user and key, and packages that are not
-downloaded again but are those of the environment that runs the tests.
+Opt-in, because it needs root, sshd and rsync, and takes minutes: MGDM_TEST_RAY_UP=1. The commands
+are those of docs/cluster.md. What differs from cluster/onprem.yaml as it is shipped: addresses,
+user and key, and packages that are not downloaded again but are those that run the tests.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Site:
             "HOME": str(folder),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.project / "cluster/secrets/ray_token"),
+            "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8265",
             "RAY_UP_enable_autoscaler_v2": "0",
         }
 
@@ -67,12 +68,19 @@ class Site:
                 shutil.copy2(source, target)
         subprocess.run([str(self.project / "cluster/secrets.sh")], check=True)
         path = self.project / LAUNCHER
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
         head, *workers = self.lab.addresses.values()
-        config["provider"] = {"type": "local", "head_ip": head, "worker_ips": workers}
-        config["max_workers"] = config["min_workers"] = len(workers)
-        config["auth"] = {"ssh_user": "root", "ssh_private_key": str(self.lab.key)}
-        path.write_text(yaml.safe_dump(config), encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
+        many = len(workers)
+        for old, new in (
+            ("head_ip: EDIT", f"head_ip: {head}"),
+            ("worker_ips: [EDIT, EDIT]", f"worker_ips: [{', '.join(workers)}]"),
+            ("\nmax_workers: 2\nmin_workers: 2", f"\nmax_workers: {many}\nmin_workers: {many}"),
+            ("ssh_user: EDIT", "ssh_user: root"),
+            ("ssh_private_key: ~/.ssh/mgdm", f"ssh_private_key: {self.lab.key}"),
+        ):
+            assert old in text
+            text = text.replace(old, new)
+        path.write_text(text, encoding="utf-8")
 
     def _install(self, home: Path) -> None:
         """As if node.sh had been there: it finds its packages, and installs none."""
@@ -94,10 +102,7 @@ class Site:
         return subprocess.Popen(self.lab.command(*self.lab.ssh_words("head", *options)))
 
     def submit(self, *words: str, **changes: str) -> subprocess.CompletedProcess[str]:
-        return self.run(
-            "ray", "job", "submit", "--address", "http://127.0.0.1:8265", "--working-dir", ".",
-            "--", *words, **changes,
-        )  # fmt: skip
+        return self.run("ray", "job", "submit", "--working-dir", ".", *words, **changes)
 
 
 @pytest.fixture
@@ -132,6 +137,8 @@ def raylets(site: Site, name: str) -> int:
 def test_up_study_down(site: Site, tiny: dict[str, Any]) -> None:
     """Would catch a launch file that starts nothing, a token that does not arrive or is not asked
     for, a job that dies on a node started over ssh, and Ray left running after `ray down`."""
+    ready = site.run("python", "-m", "cluster.check", "--ready", LAUNCHER)
+    assert ready.returncode == 0
     up = site.run("ray", "up", "-y", LAUNCHER)
     assert up.returncode == 0
     assert "node: packages are up to date" in up.stdout
@@ -165,7 +172,7 @@ def check_access(site: Site) -> None:
     ports = listening(site, "head")
     assert ports[8265] == {"127.0.0.1"}
     assert ports[5000] == {"127.0.0.1"}
-    refused = site.submit("true", RAY_AUTH_TOKEN_PATH="/dev/null", RAY_AUTH_TOKEN="wrong")
+    refused = site.submit("--", "true", RAY_AUTH_TOKEN_PATH="/dev/null", RAY_AUTH_TOKEN="wrong")
     assert refused.returncode != 0
     assert "token" in refused.stdout.lower()
 
@@ -173,12 +180,16 @@ def check_access(site: Site) -> None:
 def run_study(site: Site, tiny: dict[str, Any]) -> None:
     path = site.project / "studies" / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny), encoding="utf-8")
-    done = site.submit(
+    sent = site.submit(
+        "--submission-id", "grid", "--no-wait", "--",
         "python", "-m", "mgdm_ray.study", "studies/tiny.yaml", "--address", "auto",
         "--storage", str(site.storage), "--set", "tracking.uri=http://127.0.0.1:5000",
     )  # fmt: skip
-    assert done.returncode == 0
-    assert "succeeded" in done.stdout
+    assert sent.returncode == 0
+    followed = site.run("ray", "job", "logs", "--follow", "grid")
+    assert followed.returncode == 0
+    assert "report:" in followed.stdout
+    assert "succeeded" in site.run("ray", "job", "status", "grid").stdout
     folder = site.storage / "studies" / "tiny"
     records = read_records(folder / "records.jsonl")
     assert records
