@@ -32,15 +32,15 @@ def is_huggingface(root: Path) -> bool:
 
 def list_huggingface(root: Path, config: DatasetConfig) -> Listing:
     """List the rows of all shards below ``root``; InputError for tables without images."""
-    tables: dict[str, tuple[Any, Path]] = {}
+    images: dict[str, tuple[Any, Path]] = {}
     found: list[tuple[str, str, SplitName | None, dict[str, Any]]] = []
     group, stratum = config.columns.group, config.columns.stratum
     for path, split in _shards(root):
         name = path.relative_to(root).as_posix()
         contained(root, name)
         table = read_arrow(path)
-        tables[name] = table, path
-        _, label = _columns(table, config, path)
+        image, label = _columns(table, config, path)
+        images[name] = table[image], path.parent
         names = _class_names(table, label)
         others = [c for c in (group, stratum) if c in table.column_names]
         for row, cells in enumerate(table.select([label, *others]).to_pylist()):
@@ -54,9 +54,8 @@ def list_huggingface(root: Path, config: DatasetConfig) -> Listing:
 
     def rows(item: Item) -> bytes:
         name, _, row = item.path.rpartition("#")
-        table, path = tables[name]
-        image, _ = _columns(table, config, path)
-        return _bytes(table[image][int(row)].as_py(), path.parent)
+        column, folder = images[name]
+        return _bytes(column[int(row)].as_py(), folder)
 
     items.sort(key=lambda item: natural(item.path))
     return Listing(root, classes, tuple(items), rows=rows)
