@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import tarfile
@@ -14,6 +15,7 @@ import pytest
 from mgdm_ray import study
 from mgdm_ray.config import load_study
 from mgdm_ray.data.load import data_source
+from mgdm_ray.pipeline.job import VERSIONS
 from mgdm_ray.pipeline.plan import make_plan
 from mgdm_ray.pipeline.status import StudyStatus
 from mgdm_ray.results.finalize import CLOSED_FILE, RECORDS_FILE, REPORT_FILE, Finalizer
@@ -24,6 +26,14 @@ from tests.conftest import ROOT
 
 FIXTURES = ROOT / "tests" / "fixtures"
 EARLIER = str(FIXTURES / "earlier.yaml")
+
+
+@pytest.fixture(autouse=True)
+def versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ``VERSIONS`` that the storage was made with: others make new jobs on purpose."""
+    then = json.loads((FIXTURES / "earlier-versions.json").read_text(encoding="utf-8"))
+    for kind, version in then.items():
+        monkeypatch.setitem(VERSIONS, kind, version)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from safetensors import safe_open
 
 from mgdm_ray.config import SAMPLED_ARMS, DatasetConfig, InputError
@@ -30,6 +29,7 @@ from mgdm_ray.results.export.models_file import (
     TrainingData,
 )
 from mgdm_ray.storage.store import sha256_of
+from mgdm_ray.templates import templates
 
 
 def export(
@@ -123,14 +123,7 @@ class Measured:
 def model_card(models: ModelsFile, measured: Measured) -> str:
     """The card as Markdown. All values are escaped unless marked ``raw``: names and citations
     come from files."""
-    environment = Environment(
-        loader=PackageLoader("mgdm_ray.results.export", "."),
-        finalize=_escaped,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates(__file__, finalize=_escaped, keep_trailing_newline=True)
     environment.filters["raw"] = _Raw
     return environment.get_template("model_card.md.j2").render(
         models=models,
