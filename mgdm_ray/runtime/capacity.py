@@ -79,17 +79,26 @@ def growth() -> Growth:
         # -1: without limit.
         return Growth(True, None if any(n < 0 for _, n in kinds) else _machines(kinds))
     found = _ask_head()
-    if found is None:
-        return FIXED
+    return FIXED if found is None else from_config(found)
+
+
+def from_config(found: Mapping[str, Any]) -> Growth:
+    """The growth that an autoscaler's configuration allows; unknown if it is empty.
+
+    Own machines (provider ``local``) have no node types: ``ray up`` starts all of them.
+    """
+    if not found:
+        return Growth(True, None)
     most = int(found.get("max_workers", 2))  # as Ray
     kinds = [
         (kind.get("resources", {}), min(most, int(kind.get("max_workers", most))))
         for name, kind in found.get("available_node_types", {}).items()
         if name != found.get("head_node_type")
     ]
+    possible = [(resources, count) for resources, count in kinds if count]
     # Ray counts the cores of a type without ``resources`` when its first machine has started.
-    unknown = not found or any(n and not resources for resources, n in kinds)
-    return Growth(True, None if unknown else _machines(kinds))
+    unknown = any(not resources for resources, _ in possible)
+    return Growth(bool(possible), None if unknown else _machines(possible))
 
 
 def _machines(kinds: Iterable[tuple[Resources, int]]) -> tuple[Resources, ...]:

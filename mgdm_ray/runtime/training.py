@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import tempfile
 from contextlib import contextmanager, nullcontext
@@ -28,9 +30,10 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 from ray.train.torch.config import _TorchBackend
 
 from mgdm_ray.config import ResourcesConfig
-from mgdm_ray.pipeline.tasks.base import JobError, Progress, TrainingTask
+from mgdm_ray.pipeline.tasks.base import JobError, Progress, TrainingTask, reason_of, save_json
+from mgdm_ray.pipeline.tasks.fit import MEMORY_FILE
 from mgdm_ray.runtime.job_task import device_here
-from mgdm_ray.storage.records import WORKER_DIED
+from mgdm_ray.storage.records import OUT_OF_MEMORY, WORKER_DIED
 from mgdm_ray.storage.remote.objects import is_url
 
 if TYPE_CHECKING:
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
     from mgdm_ray.diffusion.parallel import Workers
     from mgdm_ray.diffusion.train_state import TrainState
 
+
+log = logging.getLogger(__name__)
 
 START_WITHIN_S, STARTS = 30, 1000
 """How long elastic training waits for the workers it requested, and how often."""
@@ -50,13 +55,37 @@ def launch(task: TrainingTask, progress: Progress, resources: ResourcesConfig) -
     """Train on Ray and return the folder of the final state (see ``TrainState.save``).
 
     The run is named by the job's key and its storage outlives a crash: the same call continues
-    from the last checkpoint. Raises JobError with the reason if training ends without a result.
+    from the last checkpoint. Out of memory, it continues with half the ``micro_batch``, down to 1,
+    and MEMORY_FILE in the folder says so. Raises JobError with the reason if training ends without
+    a result, MemoryError if not even single images fit.
     """
+    final, used = None, resources
+    while final is None:
+        try:
+            final = _launch(task, progress, used)
+        except MemoryError as error:
+            # Shares of a batch differ by one image.
+            whole = math.ceil(task.config.batch_size / resources.least_train_workers)
+            now = min(used.micro_batch or whole, whole)
+            if now == 1:
+                raise
+            used = used.model_copy(update={"micro_batch": now // 2})
+            progress(0, 0, f"out of memory; retrying with micro_batch {now // 2}")
+            log.warning("%s: %s; retrying with micro_batch %d", task.kind, error, now // 2)
+    if used is not resources:
+        save_json(final / MEMORY_FILE, {"micro_batch": used.micro_batch})
+    return final
+
+
+def _launch(task: TrainingTask, progress: Progress, resources: ResourcesConfig) -> Path:
+    """As ``launch``, without a retry after MemoryError."""
     elastic = resources.least_train_workers < resources.most_train_workers
     try:
         with _starting_within(START_WITHIN_S) if elastic else nullcontext():
             result = _trainer(task, progress, resources, STARTS if elastic else 1).fit()
     except (TrainingFailedError, RayActorError) as error:
+        if cause := _out_of_memory(error):
+            raise MemoryError(cause.removeprefix(f"{OUT_OF_MEMORY}: ")) from error
         if _is_death(error):
             raise JobError(f"{WORKER_DIED}: {error}") from error
         raise
@@ -126,6 +155,16 @@ def _starting_within(seconds: int) -> Iterator[None]:
     finally:
         os.environ.pop(name)
         os.environ.update({name: before} if before is not None else {})
+
+
+def _out_of_memory(error: Exception) -> str:
+    """The error of a worker that had too little memory; empty if none had.
+
+    The others then fail as well, in an exchange with one that left.
+    """
+    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
+    reasons = [reason_of(getattr(failure, "_base_exc", failure)) for failure in failures]
+    return next((reason for reason in reasons if reason.startswith(OUT_OF_MEMORY)), "")
 
 
 def _is_death(error: Exception) -> bool:

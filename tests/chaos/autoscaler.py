@@ -41,7 +41,9 @@ class AutoscaledCluster:
     """``most`` nodes of ``resources``, each started when jobs wait for it. ``version`` of
     the autoscaler: ``ray up`` uses 2, older KubeRay 1."""
 
-    def __init__(self, resources: dict[str, float], most: int, version: int = 2) -> None:
+    def __init__(
+        self, resources: dict[str, float], most: int, version: int = 2, **env_vars: str
+    ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="mgdm"))  # a path of sockets must be short
         self.log = self.folder / "ray.log"
         ip, port = _own_ip(), free_port()
@@ -54,7 +56,7 @@ class AutoscaledCluster:
         command += [f"--system-config={json.dumps(QUICK)}", f"--node-ip-address={ip}"]
         env = {**os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
         env |= {"RAY_CLOUD_INSTANCE_ID": HEAD, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD}
-        env |= {"RAY_enable_autoscaler_v2": str(version - 1)}
+        env |= {"RAY_enable_autoscaler_v2": str(version - 1), **env_vars}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command, env=env, stdout=log, stderr=log, start_new_session=True

@@ -171,14 +171,14 @@ class Storm:
         for what, count in sorted(self.done.items()):
             self.say(f"  {count:3d} {what}")
 
-    def rest(self) -> None:
+    def rest(self, *options: str) -> None:
         """The undisturbed study."""
         self.folder.mkdir(parents=True, exist_ok=True)
         calm = self.folder / "calm"
         self.study = self.folder / "tiny.yaml"
         self.study.write_text(yaml.safe_dump(STUDY, sort_keys=False))
         started = time.monotonic()
-        if self.start(calm, []).wait(timeout=PATIENCE_S * 2) != 0:
+        if self.start(calm, [*options]).wait(timeout=PATIENCE_S * 2) != 0:
             raise AssertionError(f"the undisturbed study failed, see {calm}.log")
         self.say(f"undisturbed: {time.monotonic() - started:.0f} s")
         self.calm = calm

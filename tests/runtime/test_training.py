@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+import torch
 from ray import cloudpickle
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -86,6 +87,40 @@ def test_workers_together_train_what_one_trains(tmp_path: Path, resources: Resou
     curves = [json.loads((folder / STATE_FILE).read_text())["history"] for folder in (one, several)]
     ours, theirs = ([row["loss"] for row in curve] for curve in curves)
     assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+class Hungry:
+    """A Progress that runs out of memory on the first worker, ``times`` times."""
+
+    def __init__(self, folder: Path, times: int) -> None:
+        self.folder, self.times = folder, times
+
+    def __call__(self, done: int, _: int, note: str) -> None:
+        if "micro_batch" in note:
+            with (self.folder / "said").open("a") as file:
+                file.write(f"{note}\n")
+        elif done:
+            met = len(list(self.folder.glob("met*")))
+            if met < self.times:
+                (self.folder / f"met{met}").touch()
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.slow
+def test_training_that_is_short_of_memory_takes_smaller_parts(tmp_path: Path) -> None:
+    """Would catch training on several GPUs that is given up although half of a share would fit,
+    that is retried as it was, that comes to other weights, or that is retried without end."""
+    resources = ResourcesConfig(train_workers=2, cpus_per_worker=0.5, max_retries=0)
+    ended = training.launch(task(tmp_path / "runs"), Hungry(tmp_path, 2), resources)
+    said = (tmp_path / "said").read_text().splitlines()
+    assert [line.rsplit(" ", 1)[1] for line in said] == ["2", "1"], "shares of 4 of 8 images"
+    assert json.loads((ended / fit.MEMORY_FILE).read_text()) == {"micro_batch": 1}
+    expected = weights(fit.train_here(task(tmp_path / "calm"), silent))
+    for name, value in weights(ended).items():
+        np.testing.assert_allclose(value, expected[name], atol=2e-4, err_msg=name)
+    single = resources.model_copy(update={"micro_batch": 1})
+    with pytest.raises(MemoryError, match="CUDA out of memory"):
+        training.launch(task(tmp_path / "other"), Hungry(tmp_path, 99), single)
 
 
 def test_a_loss_that_is_not_finite_is_reported_not_retried(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +49,8 @@ ACCURACY_TIMESTEPS = (0, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)
 ACCURACY_FILE = "accuracy_over_t.json"
 SPEED_FILE = "speed.json"
 """Seconds of the optimiser steps alone; the record's include waiting for workers."""
+MEMORY_FILE = "memory.json"
+"""Beside the final state of a training that ran out of memory: its ``micro_batch`` in the end."""
 
 
 class _Clock:
@@ -149,8 +151,8 @@ def train_here(task: TrainingTask, progress: Progress) -> Path:
 
 def _fit(
     job: Job, context: Context, folder: Path, kind: type[DenoiserConfig | GuideConfig]
-) -> None:
-    """Train; save ``weights.safetensors``, ``model.json`` and ``history.json``."""
+) -> dict[str, float]:
+    """Train; save ``weights.safetensors``, ``model.json`` and ``history.json``. Returns metrics."""
     dataset = context.datasets[job.dataset]
     info = info_of(job, context)
     model, train = job.kind.removeprefix("fit_"), job.inputs["train"]
@@ -177,6 +179,10 @@ def _fit(
     save_json(folder / "history.json", state["history"])
     if (work / SPEED_FILE).exists():
         shutil.copyfile(work / SPEED_FILE, folder / SPEED_FILE)
+    memory: dict[str, float] = {}
+    if (final / MEMORY_FILE).exists():
+        memory = json.loads((final / MEMORY_FILE).read_text(encoding="utf-8"))
+    return {**_last_loss(state["history"]), **memory}
 
 
 def _trained_weights(final: Path) -> dict[str, np.ndarray]:
@@ -186,29 +192,27 @@ def _trained_weights(final: Path) -> dict[str, np.ndarray]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def _last_loss(folder: Path) -> dict[str, float]:
-    history = json.loads((folder / "history.json").read_text())
+def _last_loss(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
     tail = [row["loss"] for row in history[-max(1, len(history) // 10) :]]
     return {"loss": float(np.mean(tail))} if tail else {}
 
 
 def fit_denoiser(job: Job, context: Context, folder: Path) -> Outcome:
-    _fit(job, context, folder, DenoiserConfig)
+    metrics = _fit(job, context, folder, DenoiserConfig)
     real = open_split(job, context, "train")
     draw_grid(
         folder / "real.png", to_tensor(real.images), real.labels, info_of(job, context).num_classes
     )
-    return {"metrics": _last_loss(folder)}
+    return {"metrics": metrics}
 
 
 def fit_guide(job: Job, context: Context, folder: Path) -> Outcome:
-    _fit(job, context, folder, GuideConfig)
+    metrics = _fit(job, context, folder, GuideConfig)
     measured = context.store.work(job.kind, job.key) / ACCURACY_FILE
     curve = json.loads(measured.read_text(encoding="utf-8"))
     save_json(folder / ACCURACY_FILE, curve)
     accuracy = np.array(curve["balanced_accuracy"])
-    metrics = {
-        **_last_loss(folder),
+    metrics |= {
         "balanced_accuracy_over_t": float(accuracy.mean()),
         "ece_over_t": float(np.mean(curve["ece"])),
         "share_of_t_at_chance": float((accuracy <= curve["chance_below"]).mean()),
