@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def test_a_head_that_works_is_not_cleaned(tmp_path: Path, cluster: str) -> None:
     node(tmp_path, cluster)
     run = clean(tmp_path)
     assert run.returncode == 1
-    assert "nothing was removed" in run.stderr
+    assert "mgdm-image" in run.stderr, "the only cluster that is cleaned"
     assert all((tmp_path / name).exists() for name in (*SECRET, *KEPT))
 
 
@@ -72,7 +73,7 @@ def test_an_image_is_made_once(account: Account, capsys: pytest.CaptureFixture[s
     config = account.bootstrapped()
     account.start(provider_of(config), config, "head")
     assert snapshot.main([]) == 1
-    assert "0 heads of a cluster mgdm-image" in capsys.readouterr().err
+    assert re.search(r"\b0\b.*\bmgdm-image\b", capsys.readouterr().err)
     builder = copy.deepcopy({**config, "cluster_name": "mgdm-image"})
     started = account.start(provider_of(builder), builder, "head")
     assert snapshot.main([]) == 0
