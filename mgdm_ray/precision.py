@@ -1,8 +1,9 @@
-"""The precision that a network computes in."""
+"""The precision that a network computes in, and how exactly a GPU repeats itself."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping
 
 import torch
@@ -19,11 +20,42 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     return torch.autocast(device.type, getattr(torch, resolved))
 
 
+def set_up_gpu(device: str | torch.device, *, deterministic: bool, benchmark: bool = False) -> None:
+    """Choose a GPU's arithmetic for this process, before the first product; nothing on a CPU.
+
+    float32 products are TF32 (10 bits of mantissa, more than bfloat16's 7). ``benchmark``: cuDNN
+    tries its algorithms on every new shape, which takes seconds and pays for long jobs of one
+    shape. ``deterministic``: the same bits from every run on one kind of GPU, without either;
+    where an operation has no such form, torch warns.
+    """
+    if torch.device(device).type != "cuda":
+        return
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read with the first product
+    torch.set_float32_matmul_precision("highest" if deterministic else "high")
+    torch.backends.cudnn.allow_tf32 = not deterministic
+    torch.backends.cudnn.benchmark = benchmark and not deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    # Its backward adds in any order; flash attention has another form, which torch then takes.
+    torch.backends.cuda.enable_mem_efficient_sdp(not deterministic)
+
+
 def resolved_precision(precision: str, device: torch.device) -> str:
     """``bfloat16``, ``float16`` or ``float32``: what ``precision`` means on ``device``."""
     if precision == "auto":
         return "bfloat16" if has_bfloat16(device) else "float32"
     return precision
+
+
+def sampling_precision(precision: str, device: torch.device, *, backward: bool) -> str:
+    """As ``resolved_precision``, but ``auto`` is float16 on GPUs without bfloat16 (T4, RTX 20).
+
+    With ``backward`` it is float32 there: small gradients vanish in float16.
+    """
+    if precision == "auto" and device.type == "cuda" and not backward and not has_bfloat16(device):
+        return "float16"
+    return resolved_precision(precision, device)
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -1,54 +1,97 @@
-"""Which networks compute in bfloat16, and that little changes where they do."""
+"""What a GPU computes in, and what makes it repeat itself; flags only, for there is no GPU."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from mgdm_ray import precision
-from mgdm_ray.classifiers.fit import Recipe, fit
-from mgdm_ray.classifiers.networks import build_network
-from mgdm_ray.config import NETWORKS, DownstreamConfig
+from mgdm_ray.precision import sampling_precision, set_up_gpu
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-def test_depthwise_networks_stay_in_float32_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches a rule that slows networks down, or that a setting given by hand cannot override."""
-    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)  # noqa: ARG005
-    networks = {name: build_network(name, 2, 1, 28, "precision") for name in NETWORKS}
-    chosen = {
-        name: precision.precision_of(network, "auto", CPU) for name, network in networks.items()
+def flags() -> dict[str, object]:
+    cudnn = torch.backends.cudnn
+    return {
+        "matmul": torch.get_float32_matmul_precision(),
+        "tf32": cudnn.allow_tf32,
+        "benchmark": cudnn.benchmark,
+        "cudnn": cudnn.deterministic,
+        "algorithms": torch.are_deterministic_algorithms_enabled(),
+        "any order": torch.backends.cuda.mem_efficient_sdp_enabled(),
     }
-    assert {n for n, p in chosen.items() if p == "float32"} == {"mobilenet_v2", "efficientnet_b0"}
-    assert precision.precision_of(networks["mobilenet_v2"], "bfloat16", CPU) == "bfloat16"
-    assert precision.precision_of(networks["resnet18"], "float32", CPU) == "float32"
 
 
-def test_auto_is_float32_where_bfloat16_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches emulated bfloat16 on processors without it."""
-    monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)  # noqa: ARG005
-    network = build_network("squeezenet1_1", 2, 1, 28, "precision")
-    assert precision.precision_of(network, "auto", CPU) == "float32"
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    before = flags()
+    yield
+    torch.set_float32_matmul_precision(str(before["matmul"]))
+    torch.backends.cudnn.allow_tf32 = bool(before["tf32"])
+    torch.backends.cudnn.benchmark = bool(before["benchmark"])
+    torch.backends.cudnn.deterministic = bool(before["cudnn"])
+    torch.use_deterministic_algorithms(bool(before["algorithms"]))
+    torch.backends.cuda.enable_mem_efficient_sdp(bool(before["any order"]))
 
 
-def test_bfloat16_trains_nearly_as_float32() -> None:
-    """Catches autocast that is silently off, and a loss that is computed in bfloat16.
+def test_a_cpu_is_left_alone() -> None:
+    """Would catch results of a CPU that change, or its operations that turn slower."""
+    before = flags()
+    set_up_gpu("cpu", deterministic=True, benchmark=True)
+    assert flags() == before
 
-    The first loss is of equal weights on equal images: it may differ by bfloat16's rounding of the
-    logits (2**-8 of their size), and not by nothing.
-    """
-    torch.manual_seed(0)
-    images, labels = torch.rand(32, 1, 28, 28) * 2 - 1, torch.arange(32) % 2
-    first, probabilities = {}, {}
-    for kind in ("float32", "bfloat16"):
-        network = build_network("resnet18", 2, 1, 28, "precision")
-        config = DownstreamConfig.model_validate({"steps": 2, "batch_size": 16, "precision": kind})
-        result = fit(network, images, labels, Recipe(config, 2, ("precision",)), {"val": images})
-        first[kind] = result.history[0]["loss"]
-        probabilities[kind] = torch.from_numpy(result.probabilities["val"])
-        assert all(p.dtype == torch.float32 for p in network.parameters())
-    assert first["float32"] != first["bfloat16"]
-    assert first["float32"] == pytest.approx(first["bfloat16"], abs=0.02)
-    torch.testing.assert_close(probabilities["float32"].sum(1), torch.ones(32).double())
-    assert not torch.equal(probabilities["float32"], probabilities["bfloat16"])
+
+@pytest.mark.parametrize("benchmark", [True, False])
+def test_a_deterministic_study_gives_up_speed(
+    benchmark: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch one flag that is forgotten, or that stays for the next job of the process."""
+    set_up_gpu("cuda:0", deterministic=True, benchmark=benchmark)
+    assert flags() == {
+        "matmul": "highest",
+        "tf32": False,
+        "benchmark": False,
+        "cudnn": True,
+        "algorithms": True,
+        "any order": False,
+    }
+    assert precision.os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    set_up_gpu("cuda", deterministic=False, benchmark=benchmark)
+    assert flags() == {
+        "matmul": "high",
+        "tf32": True,
+        "benchmark": benchmark,
+        "cudnn": False,
+        "algorithms": False,
+        "any order": True,
+    }
+    assert "CUBLAS_WORKSPACE_CONFIG" not in precision.os.environ
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "able", "backward", "expected"),
+    [
+        ("auto", CUDA, True, False, "bfloat16"),
+        ("auto", CUDA, False, False, "float16"),
+        ("auto", CUDA, False, True, "float32"),
+        ("float32", CUDA, False, False, "float32"),
+        ("bfloat16", CUDA, True, True, "bfloat16"),
+        ("auto", CPU, False, False, "float32"),
+    ],
+)
+def test_sampling_is_in_float16_on_gpus_without_bfloat16(
+    asked: str,
+    device: torch.device,
+    able: bool,
+    backward: bool,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Would catch gradients in float16, and a precision of the study that is overruled."""
+    monkeypatch.setattr(precision, "has_bfloat16", lambda _device: able)
+    assert sampling_precision(asked, device, backward=backward) == expected

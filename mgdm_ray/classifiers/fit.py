@@ -103,7 +103,7 @@ def fit(
     """
     _check(images, labels, recipe.num_classes)
     config, device = recipe.config, recipe.device
-    images, labels = as_pixels(images).near(device), labels.to(device)
+    images = as_pixels(images).near(device)
     # channels_last is 10 to 30 % faster for these networks on CPUs, and faster on GPUs as well.
     network = network.to(device).to(memory_format=torch.channels_last)
     precision = precision_of(network, config.precision, torch.device(device))
@@ -152,7 +152,7 @@ def _train(
             loss = _backward(
                 network,
                 batch.contiguous(memory_format=torch.channels_last),
-                labels[index.to(device)],
+                labels[index].to(device),
                 weights,
                 recipe.micro_batches,
                 precision,

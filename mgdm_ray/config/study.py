@@ -93,6 +93,16 @@ class ResourcesConfig(Frozen):
             raise ValueError(f"[least, most] workers: least {value[0]} is above most {value[1]}")
         return value
 
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> Self:
+        if 0 < self.gpus_per_worker < 1 and self.most_train_workers > 1:
+            raise ValueError(
+                f"gpus_per_worker {self.gpus_per_worker:g} with {self.most_train_workers} workers "
+                "could put two of them on one GPU, which NCCL refuses: set gpus_per_worker to 1, "
+                "or train_workers to 1"
+            )
+        return self
+
     @property
     def least_train_workers(self) -> int:
         return self.train_workers if isinstance(self.train_workers, int) else self.train_workers[0]

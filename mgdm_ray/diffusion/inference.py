@@ -3,6 +3,7 @@ only."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mgdm_ray.diffusion.live_memory import LivePeak
-from mgdm_ray.precision import autocast
+from mgdm_ray.precision import autocast, sampling_precision
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,11 @@ class Prepared(nn.Module):
         self, model: nn.Module, execution: Execution, calls: int = 0, *, backward: bool = False
     ) -> None:
         super().__init__()
-        self.model = freeze(model, execution.device, backward=backward)
+        device = torch.device(execution.device)
+        self.precision = sampling_precision(execution.precision, device, backward=backward)
+        if self.precision != "float32":
+            model = with_low_weights(model, getattr(torch, self.precision))
+        self.model = freeze(model, device, backward=backward)
         self.execution, self.calls = execution, calls
         self.num_class_embeds = getattr(model, "num_class_embeds", None)
         self.compiled: Any = None
@@ -85,7 +90,7 @@ class Prepared(nn.Module):
     ) -> Tensor:
         given = {"masks": masks, "class_labels": class_labels}
         conditions = {name: value for name, value in given.items() if value is not None}
-        with autocast(self.execution.precision, x_t.device):
+        with autocast(self.precision, x_t.device):
             if self.compiled is None and self._pays():
                 return self._first_compiled(x_t, t, conditions)
             if self.compiled is not None and x_t.shape == self.shape:
@@ -120,6 +125,18 @@ class Prepared(nn.Module):
             log.warning("torch.compile does not work here (%s); running without", lines[0][:200])
             self.execution = replace(self.execution, compile="never")
             return _float(self.model(x_t, t, **conditions))
+
+
+def with_low_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy with the weights that autocast would cast to ``dtype`` in every forward.
+
+    Norms and embeddings, which autocast leaves alone, stay float32; outputs are bit-equal.
+    """
+    model = copy.deepcopy(model)
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.to(dtype)
+    return model
 
 
 def _float(output: Tensor) -> Tensor:

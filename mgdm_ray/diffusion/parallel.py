@@ -7,10 +7,11 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import torch
 from monai.networks.blocks.spatialattention import SpatialAttentionBlock
 from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
 from torch import Tensor, distributed, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -60,15 +61,19 @@ def exchanging(forward: nn.Module, now: bool) -> Iterator[None]:
         yield
 
 
-def shard(model: nn.Module) -> None:
+def shard(model: nn.Module, *, bfloat16: bool = False) -> None:
     """Cut the weights among all workers, in place: block by block, then the rest.
 
-    They are DTensors from then on.
+    They are DTensors from then on. ``bfloat16``: collected as such for forward and backward, half
+    the bytes, while each worker keeps its part, and adds gradients, in float32.
     """
+    policy = MixedPrecisionPolicy()
+    if bfloat16:  # inputs are cast by autocast
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for block in model.modules():
         if isinstance(block, BLOCKS):
-            fully_shard(block)
-    fully_shard(model)
+            fully_shard(block, mp_policy=policy)
+    fully_shard(model, mp_policy=policy)
 
 
 def sharded_like(weight: Tensor, value: Tensor) -> Tensor:

@@ -249,9 +249,11 @@ class Sampler:
             bad = ~torch.isfinite(part).flatten(1).all(dim=1)
             if bool(bad.any()):
                 index = indices[start + int(bad.nonzero()[0])]
+                half = self.denoiser.precision == "float16"
+                hint = ", or float16 overflows: set sampling.precision to float32" if half else ""
                 raise NonFiniteSample(
                     f"{int(bad.sum())} images are not finite, the first is {index}: the guidance "
-                    "is too strong or the model is broken"
+                    f"is too strong or the model is broken{hint}"
                 )
             result[rows], start = part, rows.stop
             if self.on_batch is not None:

@@ -76,7 +76,8 @@ def train(
     """Train for ``config.steps`` steps in all, those of the checkpoint ``resume`` included.
 
     ``data`` is the whole training set on every worker, on the CPU; ``schedule`` the denoiser's for
-    the guide too. NonFiniteLoss; ValueError for more workers than a batch has images.
+    the guide too. Of sharded training only the first rank gets the whole state. NonFiniteLoss;
+    ValueError for more workers than a batch has images.
     """
     source = BatchSource(
         config,
@@ -107,7 +108,9 @@ def train(
         due = (step.look and watch.look()) or due
         if due and hooks.on_checkpoint is not None:
             hooks.on_checkpoint(state)
-    return state.gather(new_state(*new)) if workers.sharded else state
+    if not workers.sharded:
+        return state
+    return state.gather(new_state(*new) if workers.rank == 0 else None)
 
 
 class _Watch:

@@ -52,10 +52,11 @@ class TrainState:
         """The network to use after training: the averaged weights where there are any."""
         return self.model if self.ema is None else self.ema
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self, *, keep: bool = True) -> dict[str, Tensor]:
         """All of it, on the CPU; names begin with ``model.``, ``ema.`` or ``optimizer.``.
 
-        With sharded weights all workers must call this.
+        With sharded weights all workers must call this; those that do not ``keep`` get nothing, and
+        hold one whole tensor at a time.
         """
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         if self.ema is not None:
@@ -63,7 +64,12 @@ class TrainState:
         for name, parameter in self.model.named_parameters():
             moments = self.optimizer.state.get(parameter, {})
             tensors |= {f"optimizer.{key}.{name}": value for key, value in moments.items()}
-        return {name: whole(v.detach()).cpu().contiguous() for name, v in tensors.items()}
+        found = {}
+        for name, value in tensors.items():
+            together = whole(value.detach())
+            if keep:
+                found[name] = together.cpu().contiguous()
+        return found
 
     def save(self, folder: Path, tensors: dict[str, Tensor] | None = None) -> None:
         """Write ``state.safetensors`` (``tensors``, default ``tensors()``), then ``state.json``."""
@@ -105,7 +111,8 @@ class TrainState:
     def shard(self) -> None:
         """Cut weights, average and moments among the workers, in place."""
         moments = {n: self.optimizer.state.get(p, {}) for n, p in self.model.named_parameters()}
-        shard(self.model)
+        bfloat16 = self.precision == "bfloat16" and next(self.model.parameters()).is_cuda
+        shard(self.model, bfloat16=bfloat16)
         if self.ema is not None:
             shard(self.ema)
         self.optimizer = _optimizer(self.model, self.config)
@@ -116,9 +123,12 @@ class TrainState:
                     for key, value in moments[name].items()
                 }
 
-    def gather(self, empty: TrainState) -> TrainState:
-        """``empty`` with all that the workers hold together."""
-        empty.take(self.tensors())
+    def gather(self, empty: TrainState | None) -> TrainState:
+        """``empty`` with all that the workers hold together; without it, this worker's part."""
+        tensors = self.tensors(keep=empty is not None)
+        if empty is None:
+            return self
+        empty.take(tensors)
         empty.step, empty.history = self.step, self.history
         return empty
 

@@ -222,6 +222,7 @@ def _sample_part(
     from mgdm_ray.pipeline.tasks.sampling import sample_shards
 
     context = replace(context, progress=_Reporter(board, shown), device=device_here())
+    context.set_up_device(job.kind)
     sample_shards(job, context, shards)
 
 

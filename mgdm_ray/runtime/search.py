@@ -77,6 +77,7 @@ class _Trial(tune.Trainable):  # type: ignore[misc]
         self.job, self.make_scorer = job, make_scorer
         # The job's own process has no GPU; this one has what Tune gave the trial.
         self.context = replace(context, device=device_here())
+        self.context.set_up_device(job.kind)
         self.scorer: Scorer | None = None
         self.reset_config(config)
 

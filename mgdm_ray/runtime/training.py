@@ -214,7 +214,12 @@ def _workers(resources: ResourcesConfig) -> Workers:
     several = context.get_world_size() > 1
     # Ray names a CUDA device for any GPU in its books.
     device = str(get_device()) if device_here() == "cuda" else "cpu"
-    wrap = partial(prepare_model, move_to_device=torch.device(device))
+    wrap = partial(
+        prepare_model,
+        move_to_device=torch.device(device),
+        # Gradients are kept once, in the buffers that the workers exchange.
+        parallel_strategy_kwargs={"gradient_as_bucket_view": True},
+    )
     return Workers(
         context.get_world_rank(),
         context.get_world_size(),
@@ -237,7 +242,8 @@ def _will_be_preempted() -> bool:
 def _report(state: TrainState, workers: Workers) -> None:
     """Every worker reports; the first one with the files, including the history."""
     metrics = {"step": state.step}
-    tensors = state.tensors() if workers.sharded or workers.rank == 0 else None
+    first = workers.rank == 0
+    tensors = state.tensors(keep=first) if workers.sharded or first else None
     if workers.rank != 0:
         ray.train.report(metrics)
         return

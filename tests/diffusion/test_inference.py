@@ -80,6 +80,23 @@ def test_bfloat16_images_are_close_to_float32_ones() -> None:
     assert 10 * math.log10(2.0**2 / error) > 30
 
 
+def test_weights_are_cast_once_and_images_stay_the_same() -> None:
+    """Would catch a norm in bfloat16, which autocast computes in float32, and a caller's network
+    that is rounded for ever."""
+    model = network()
+    x = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(1))
+    t, labels = torch.tensor([5, 900]), torch.tensor([0, 1])
+    prepared = Prepared(model, Execution(precision="bfloat16"))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = model.eval()(x, t, class_labels=labels).float()
+    with torch.no_grad():
+        assert torch.equal(prepared(x, t, class_labels=labels), expected)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    dtypes = {type(m): m.weight.dtype for m in prepared.modules() if hasattr(m, "weight")}
+    assert dtypes[nn.Conv2d] == dtypes[nn.Linear] == torch.bfloat16
+    assert dtypes[nn.GroupNorm] == dtypes[nn.Embedding] == torch.float32
+
+
 @pytest.mark.slow
 def test_a_compiled_network_gives_the_same_images(caplog: pytest.LogCaptureFixture) -> None:
     """Catches a compiled graph with other results, and another batch shape sent through it."""

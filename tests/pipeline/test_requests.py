@@ -38,7 +38,7 @@ def test_what_jobs_hold() -> None:
         ({"cpus_per_worker": 5}, ["resources.cpus_per_worker", "5 CPU", "node has 4", "fit_denoi"]),
         ({"cpus_per_task": 5}, ["resources.cpus_per_task", "5 CPU", "node has 4", "real seed 0"]),
         ({"gpus_per_task": 2}, ["resources.gpus_per_task", "2 GPU", "node has 1", "real seed 0"]),
-        ({"gpus_per_worker": 0.6, "train_workers": 2}, ["train_workers", "1.2 GPU", "has 1"]),
+        ({"gpus_per_worker": 1, "train_workers": 2}, ["train_workers", "2 GPU", "has 1"]),
     ],
 )
 def test_a_shortage_names_the_job_the_resource_and_the_key(

@@ -58,6 +58,8 @@ class TrainingTask:
     """Faults of the published code to reproduce."""
     num_inference_steps: int | None = None
     """The sampling grid, which only the fault ``guide_timesteps`` trains on."""
+    deterministic: bool = False
+    """As in ``Context``."""
 
     @property
     def store(self) -> Store:
@@ -111,6 +113,14 @@ class Context:
     def store(self) -> Store:
         return open_store(self.storage)
 
+    def set_up_device(self, kind: str) -> None:
+        """Choose a GPU's arithmetic for a job of ``kind``, in the process that computes."""
+        if self.device != "cpu":
+            from mgdm_ray.precision import set_up_gpu
+
+            sampling = kind in ("generate", "encode", "decode")
+            set_up_gpu(self.device, deterministic=self.deterministic, benchmark=sampling)
+
 
 JobFunction = Callable[["Job", Context, Path], Outcome]
 
@@ -149,6 +159,7 @@ def run(job: Job, context: Context, functions: Mapping[str, JobFunction] | None 
         return stored_record(store, job.kind, job.key)
     started = time.monotonic()
     try:
+        context.set_up_device(job.kind)
         function = (functions or {}).get(job.kind) or function_of(job.kind)
         with store.writing(job.kind, job.key) as folder:
             outcome = function(job, context, folder)

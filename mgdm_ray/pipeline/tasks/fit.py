@@ -89,7 +89,9 @@ def train_model(
     from mgdm_ray.diffusion.published_faults import respaced
     from mgdm_ray.diffusion.schedule import make_schedule
     from mgdm_ray.diffusion.train import train
+    from mgdm_ray.precision import set_up_gpu
 
+    set_up_gpu(workers.device, deterministic=task.deterministic, benchmark=True)
     schedule = make_schedule(task.schedule)
     if "guide_timesteps" in task.reference and task.num_inference_steps:
         schedule = respaced(schedule, task.num_inference_steps)
@@ -168,6 +170,7 @@ def _fit(
         storage=context.storage,
         reference=tuple(job.inputs.get("reference", ())),
         num_inference_steps=job.inputs.get("num_inference_steps"),
+        deterministic=context.deterministic,
     )
     final = (context.launch or train_here)(task, context.progress)
     context.store.bring(work)
