@@ -201,7 +201,7 @@ def activation_bytes(model: nn.Module, x_t: Tensor, labels: Tensor | None, *, gr
     """
     inner, precision = model, "float32"
     if isinstance(model, Prepared):  # whose own forward counts calls and times them
-        inner, precision = model.model, model.execution.precision
+        inner, precision = model.model, model.precision
     conditions = {} if labels is None else {"class_labels": labels}
     t = torch.zeros(1, dtype=torch.int64, device=x_t.device)
     x_t = x_t.detach().requires_grad_(graph)
