@@ -3,6 +3,7 @@
 # make test-rest   the others: kills, several raylets, browser, object stores, pages, fuzzing
 # make test-all    both
 # make test-long   what takes longer still: CONTRIBUTING.md names it
+# make test-gpu    what needs a real GPU; skips without one
 # make check   set up and run ruff, mypy and cluster-check
 # make docs    build the documentation into site/
 # make cluster-check   only look at the launch files in cluster/
@@ -17,7 +18,7 @@ STAMP := $(VENV)/installed
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 FAST := not slow and not long and not cluster and not network
 
-.PHONY: study test test-rest test-all test-long check docs cluster-check setup clean
+.PHONY: study test test-rest test-all test-long test-gpu check docs cluster-check setup clean
 .DEFAULT_GOAL := study
 
 $(STAMP): pyproject.toml constraints.txt
@@ -45,6 +46,9 @@ test-all: test test-rest
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 	$(BIN)/python -m tests.fuzz --cases 10000
+
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
 
 docs: $(STAMP)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
