@@ -24,6 +24,7 @@ from mgdm_ray.config import (
     SamplingConfig,
     UNetConfig,
 )
+from mgdm_ray.data.pixels import as_pixels
 from mgdm_ray.diffusion.batches import BatchSource, TrainingData
 from mgdm_ray.diffusion.inference import Execution
 from mgdm_ray.diffusion.parallel import Workers, forget_activations
@@ -206,7 +207,8 @@ def test_the_ten_networks_train_on_a_card(name: str) -> None:
         network = build_network(name, 4, 3, 32, "a seed").to("cuda")
         recipe = fit.Recipe(config, 4, ("a seed",), device="cuda")
         with gpu.measured() as found:
-            history = fit._train(network, images, labels, recipe, "bfloat16", None)
+            there = as_pixels(images).near("cuda"), labels.to("cuda")
+            history = fit._train(network, *there, recipe, "bfloat16", None)
     assert [row["step"] for row in history] == [1]
     assert found.counts["waits"] <= 1
-    assert found.counts["to device"] <= 2
+    assert found.counts["to device"] <= 4, "images and labels once, and each step's rows"

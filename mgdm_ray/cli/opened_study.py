@@ -12,6 +12,7 @@ from mgdm_ray.config import InputError
 from mgdm_ray.config.file import read_study
 from mgdm_ray.data.load import data_source
 from mgdm_ray.environment import StudyStopped
+from mgdm_ray.pipeline.gpu_memory import needs, refusals
 from mgdm_ray.pipeline.plan import make_plan
 from mgdm_ray.pipeline.staging import bring_notes, inputs_for_all, open_storage
 from mgdm_ray.pipeline.status import StudyStatus
@@ -82,6 +83,13 @@ class OpenedStudy:
             if dataset.path is not None and dataset.name in self.absent:
                 with self._placed(index):
                     data_source(dataset, self.config.data_dir).check()
+
+    def check_gpu_memory(self) -> None:
+        """Refuse a training that no known GPU holds."""
+        resources = self.config.resources
+        if told := refusals(needs(self.plan.jobs.values(), resources), resources):
+            line = self.source.line(("resources", "micro_batch"))
+            raise InputError("\n".join(f"{self.source.path}:{line}: {text}" for text in told))
 
     def check_data(self) -> None:
         """Download absent datasets; refuse missing or damaged data before anything starts."""

@@ -14,6 +14,7 @@ from mgdm_ray.cli.opened_study import OpenedStudy
 from mgdm_ray.cli.plan_estimate import PlanEstimate
 from mgdm_ray.evaluation.power_analysis import resolution
 from mgdm_ray.pipeline.cost_model import Estimate, add_probe
+from mgdm_ray.pipeline.gpu_memory import described, needs
 from mgdm_ray.pipeline.job import CELLS, Job
 from mgdm_ray.pipeline.plan import Plan
 from mgdm_ray.storage.remote.objects import is_url
@@ -30,6 +31,7 @@ def show_plan(study: OpenedStudy, *, probe: bool, retry_failed: bool) -> None:
     """Print the plan; with ``probe`` measure jobs without timing history first."""
     weights.require_timm(study.config)
     study.check_own_files()
+    study.check_gpu_memory()
     estimate = PlanEstimate.of(study, retry_failed=retry_failed)
     if probe:
         study.prepare_data()
@@ -86,6 +88,7 @@ def show(estimate: PlanEstimate) -> None:
             plan=estimate.plan,
             product=" x ".join(_counted(len(values), name) for name, values in axes.items()),
             resolution=resolution(c, estimate.test_counts, estimate.manifests.values()),
+            memory=[described(n) for n in needs(estimate.todo.values(), c.resources)],
             absent=[d.name for d in c.datasets if d.name not in estimate.train_images],
             table=_table(estimate),
             sharing=sharing(estimate.plan),

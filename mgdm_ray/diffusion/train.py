@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -31,6 +32,8 @@ from mgdm_ray.diffusion.train_state import TrainState, new_state
 from mgdm_ray.diffusion.unet import null_label
 from mgdm_ray.precision import autocast
 from mgdm_ray.seeding import per_image_noise
+
+log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 5.0
 """Between two calls of ``must_stop``: in each, all workers wait for all."""
@@ -156,16 +159,9 @@ def train_step(
     all workers. A GPU is waited for once, before its weights change.
     """
     config, device = state.config, next(state.model.parameters()).device
-    state.optimizer.zero_grad(set_to_none=True)
-    value = torch.zeros((), dtype=torch.float64, device=device)
-    parts = draw.to(device).parts(workers.micro_batch)
-    for part in parts:
-        # The exchange averages over the workers; their shares may differ.
-        weight = len(part) * workers.world_size / config.batch_size
-        with exchanging(forward, part is parts[-1]):
-            loss = _loss(state, forward, data, part, schedule, device)
-            torch.autograd.backward(state.scaler.scale(loss if weight == 1 else loss * weight))
-        value = value + loss.detach().double() * len(part) / config.batch_size
+    draw, value = draw.to(device), None
+    while value is None:
+        value = _gradients(state, forward, data, draw, schedule, workers)
     known = sum_over_workers(torch.stack([value, torch.full_like(value, look)]))
     norm = _clipped(state).double().reshape(1)
     mean, looking, gradient_norm = torch.cat([known, norm]).cpu().tolist()
@@ -178,6 +174,51 @@ def train_step(
         update_ema(state.ema, state.model, state.step, config.ema_decay)
     state.step += 1
     return Step(mean, looking > 0)
+
+
+def _gradients(
+    state: TrainState,
+    forward: nn.Module,
+    data: TrainingData,
+    draw: Draw,
+    schedule: NoiseSchedule,
+    workers: Workers,
+) -> Tensor | None:
+    """Set the gradients of this worker's share, part by part; its loss, a scalar on the device.
+
+    None if a GPU's memory does not hold a part: then ``state.micro_batch`` is half of it, and the
+    same call again gives the same gradients. OutOfMemoryError with one image a part, and with
+    several workers, which wait for each other in the exchange: they must start again together.
+    """
+    config, device = state.config, draw.t.device
+    state.optimizer.zero_grad(set_to_none=True)
+    value = torch.zeros((), dtype=torch.float64, device=device)
+    limits = [most for most in (workers.micro_batch, state.micro_batch) if most is not None]
+    parts = draw.parts(min(limits, default=None))
+    try:
+        for part in parts:
+            # The exchange averages over the workers; their shares may differ.
+            weight = len(part) * workers.world_size / config.batch_size
+            with exchanging(forward, part is parts[-1]):
+                loss = _loss(state, forward, data, part, schedule, device)
+                torch.autograd.backward(state.scaler.scale(loss if weight == 1 else loss * weight))
+            value = value + loss.detach().double() * len(part) / config.batch_size
+        return value
+    except torch.OutOfMemoryError:
+        largest = max(map(len, parts))
+        if largest == 1 or workers.world_size > 1:
+            raise
+        state.micro_batch = largest // 2
+        log.warning(
+            "out of GPU memory at %d images at a time: continuing with resources.micro_batch %d; "
+            "the gradients are the same",
+            largest,
+            state.micro_batch,
+        )
+    # Here the error, and what its frames hold, is gone.
+    state.optimizer.zero_grad(set_to_none=True)
+    torch.cuda.empty_cache()
+    return None
 
 
 def _clipped(state: TrainState) -> Tensor:

@@ -46,6 +46,8 @@ class TrainState:
     history: History = field(default_factory=list)
     precision: str = "float32"
     """Of the arithmetic: what ``precision: auto`` means on this device."""
+    micro_batch: int | None = None
+    """Most images at a time that the GPU's memory holds, once more did not fit."""
 
     @property
     def trained(self) -> nn.Module:
@@ -81,6 +83,8 @@ class TrainState:
             "precision": self.precision,
             "scaler": self.scaler.state_dict(),
         }
+        if self.micro_batch is not None:
+            facts["micro_batch"] = self.micro_batch
         (folder / STATE_FILE).write_text(json.dumps(facts), encoding="utf-8")
 
     def load(self, folder: Path) -> None:
@@ -93,6 +97,7 @@ class TrainState:
         if self.scaler.is_enabled() and facts.get("scaler"):
             self.scaler.load_state_dict(facts["scaler"])
         self.step, self.history = int(facts["step"]), list(facts["history"])
+        self.micro_batch = facts.get("micro_batch")
 
     def take(self, tensors: dict[str, Tensor]) -> None:
         """Restore what ``tensors()`` gave; RuntimeError if it is of another network."""
@@ -130,6 +135,7 @@ class TrainState:
             return self
         empty.take(tensors)
         empty.step, empty.history = self.step, self.history
+        empty.micro_batch = self.micro_batch
         return empty
 
 

@@ -45,6 +45,62 @@ def test_a_batch_in_parts_trains_the_same(kind: Kind, most: int) -> None:
         assert ours == theirs, "nothing was cut"
 
 
+class SmallCard(nn.Module):
+    """Has no memory for more than ``most`` images, and runs out of it in one of two places."""
+
+    def __init__(self, model: nn.Module, most: int, backward: bool) -> None:
+        super().__init__()
+        self.model, self.most, self.backward, self.failed = model, most, backward, 0
+
+    def forward(self, x: torch.Tensor, *args: torch.Tensor, **given: torch.Tensor) -> torch.Tensor:
+        def full(_: object = None) -> None:
+            self.failed += 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        too_many = len(x) > self.most
+        if too_many and not self.backward:
+            full()
+        made: torch.Tensor = self.model(x, *args, **given)
+        if too_many:
+            made.register_hook(full)
+        return made
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_training_without_memory_goes_on_in_smaller_parts(
+    kind: Kind, backward: bool, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Would catch gradients of a failed attempt that are added to those of the next, a step that is
+    left out, a halving at every step, and a resumed training that runs out of memory again."""
+    cards: list[SmallCard] = []
+
+    def wrap(model: nn.Module) -> nn.Module:
+        cards.append(SmallCard(model, 3, backward))
+        return cards[-1]
+
+    state = trained(CONFIGS[kind], workers=Workers(wrap=wrap))
+    same(state, trained(CONFIGS[kind], workers=Workers(micro_batch=2)), 0)
+    same(state, trained(CONFIGS[kind]), 2e-5)
+    assert (state.micro_batch, cards[0].failed) == (2, 2), "8, 4, 2 images at a time"
+    warned = [r.getMessage() for r in caplog.records if "out of GPU memory" in r.getMessage()]
+    assert len(warned) == 2
+    assert "micro_batch 2" in warned[-1]
+    state.save(tmp_path)
+    again = new_state(CONFIGS[kind], 1, 2, 0)
+    again.load(tmp_path)
+    assert again.micro_batch == 2
+
+
+def test_memory_for_no_image_is_an_error() -> None:
+    """Would catch a loop without end, and workers that stop waiting for each other."""
+    with pytest.raises(torch.OutOfMemoryError):
+        trained(CONFIGS["denoiser"], workers=Workers(wrap=lambda m: SmallCard(m, 0, False)))
+    one = Workers(0, 2, wrap=lambda m: SmallCard(m, 1, False))
+    with pytest.raises(torch.OutOfMemoryError):
+        trained(CONFIGS["denoiser"], workers=one)
+
+
 def test_gradients_are_exchanged_once_per_step() -> None:
     """Would catch an all-reduce for each part, which costs as much as one for the whole."""
 

@@ -185,6 +185,8 @@ def _fit(
     memory: dict[str, float] = {}
     if (final / MEMORY_FILE).exists():
         memory = json.loads((final / MEMORY_FILE).read_text(encoding="utf-8"))
+    if state.get("micro_batch"):  # halved by a worker itself
+        memory = {"micro_batch": state["micro_batch"]}
     return {**_last_loss(state["history"]), **memory}
 
 
