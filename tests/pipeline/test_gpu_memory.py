@@ -10,8 +10,11 @@ import pytest
 import torch
 import yaml
 
+from mgdm_ray.classifiers import fit
+from mgdm_ray.classifiers.networks import build_network
 from mgdm_ray.config import (
     DenoiserConfig,
+    DownstreamConfig,
     GuidanceSetting,
     GuideConfig,
     ResourcesConfig,
@@ -19,6 +22,7 @@ from mgdm_ray.config import (
     UNetConfig,
 )
 from mgdm_ray.config.file import read_study
+from mgdm_ray.data.pixels import as_pixels
 from mgdm_ray.diffusion.batches import BatchSource, TrainingData
 from mgdm_ray.diffusion.inference import Execution
 from mgdm_ray.diffusion.parallel import Workers, forget_activations
@@ -159,3 +163,25 @@ def test_a_quarter_of_an_l4_samples_many_images(guided: bool, images: int) -> No
         latents = torch.zeros(images, 3, 128, 128)
         made.decode(latents, labels, range(images), setting if guided else None)
         assert gpu.peak <= 0.25 * L4
+
+
+CELLS = {
+    "alexnet": 0.5, "vgg16_bn": 2.4, "googlenet": 0.8, "resnet18": 0.5, "resnet50": 1.3,
+    "resnext50_32x4d": 1.6, "densenet121": 1.6, "squeezenet1_1": 0.4, "mobilenet_v2": 1.0,
+    "efficientnet_b0": 1.1,
+}  # fmt: skip
+"""GiB of a training step of grid.yaml's networks (128 px, batch of 64) that may not grow; a quarter
+of an L4 has 5.6, of a T4 3.6."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_fits_a_quarter_of_a_card(name: str) -> None:
+    """Would catch a network or a loop that needs more of the card that four tasks share."""
+    images, labels = torch.zeros(64, 3, 128, 128), torch.arange(64) % 7
+    with fake_gpu() as gpu:
+        network = build_network(name, 7, 3, 128, "a seed").to("cuda")
+        recipe = fit.Recipe(DownstreamConfig(steps=1, batch_size=64), 7, ("a seed",), device="cuda")
+        there = as_pixels(images).near("cuda"), labels.to("cuda")
+        fit._train(network, *there, recipe, "bfloat16", None)
+    assert 0.7 * CELLS[name] < gpu.peak / GIB <= CELLS[name]
