@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import get_args
@@ -12,8 +13,9 @@ from torch import nn
 
 from mgdm_ray.config import DenoiserConfig, UNetConfig
 from mgdm_ray.diffusion import train as loop
+from mgdm_ray.diffusion import train_state
 from mgdm_ray.diffusion.batches import BatchSource, TrainingData
-from mgdm_ray.diffusion.parallel import Workers, exchanging, forget_activations
+from mgdm_ray.diffusion.parallel import Workers, exchanging, forget_activations, shard
 from mgdm_ray.diffusion.train import Hooks, NonFiniteLoss, train_step
 from mgdm_ray.diffusion.train_state import Kind, TrainState, new_state
 from tests.chaos.storm import free_port
@@ -317,3 +319,25 @@ def test_sharded_weights_train_the_same(kind: Kind, tmp_path: Path) -> None:
     same(alone, whole, 1e-4)
     run_sharded(tmp_path, kind, resume=True)
     same(loaded(tmp_path / "end", kind), whole, 1e-4)
+
+
+def _train_collected(rank: int, folder: str, port: int) -> None:
+    """Training whose sharded weights are collected in bfloat16, as on a GPU."""
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=1)
+    train_state.shard = functools.partial(shard, bfloat16=True)
+    config = CONFIGS["guide"].model_copy(update={"precision": "bfloat16"})
+    trained(config, workers=Workers(0, 1, sharded=True)).save(Path(folder))
+    torch.distributed.destroy_process_group()
+
+
+def test_weights_collected_in_bfloat16_train_alike(tmp_path: Path) -> None:
+    """Would catch gradients that are added, or weights that are kept, in bfloat16."""
+    torch.multiprocessing.spawn(_train_collected, (str(tmp_path), free_port()), nprocs=1)
+    ended, whole = loaded(tmp_path, "guide"), trained(CONFIGS["guide"])
+    ours, theirs = ([row["loss"] for row in s.history] for s in (ended, whole))
+    assert ours == pytest.approx(theirs, rel=0.02)
+    assert ours != theirs
+    kept = next(ended.model.parameters())
+    assert not torch.equal(kept, kept.bfloat16().float())
