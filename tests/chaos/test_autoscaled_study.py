@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
-import random
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
+from mgdm_ray.config.file import shipped_studies
 from tests.chaos.autoscaler import AutoscaledCluster
-from tests.chaos.storm import PATIENCE_S, PHASES, Storm, check_results, processes
+from tests.chaos.storm import PHASES, STUDY, check_results, processes
 from tests.chaos.test_nodes import local_copy, start
 
 pytestmark = [pytest.mark.long, pytest.mark.cluster]
 
+LONGEST_S = 3600.0
 SPREAD = ("--set", "resources.sampling_workers=2")
 RESOURCES = ("cpus_per_worker=0.5", "gpus_per_worker=1", "cpus_per_task=0.5", "gpus_per_task=0.5")
 """Those of grid.yaml, for nodes of 1 CPU instead of 8, and two tasks on a GPU instead of four."""
 
 
+STUDIES = {
+    "tiny": STUDY,
+    "quickstart": yaml.safe_load((shipped_studies() / "quickstart.yaml").read_text()),
+}
+
+
+@pytest.fixture(params=list(STUDIES))
+def study(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The smallest that has all kinds of jobs, in minutes; the quickstart, in half an hour."""
+    path = tmp_path / f"{request.param}.yaml"
+    path.write_text(yaml.safe_dump({**STUDIES[request.param], "deterministic": True}))
+    return path
+
+
 @pytest.fixture
-def undisturbed(tmp_path: Path) -> Storm:
+def undisturbed(study: Path, tmp_path: Path) -> Path:
     """With as many images in each part of a sampling job: their number changes the round-off."""
-    made = Storm(tmp_path / "undisturbed", random.Random(0), kills=0)
-    made.rest(*SPREAD)
-    return made
+    command = [sys.executable, "-m", "mgdm_ray.study", str(study), *SPREAD]
+    with (tmp_path / "undisturbed.log").open("wb") as log:
+        subprocess.run(
+            [*command, "--storage", str(tmp_path / "undisturbed")],
+            stdout=log, stderr=log, check=True, timeout=LONGEST_S,
+        )  # fmt: skip
+    return tmp_path / "undisturbed"
 
 
 @pytest.fixture
@@ -50,16 +71,16 @@ def lose_a_node(cluster: AutoscaledCluster, phase: str, driver: subprocess.Popen
 
 
 def test_a_study_ends_on_nodes_that_come_and_go(
-    undisturbed: Storm, bucket: str, two_nodes: AutoscaledCluster, tmp_path: Path
+    study: Path, undisturbed: Path, bucket: str, two_nodes: AutoscaledCluster, tmp_path: Path
 ) -> None:
     """Would catch a study that asks for nothing, or for too little, of the autoscaler, that cannot
     compute where only Ray's books have GPUs, and one that the loss of a training's node changes."""
-    url, log = f"{bucket}/autoscaled", tmp_path / f"{undisturbed.study.stem}.log"
+    url, log = f"{bucket}/autoscaled", tmp_path / f"{study.stem}.log"
     options = [word for value in RESOURCES for word in ("--set", f"resources.{value}")]
-    driver = start(undisturbed.study, url, two_nodes.address, tmp_path, *options, *SPREAD)
+    driver = start(study, url, two_nodes.address, tmp_path, *options, *SPREAD)
     try:
         lose_a_node(two_nodes, "train worker", driver)
-        code = driver.wait(timeout=PATIENCE_S * 6)
+        code = driver.wait(timeout=LONGEST_S)
     finally:
         if driver.poll() is None:
             driver.kill()
@@ -67,5 +88,5 @@ def test_a_study_ends_on_nodes_that_come_and_go(
     assert code == 0, said
     assert "waiting for the autoscaler: fit_" in said
     assert "the cluster has 1 CPU and 1 GPU now" in said or "has 2 CPU and 2 GPU now" in said
-    check_results(local_copy(url, tmp_path / "all"), undisturbed.calm)
+    check_results(local_copy(url, tmp_path / "all"), undisturbed, study.stem)
     assert len(two_nodes.raylets()) == 2, "the lost node was replaced"
