@@ -28,7 +28,7 @@ from tests.chaos.storm import free_port
 from tests.cluster.aws import HEAD_TAGS, allowed, bootstrapped, forget_connections
 from tests.storage.remote.server import s3_server
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+pytestmark = [pytest.mark.long, pytest.mark.cluster]
 
 
 @pytest.fixture

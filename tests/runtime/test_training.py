@@ -106,7 +106,7 @@ class Hungry:
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_that_is_short_of_memory_takes_smaller_parts(tmp_path: Path) -> None:
     """Would catch training on several GPUs that is given up although half of a share would fit,
     that is retried as it was, that comes to other weights, or that is retried without end."""
