@@ -46,6 +46,8 @@ CONFIGS: dict[Kind, DenoiserConfig | GuideConfig] = {
 DATA = TrainingData(torch.zeros(12, *SHAPE), torch.arange(12) % 4, 4)
 LABELS = torch.tensor([0, 1, 2, 3])
 SETTING = GuidanceSetting(measurement="entropy", uncertainty_scale=0.1)
+QUICK = ("alexnet", "resnet18", "squeezenet1_1")
+"""Networks of `make test`; `make test-rest` has the others."""
 
 
 # --- the harness itself -------------------------------------------------------------------------
@@ -145,7 +147,7 @@ def test_a_training_step_runs_on_a_card(kind: Kind) -> None:
     assert found.left == 0
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", [pytest.param("denoiser", marks=pytest.mark.slow), "guide"])
 def test_parts_and_forgotten_activations_take_less_memory(kind: Kind) -> None:
     """Would catch a micro batch or a checkpointing that saves nothing."""
     whole = training_step(CONFIGS[kind], Workers(device="cuda")).peak
@@ -198,7 +200,9 @@ def test_sampling_runs_on_a_card(stage: str, solver: str, classifier_scale: floa
 # --- the ten networks ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in NETWORKS]
+)
 def test_the_ten_networks_train_on_a_card(name: str) -> None:
     """Would catch a stem or a head on the CPU, and a step that stops for the host more often."""
     config = DownstreamConfig(steps=1, batch_size=8)

@@ -332,6 +332,7 @@ def _train_collected(rank: int, folder: str, port: int) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_weights_collected_in_bfloat16_train_alike(tmp_path: Path) -> None:
     """Would catch gradients that are added, or weights that are kept, in bfloat16."""
     torch.multiprocessing.spawn(_train_collected, (str(tmp_path), free_port()), nprocs=1)

@@ -71,7 +71,7 @@ def held(job: Job, lean: bool) -> int:
 @pytest.mark.parametrize(
     ("kind", "unet", "size", "precision"),
     [
-        ("fit_denoiser", WIDE, 128, "bfloat16"),
+        pytest.param("fit_denoiser", WIDE, 128, "bfloat16", marks=pytest.mark.slow),
         ("fit_guide", WIDE, 128, "bfloat16"),
         ("fit_denoiser", SMALL, 64, "float32"),
         ("fit_guide", SMALL, 64, "bfloat16"),
@@ -146,7 +146,9 @@ L4 = 22.5 * GIB
 """What a card of 24 GB shows."""
 
 
-@pytest.mark.parametrize(("guided", "images"), [(False, 64), (True, 32)])
+@pytest.mark.parametrize(
+    ("guided", "images"), [(False, 64), pytest.param(True, 32, marks=pytest.mark.slow)]
+)
 def test_a_quarter_of_an_l4_samples_many_images(guided: bool, images: int) -> None:
     """Would catch a batch of one image again, and one that needs more than the task's part."""
     labels, steps = (

@@ -232,6 +232,7 @@ def test_a_poor_trial_is_pruned_and_says_so(undisturbed: list[dict[str, Any]]) -
     assert all(len(row["per_network"]) == 4 for row in done)
 
 
+@pytest.mark.slow
 def test_two_objectives_choose_the_most_accurate_setting_of_the_front(tmp_path: Path) -> None:
     """Would catch a second objective that Tune drops, and a choice that is not on the front."""
     job = search_job(sampler="nsga2", objective="accuracy_and_cost", trials=10)
