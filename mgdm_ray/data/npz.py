@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import IO, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,12 +113,12 @@ def open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
         ) from error
 
 
-def _open_member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipExtFile:
+def _open_member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
     present = [member.removesuffix(".npy") for member in archive.namelist()]
     if name not in present:
         arrays = ", ".join(sorted(present)) or "nothing"
         raise InputError(f"array {name!r} is missing; the file has {arrays}")
-    return archive.open(f"{name}.npy")  # type: ignore[return-value]
+    return archive.open(f"{name}.npy")
 
 
 def read_header(archive: zipfile.ZipFile, name: str) -> Header:
