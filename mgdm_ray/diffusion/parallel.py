@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from monai.networks.blocks.spatialattention import SpatialAttentionBlock
-from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
+
+from mgdm_ray.diffusion.monai_networks import DiffusionUNetResnetBlock, SpatialAttentionBlock
 
 BLOCKS = (DiffusionUNetResnetBlock, SpatialAttentionBlock)
 """The parts of a UNet that are sharded, and computed again, one by one."""

@@ -7,10 +7,10 @@ the denoiser and rounds up (28 -> 14 -> 7 -> 4).
 from __future__ import annotations
 
 import torch
-from monai.networks.nets.diffusion_model_unet import DiffusionModelEncoder, DiffusionModelUNet
 from torch import Tensor, nn
 
 from mgdm_ray.config import UNetConfig
+from mgdm_ray.diffusion.monai_networks import DiffusionModelEncoder, DiffusionModelUNet
 from mgdm_ray.seeding import derive_seed, generator
 
 HEAD_CHANNELS = 16
