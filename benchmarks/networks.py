@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks.measure import arguments, describe, seconds, synchronise
 from mgdm_ray.classifiers.fit import Recipe, fit, predict
 from mgdm_ray.classifiers.networks import build_network
-from mgdm_ray.config import NETWORKS, DownstreamConfig
+from mgdm_ray.config import NETWORKS, Training
 from mgdm_ray.precision import precision_of
 
 SIZE, BATCH, STEPS, IMAGES = 28, 32, 4, 256
@@ -31,7 +31,7 @@ def training(network: nn.Module, precision: str, device: str) -> float:
         synchronise(device)
         marks.append(time.perf_counter())
 
-    config = DownstreamConfig.model_validate(
+    config = Training.model_validate(
         {"steps": STEPS + 1, "batch_size": BATCH, "precision": precision}
     )
     fit(network, DATA, LABELS, Recipe(config, 5, ("benchmark",), device=device), on_step=mark)

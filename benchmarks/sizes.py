@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mgdm_ray.classifiers.networks import build_network
-from mgdm_ray.config import DownstreamConfig, ResourcesConfig, StudyConfig, UNetConfig, load_study
+from mgdm_ray.config import ResourcesConfig, StudyConfig, Training, UNetConfig, load_study
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.data.load import data_source
 from mgdm_ray.diffusion.unet import build_denoiser, build_guide
@@ -149,9 +149,16 @@ class Counter:
     def _scoring(self, job: Job, shape: tuple[int, int, int]) -> float:
         """Of the networks that one setting of a search or a confirmation trains."""
         networks, repeats = fits_per_setting(job.inputs)
-        down = DownstreamConfig.model_validate(job.inputs["downstream"])
-        images = 3 * down.steps * down.batch_size * repeats
-        return images * sum(network_flops(name, *shape) for name in networks)
+        real = self.train[job.dataset]
+        trained = {name: Training.of(job.inputs, name, real) for name in networks}
+        return (
+            3.0
+            * repeats
+            * sum(
+                down.steps * down.batch_size * network_flops(name, *shape)
+                for name, down in trained.items()
+            )
+        )
 
 
 def seconds(flops: tuple[float, float], gpu: str, assumed: Assumed) -> float:

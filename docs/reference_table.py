@@ -25,11 +25,11 @@ from mgdm_ray.config import (
     REFERENCE_FAULTS,
     DatasetConfig,
     DenoiserConfig,
-    DownstreamConfig,
     GuidanceSetting,
     GuideConfig,
     ReferenceFault,
     SamplingConfig,
+    Training,
     UNetConfig,
 )
 from mgdm_ray.data.info import dataset_info
@@ -135,7 +135,7 @@ class Bench:
             self.options.network, self.info.num_classes, self.info.channels, 28, self.seed
         )
         recipe = Recipe(
-            DownstreamConfig(steps=self.options.network_steps),
+            Training(steps=self.options.network_steps, batch_size=64),
             self.info.num_classes,
             ("reference table", self.seed),
             device=self.options.device,

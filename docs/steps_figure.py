@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from mgdm_ray.classifiers.fit import Recipe, fit
 from mgdm_ray.classifiers.metrics import score
 from mgdm_ray.classifiers.networks import build_network
-from mgdm_ray.config import DatasetConfig, DownstreamConfig, SamplingConfig
+from mgdm_ray.config import DatasetConfig, SamplingConfig, Training
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.data.load import data_source, to_tensor
 from mgdm_ray.diffusion.pipeline import Sampler
@@ -31,7 +31,7 @@ STEPS = (3, 5, 8, 15, 25, 50)
 SOLVERS = ("ddim", "second_order")
 COMPARED, TRAINED_ON = 64, 192
 NETWORKS, SEEDS = ("googlenet", "resnet18"), (0, 1)
-CONFIG = DownstreamConfig(steps=40, batch_size=32)
+CONFIG = Training(steps=40, batch_size=32)
 
 
 class Bench:

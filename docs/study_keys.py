@@ -186,7 +186,7 @@ def _words(annotation: Any, metadata: list[Any], written: str) -> str:
     if origin is Literal:
         return ", ".join(f"`{a}`" for a in arguments)
     if origin is dict:
-        return "mapping of measurements"
+        return "mapping by name"
     if origin is tuple:
         return _list(arguments, metadata, written)
     if models_in(annotation):

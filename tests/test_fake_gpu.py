@@ -18,10 +18,10 @@ from mgdm_ray.classifiers.networks import build_network
 from mgdm_ray.config import (
     NETWORKS,
     DenoiserConfig,
-    DownstreamConfig,
     GuidanceSetting,
     GuideConfig,
     SamplingConfig,
+    Training,
     UNetConfig,
 )
 from mgdm_ray.data.pixels import as_pixels
@@ -205,7 +205,7 @@ def test_sampling_runs_on_a_card(stage: str, solver: str, classifier_scale: floa
 )
 def test_the_ten_networks_train_on_a_card(name: str) -> None:
     """Would catch a stem or a head on the CPU, and a step that stops for the host more often."""
-    config = DownstreamConfig(steps=1, batch_size=8)
+    config = Training(steps=1, batch_size=8)
     images, labels = torch.zeros(16, 3, 32, 32), torch.arange(16) % 4
     with fake_gpu() as gpu:
         network = build_network(name, 4, 3, 32, "a seed").to("cuda")

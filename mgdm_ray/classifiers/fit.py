@@ -1,4 +1,4 @@
-"""Training of one downstream network: AdamW, one cycle, a fixed number of steps."""
+"""Training of one downstream network: AdamW for a fixed number of steps."""
 
 from __future__ import annotations
 
@@ -13,24 +13,19 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mgdm_ray.config import DownstreamConfig
+from mgdm_ray.classifiers.augment import augmented, blended
+from mgdm_ray.classifiers.metrics import score
+from mgdm_ray.classifiers.schedule import (
+    SeedParts,
+    balancing_weights,
+    batch_indices,
+    checkpoints,
+    learning_rate,
+)
+from mgdm_ray.config import Training
 from mgdm_ray.data.pixels import Pixels, as_pixels
 from mgdm_ray.precision import autocast, precision_of
-from mgdm_ray.seeding import derive_seed, generator
-
-SeedParts = tuple[str | int | float | bool, ...]
-
-FLIP = 0.5
-"""Probability of a left-right flip."""
-ROTATION = math.radians(10)
-"""Largest rotation, radians."""
-ZOOM = 0.1
-"""Largest relative change of size."""
-INTENSITY_SCALE = 0.1
-"""Largest relative change of contrast."""
-INTENSITY_SHIFT = 0.1
-"""Largest change of brightness; the whole range of images is 2."""
-
+from mgdm_ray.seeding import derive_seed
 
 SETTLE_BATCHES = 8
 """Batches that measure the statistics of batch norm after training; the same for every arm."""
@@ -63,17 +58,18 @@ class FitResult:
 
     probabilities: dict[str, NDArray[np.float64]]
     history: list[HistoryRow] = field(default_factory=list)
+    step: int = 0
+    """Whose weights the network has: the last one's, or those of the best validation."""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a network is trained."""
 
-    config: DownstreamConfig
+    config: Training
     num_classes: int
     seed_parts: SeedParts
     """Batch order, augmentation and dropout are functions of these."""
-    augment: bool = False
     class_weights: torch.Tensor | None = None
     """`[num_classes]`, of the cross-entropy."""
     device: str = "cpu"
@@ -84,6 +80,8 @@ class Recipe:
 
 Images = torch.Tensor | Pixels
 """[N, C, H, W]: float32 in [-1, 1], or uint8 in 0..255."""
+Validation = tuple[Images, NDArray[np.int64]]
+"""Images and their labels `[N]`."""
 
 
 def fit(
@@ -93,99 +91,149 @@ def fit(
     recipe: Recipe,
     evaluate: Mapping[str, Images] | None = None,
     on_step: OnStep | None = None,
+    validation: Validation | None = None,
 ) -> FitResult:
     """Train ``network`` in place for exactly ``config.steps`` steps, then predict.
 
-    ``labels`` int64 [N] below ``num_classes``; ``evaluate``: images by name. ``on_step(step,
-    loss)`` runs after every step (1-based). Equal arguments give bit-equal probabilities on a CPU;
-    the global random state is left as it was. NonFiniteLoss; ValueError for images or labels of
-    another form.
+    ``labels`` int64 [N] below ``num_classes``; ``evaluate``: images by name. ``validation``: images
+    and labels, for ``checkpoint: best_validation`` only. ``on_step(step, loss)`` runs after every
+    step (1-based). Equal arguments give bit-equal probabilities on a CPU; the global random state
+    is left as it was. NonFiniteLoss; ValueError for images or labels of another form.
     """
     _check(images, labels, recipe.num_classes)
     config, device = recipe.config, recipe.device
+    if config.checkpoint == "best_validation" and validation is None:
+        raise ValueError("checkpoint 'best_validation' needs validation images")
     images = as_pixels(images).near(device)
     # channels_last is 10 to 30 % faster for these networks on CPUs, and faster on GPUs as well.
     network = network.to(device).to(memory_format=torch.channels_last)
-    precision = precision_of(network, config.precision, torch.device(device))
-    history = _train(network, images, labels, recipe, precision, on_step)
-    parts = (*recipe.seed_parts, "settle")
-    settling = batch_indices(len(images), config.batch_size, SETTLE_BATCHES, parts)
-    with autocast(precision, torch.device(device)):
-        settle_batch_norm(network, [_to(images[index], device) for index in settling])
-    size = max(1, config.batch_size // recipe.micro_batches)
-    probabilities = {
-        name: predict(network, others, recipe.num_classes, size, device, precision)
-        for name, others in (evaluate or {}).items()
-    }
+    trained = _Trained(network, images, recipe, validation)
+    history = _train(trained, images, labels, on_step)
+    step = trained.finish(config.steps)
+    probabilities = {name: trained.predict(others) for name, others in (evaluate or {}).items()}
     if not all(np.isfinite(p).all() for p in probabilities.values()):
         raise NonFiniteLoss(config.steps, "prediction")
-    return FitResult(probabilities, history)
+    return FitResult(probabilities, history, step)
+
+
+class _Trained:
+    """A network in training, settled and validated where its weights may be taken."""
+
+    def __init__(
+        self, network: nn.Module, images: Pixels, recipe: Recipe, validation: Validation | None
+    ) -> None:
+        self.network, self.images, self.recipe = network, images, recipe
+        self.precision = precision_of(network, recipe.config.precision, torch.device(recipe.device))
+        given = recipe.class_weights
+        self.weights = None if given is None else given.float().to(recipe.device)
+        self.validation = validation if recipe.config.checkpoint == "best_validation" else None
+        self.best: tuple[tuple[float, float], int, dict[str, torch.Tensor]] | None = None
+
+    def settle(self) -> None:
+        config, device = self.recipe.config, self.recipe.device
+        parts = (*self.recipe.seed_parts, "settle")
+        rows = batch_indices(len(self.images), config.batch_size, SETTLE_BATCHES, parts)
+        with autocast(self.precision, torch.device(device)):
+            settle_batch_norm(self.network, [_to(self.images[index], device) for index in rows])
+
+    def predict(self, images: Images) -> NDArray[np.float64]:
+        recipe = self.recipe
+        size = max(1, recipe.config.batch_size // recipe.micro_batches)
+        classes, device = recipe.num_classes, recipe.device
+        return predict(self.network, images, classes, size, device, self.precision)
+
+    def validate(self, step: int) -> None:
+        """Keep the weights if they are the best so far; the training goes on as if unseen."""
+        if self.validation is None:
+            return
+        images, labels = self.validation
+        self.settle()
+        found = self.predict(images)
+        if not np.isfinite(found).all():
+            raise NonFiniteLoss(step, "prediction")
+        truth = found[np.arange(len(labels)), labels]
+        # Few images tie often: the likelier of two equally accurate ones.
+        merit = (
+            score(found, labels, "multiclass")["balanced_accuracy"],
+            float(np.log(truth.clip(1e-12)).mean()),
+        )
+        if self.best is None or merit > self.best[0]:
+            weights = self.network.state_dict()
+            self.best = merit, step, {name: w.clone() for name, w in weights.items()}
+        self.network.train()
+
+    def finish(self, last: int) -> int:
+        """Leave the network with the weights to use; their step."""
+        if self.best is None:
+            self.settle()
+            return last
+        _, step, weights = self.best
+        self.network.load_state_dict(weights)
+        return step
 
 
 def _train(
-    network: nn.Module,
-    images: Pixels,
-    labels: torch.Tensor,
-    recipe: Recipe,
-    precision: str,
-    on_step: OnStep | None,
+    trained: _Trained, images: Pixels, labels: torch.Tensor, on_step: OnStep | None
 ) -> list[HistoryRow]:
+    network, recipe = trained.network, trained.recipe
     config, device, parts = recipe.config, recipe.device, recipe.seed_parts
     # fused: on a CPU the step of a network with 20 to 30 M weights takes 0.02-0.05 s, not 0.3 s.
     optimizer = torch.optim.AdamW(
         network.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
-    # One cycle, Smith & Topin (2018), torch's defaults: 30 % up, then down by a cosine.
-    cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=config.steps
-    )
-    weights = None if recipe.class_weights is None else recipe.class_weights.float().to(device)
+    cycle = learning_rate(optimizer, config)
+    drawn = balancing_weights(labels) if config.class_balanced else None
+    looks = checkpoints(config.steps)
     history: list[HistoryRow] = []
     network.train()
     with _seeded(device, *parts, "dropout"):
-        batches = batch_indices(len(images), config.batch_size, config.steps, parts)
+        batches = batch_indices(len(images), config.batch_size, config.steps, parts, drawn)
         for step, index in enumerate(batches, start=1):
-            batch = images[index].to(device)
-            if recipe.augment:
-                batch = augmented(batch, (*parts, "augment", step))
             optimizer.zero_grad(set_to_none=True)
-            loss = _backward(
-                network,
-                batch.contiguous(memory_format=torch.channels_last),
-                labels[index].to(device),
-                weights,
-                recipe.micro_batches,
-                precision,
-            )
+            loss = _backward(trained, *_batch(images[index], labels[index], recipe, step))
             value = loss.item()
             if not math.isfinite(value):
                 raise NonFiniteLoss(step)
             optimizer.step()
             cycle.step()
             history.append({"step": step, "loss": value})
+            if step in looks:
+                trained.validate(step)
             if on_step is not None:
                 on_step(step, value)
     return history
 
 
-def _backward(
-    network: nn.Module,
-    images: torch.Tensor,
-    target: torch.Tensor,
-    weights: torch.Tensor | None,
-    micro_batches: int,
-    precision: str,
-) -> torch.Tensor:
+def _batch(
+    images: torch.Tensor, labels: torch.Tensor, recipe: Recipe, step: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and labels of a step, augmented; blended labels are shares `[N, K]`."""
+    config, parts = recipe.config, recipe.seed_parts
+    images, labels = images.to(recipe.device), labels.to(recipe.device)
+    images = augmented(images, config.augment, (*parts, "augment", step))
+    if config.mixup or config.cutmix:
+        alphas = config.mixup, config.cutmix
+        images, labels = blended(
+            images, labels, recipe.num_classes, alphas, (*parts, "blend", step)
+        )
+    return images.contiguous(memory_format=torch.channels_last), labels
+
+
+def _backward(trained: _Trained, images: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Add the gradient of the batch's mean loss to the parameters'; the loss, a scalar."""
-    if micro_batches == 1:
+    recipe, network, precision = trained.recipe, trained.network, trained.precision
+    weights = trained.weights
+    if recipe.micro_batches == 1 and target.ndim == 1:
         logits = _logits(network, images, precision)
         loss = nn.functional.cross_entropy(logits, target, weight=weights)
         torch.autograd.backward(loss)
         return loss.detach()
-    # The weighted mean divides by the sum of the weights, as torch's own does.
-    total = float(len(target)) if weights is None else weights[target].sum()
+    # The weighted mean divides by the sum of the weights, as torch's own does for whole labels.
+    total: float | torch.Tensor = float(len(target))
+    if weights is not None:
+        total = (weights[target] if target.ndim == 1 else target @ weights).sum()
     value = torch.zeros((), dtype=torch.float64, device=images.device)
-    parts = max(1, min(micro_batches, len(target) // 2))  # batch norm needs two images
+    parts = max(1, min(recipe.micro_batches, len(target) // 2))  # batch norm needs two images
     halves = zip(images.tensor_split(parts), target.tensor_split(parts), strict=True)
     for part, labels in halves:
         logits = _logits(network, part, precision)
@@ -223,48 +271,6 @@ def settle_batch_norm(network: nn.Module, batches: Sequence[torch.Tensor]) -> No
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     network.eval()
-
-
-def batch_indices(
-    count: int, batch_size: int, steps: int, seed_parts: SeedParts
-) -> Iterator[torch.Tensor]:
-    """``steps`` index tensors [batch_size] over ``count`` images.
-
-    Shuffled epochs are concatenated and cut into full batches: after k * count images every image
-    was seen k times.
-    """
-    stream = torch.empty(0, dtype=torch.int64)
-    epoch = 0
-    for _ in range(steps):
-        while len(stream) < batch_size:
-            order = torch.randperm(count, generator=generator(*seed_parts, "batch", epoch))
-            stream = torch.cat([stream, order])
-            epoch += 1
-        yield stream[:batch_size]
-        stream = stream[batch_size:]
-
-
-def augmented(images: torch.Tensor, seed_parts: SeedParts) -> torch.Tensor:
-    """Flip, rotate, zoom and change the intensities of each image on its own; stays in [-1, 1].
-
-    The numbers are drawn on the CPU, and the images change where they are, all at once: MONAI's
-    per-image transforms take 5 ms per image of 28 px.
-    """
-    n = len(images)
-    u = torch.rand(5, n, generator=generator(*seed_parts)) * 2 - 1  # uniform in [-1, 1)
-    angle, zoom = u[0] * ROTATION, 1 / (1 + u[1] * ZOOM)
-    mirror = torch.where(u[2] < 2 * FLIP - 1, -1.0, 1.0)
-    cos, sin, zero = zoom * angle.cos(), zoom * angle.sin(), torch.zeros(n)
-    # Rows and columns in the order (x, y); maps output to input places.
-    matrix = [cos * mirror, sin, zero, -sin * mirror, cos, zero]
-    numbers = torch.stack([*matrix, 1 + u[3] * INTENSITY_SCALE, u[4] * INTENSITY_SHIFT], dim=1)
-    numbers = numbers.to(images.device)
-    theta, (scale, shift) = numbers[:, :6].reshape(n, 2, 3), numbers[:, 6:].unbind(dim=1)
-    grid = nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
-    moved = nn.functional.grid_sample(
-        images.contiguous(), grid, padding_mode="border", align_corners=False
-    )
-    return (moved * scale.view(n, 1, 1, 1) + shift.view(n, 1, 1, 1)).clamp(-1, 1)
 
 
 def predict(

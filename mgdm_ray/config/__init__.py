@@ -3,6 +3,7 @@
 from mgdm_ray.config.base import *
 from mgdm_ray.config.data import *
 from mgdm_ray.config.diffusion import *
+from mgdm_ray.config.downstream import *
 from mgdm_ray.config.file import *
 from mgdm_ray.config.search import *
 from mgdm_ray.config.study import *

@@ -13,6 +13,8 @@ from typing_extensions import TypeAliasType
 
 Arm = Literal["real", "augment", "duplicate", "generate", "roundtrip", "perturb", "disturb"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
+DEFAULT_ARMS: tuple[Arm, ...] = tuple(arm for arm in ARMS if arm != "augment")
+"""By default every arm is augmented."""
 SampledArm = Literal["generate", "roundtrip", "perturb", "disturb"]
 SAMPLED_ARMS: tuple[SampledArm, ...] = get_args(SampledArm)
 """Arms whose images a diffusion model makes."""

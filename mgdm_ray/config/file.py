@@ -257,6 +257,8 @@ def _of_image_size(source: Source, place: Place) -> bool:
 def _explain(source: Source, error: Mapping[str, Any]) -> str:
     """Where the mistake is, and what came, is allowed or is close."""
     location, kind = tuple(error["loc"]), error["type"]
+    if location[-1:] == ("[key]",):  # a name in a mapping
+        location = location[:-1]
     dotted = dotted_place(source.written(location))
     override = source.override(location)
     origin = f"--set {_short(override)}" if override else f"{source.path}:{source.line(location)}"
@@ -304,7 +306,7 @@ def _keys_at(location: Sequence[str | int]) -> list[str]:
     """Keys allowed at a place of the study file."""
     model: Any = StudyConfig
     for part in location:
-        if isinstance(part, str):
+        if part in model.model_fields:  # else an index, or a name in a mapping
             model = next(_models(model.model_fields[part].annotation))
     return list(model.model_fields)
 

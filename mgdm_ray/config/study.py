@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from mgdm_ray.config.base import (
-    ARMS,
+    DEFAULT_ARMS,
     MEMBER_MEASUREMENTS,
     Arm,
     Frozen,
@@ -21,27 +21,8 @@ from mgdm_ray.config.base import (
 )
 from mgdm_ray.config.data import DatasetConfig, LimitsConfig, SyntheticConfig
 from mgdm_ray.config.diffusion import DenoiserConfig, GuidanceSetting, GuideConfig, SamplingConfig
+from mgdm_ray.config.downstream import DownstreamConfig
 from mgdm_ray.config.search import SearchConfig, StartPoint
-
-
-class DownstreamConfig(Frozen):
-    """Training of the evaluated networks, equal for all arms."""
-
-    steps: Positive = 100
-    """Optimiser steps, equal for all arms."""
-    batch_size: int = Field(64, ge=2)
-    """Images per step."""
-    learning_rate: float = Field(1e-3, gt=0, le=1)
-    """Peak of the one-cycle schedule."""
-    weight_decay: float = Field(1e-2, ge=0, le=1)
-    """Weight decay of AdamW."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """``auto``: bfloat16 autocast where it is faster for the network."""
-    pretrained: str | None = None
-    """Initial weights: ``hub`` (ImageNet weights of torchvision or timm), or a folder with
-    NETWORK.safetensors for every network, relative to ``data_dir`` or absolute."""
-    class_weighted: bool = False
-    """Weight the loss by inverse class frequency of the real training set."""
 
 
 class JudgeConfig(Frozen):
@@ -161,7 +142,7 @@ class StudyConfig(Frozen):
     """Names, or mappings with more keys."""
     networks: Annotated[tuple[Network, ...], distinct("network")] = Field(min_length=1)
     """Downstream networks."""
-    arms: Annotated[tuple[Arm, ...], distinct("arm")] = Field(ARMS, min_length=1)
+    arms: Annotated[tuple[Arm, ...], distinct("arm")] = Field(DEFAULT_ARMS, min_length=1)
     """Arms to compare."""
     seeds: Annotated[Seeds, distinct("seed")] = (0, 1, 2)
     """Seeds of initial weights and batch order, one cell each. A number N means 0 .. N-1."""
@@ -292,6 +273,11 @@ def _method_is_possible(study: StudyConfig) -> Iterator[str]:
         )
     if "clip" in study.reference and study.sampling.clip_stage_two:
         yield "reference 'clip' clips in decode only; set sampling.clip_stage_two to false"
+    if "augment" in study.arms and study.downstream.augment != "none":
+        yield (
+            f"arm 'augment' adds nothing where downstream.augment {study.downstream.augment!r} "
+            "augments every arm: drop the arm, or set downstream.augment to 'none'"
+        )
     searched = study.search.space.measurement if study.search else ()
     for name in (study.setting.measurement, *searched):
         if name in MEMBER_MEASUREMENTS and not study.guide.dropout:

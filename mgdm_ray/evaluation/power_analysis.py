@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mgdm_ray.config import DatasetConfig, StudyConfig
+from mgdm_ray.config import DatasetConfig, Defaults, StudyConfig
 from mgdm_ray.evaluation import METRIC
 from mgdm_ray.evaluation.stats.images import Floats
 from mgdm_ray.evaluation.stats.paired import ALPHA, PRIMARY, datasets_needed, pooled_variance
@@ -103,7 +103,10 @@ def spread(
         record, inputs = manifest.get("record", {}), manifest.get("inputs", {})
         if record.get("kind") != "fit_downstream" or METRIC not in record.get("metrics", {}):
             continue
-        alike = json.dumps([inputs.get("dataset"), inputs.get("downstream")], sort_keys=True)
+        trained = inputs.get("downstream")
+        if isinstance(trained, dict):  # one study trains its networks by recipes of their own
+            trained = {name: trained[name] for name in trained if name not in Defaults._fields}
+        alike = json.dumps([inputs.get("dataset"), trained], sort_keys=True)
         cells = scores.setdefault((record["dataset"], alike), {})
         cells[record["network"], record["seed"], record["arm"]] = record["metrics"][METRIC]
     groups: dict[str, list[Floats]] = {}

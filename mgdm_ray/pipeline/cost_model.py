@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
-from mgdm_ray.config import InputError
+from mgdm_ray.config import InputError, steps_of
 from mgdm_ray.pipeline.job import CELLS, FITS, KINDS, SCORINGS, Job, fits_per_setting
 from mgdm_ray.pipeline.trials import TRIALS_FILE, read_trials
 from mgdm_ray.storage.files import replacing
@@ -86,8 +86,10 @@ def _measure(
         return family, train["steps"] * train["batch_size"], 1.0
     if node.kind in CELLS:
         config = inputs["downstream"]
-        family = [inputs["network"], inputs["arm"] == "augment"]
-        return family, config["steps"] * config["batch_size"], 1.0
+        policy = "standard" if inputs["arm"] == "augment" else config.get("augment", "none")
+        family = [inputs["network"], policy]
+        real = 0 if "steps" in config else train_images[inputs["dataset"]["name"]]
+        return family, steps_of(config, real) * config["batch_size"], 1.0
     if node.kind == "fit_judge":
         judge = inputs["judge"]
         return [judge["network"]], judge["steps"] * judge["batch_size"], 1.0

@@ -72,7 +72,7 @@ class DatasetJobs(StageOneJobs):
             "space": search.space.model_dump(
                 mode="json", exclude={"guidance_scale", "classifier_scale"}
             ),
-            **self.scoring(search),
+            **self.scoring(search, *proxies),
             **self.weights(*proxies),
         }
         if search.objective == "accuracy_and_cost":  # only there all of the pipeline counts
@@ -95,7 +95,7 @@ class DatasetJobs(StageOneJobs):
             "seeds": confirm.seeds,
             "proxies": proxies,
             "others": others,
-            **self.scoring(search),
+            **self.scoring(search, *proxies, *others),
             **self.weights(*proxies, *others),
         }
         needs = {"search": found, **self.scoring_needs()}
@@ -105,13 +105,21 @@ class DatasetJobs(StageOneJobs):
     def proxies(search: SearchConfig, network: str) -> list[str]:
         return [network] if search.per == "network" else list(search.networks)
 
-    def scoring(self, search: SearchConfig) -> dict[str, Any]:
-        """What the score of a setting depends on, beside the setting and the networks."""
-        steps = search.steps or self.config.downstream.steps
+    def scoring(self, search: SearchConfig, *networks: str) -> dict[str, Any]:
+        """What the score of a setting depends on, beside the setting and the networks.
+
+        A score is of validation images, which must not choose the weights as well.
+        """
+        trained = self.training(*networks)
+        unlike = {"checkpoint", *(("steps", "epochs") if search.steps else ())}
+        downstream = {k: v for k, v in trained["downstream"].items() if k not in unlike}
+        if search.steps:
+            downstream["steps"] = search.steps
         return {
             "images": search.images,
             "stage_one": [list(c) for c in self.config.stage_one()],
-            "downstream": {**self.downstream(), "steps": steps},
+            **trained,
+            "downstream": downstream,
             **self.grid(),
             "seed": self.config.seed,
             **self.faults("clip", "label_dropout", "measurement"),
@@ -205,7 +213,7 @@ class DatasetJobs(StageOneJobs):
                 "arm": arm,
                 "network": network,
                 "seed": seed,
-                "downstream": self.downstream(),
+                **self.training(network),
                 **self.weights(network),
                 # The counts of the other arms come with their images.
                 **({"synthetic": self.synthetic()} if arm == "duplicate" else {}),

@@ -17,7 +17,7 @@ VERSIONS = {
     "decode": 2,
     "fit_judge": 1,
     "assess": 1,
-    "fit_downstream": 2,
+    "fit_downstream": 3,
     "fit_at_ratio": 1,
 }
 KINDS = tuple(VERSIONS)

@@ -123,15 +123,17 @@ class StageOneJobs:
         drawn = {"ratio": synthetic.largest, "balance": synthetic.balance}
         return drawn if synthetic.per_class is None else {**drawn, "per_class": synthetic.per_class}
 
-    def downstream(self) -> dict[str, Any]:
-        """How networks are trained; of a folder of weights its content counts, not its place."""
-        values = self.config.downstream.model_dump(mode="json")
-        if values["pretrained"] not in (None, "hub"):
-            values["pretrained"] = "folder"
-        return values
+    def training(self, *networks: str) -> dict[str, Any]:
+        """How networks are trained; ``recipes`` where they are not trained alike."""
+        found = {name: self.config.downstream.inputs(name) for name in networks}
+        first = found[networks[0]]
+        if all(one == first for one in found.values()):
+            return {"downstream": first}
+        own = {name: self.config.downstream.recipe(name) for name in networks}
+        return {"downstream": first, "recipes": own}
 
     def weights(self, *networks: str) -> dict[str, Any]:
         """Fingerprints of the files these networks start from, if the study names a folder."""
-        if self.downstream()["pretrained"] != "folder":
+        if self.config.downstream.pretrained in (None, "hub"):
             return {}
         return {"weights": {name: self.fingerprints[f"weights/{name}"] for name in networks}}

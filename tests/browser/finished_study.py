@@ -35,6 +35,7 @@ STUDY: dict[str, Any] = {
     "arms": list(ARMS),
     "seeds": 1,
     "search": {"trials": 4, "networks": ["squeezenet1_1"]},
+    "downstream": {"augment": "none"},
 }
 LEVEL = {"phantom-ultrasound": 0.75, "phantom-fundus": 0.5}
 GAIN = dict(zip(ARMS, (0.0, 0.011, 0.004, 0.023, 0.019, 0.016, 0.047), strict=True))

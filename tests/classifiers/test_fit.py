@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
-from mgdm_ray.classifiers.fit import FitResult, NonFiniteLoss, Recipe, augmented, batch_indices, fit
+from mgdm_ray.classifiers.fit import FitResult, NonFiniteLoss, Recipe, fit, predict
 from mgdm_ray.classifiers.networks import build_network
-from mgdm_ray.config import DownstreamConfig
+from mgdm_ray.config import Training
 
 
 def small(seed: int = 0, dropout: float = 0.5) -> nn.Module:
@@ -39,21 +37,30 @@ def toy(count: int = 30) -> tuple[torch.Tensor, torch.Tensor]:
 
 def run(network: nn.Module | None = None, **changes: Any) -> FitResult:
     images, labels = toy()
-    config = DownstreamConfig(
-        steps=changes.pop("steps", 6), batch_size=8, learning_rate=0.01, precision="float32"
-    )
+    numbers = {"steps": 6, "batch_size": 8, "learning_rate": 0.01, "precision": "float32"}
+    given = {name: changes.pop(name) for name in [*changes] if name in Training.model_fields}
     on_step = changes.pop("on_step", None)
-    recipe = Recipe(config, 3, **{"seed_parts": ("cell", 0), **changes})
-    return fit(network or small(), images, labels, recipe, {"val": images}, on_step)
+    recipe = Recipe(Training(**{**numbers, **given}), 3, **{"seed_parts": ("cell", 0), **changes})
+    seen = {"val": images}
+    return fit(network or small(), images, labels, recipe, seen, on_step, (images, labels.numpy()))
 
 
-@pytest.mark.parametrize("augment", [False, True])
-def test_equal_arguments_give_bit_equal_probabilities(augment: bool) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"augment": "none"},
+        {"augment": "standard"},
+        {"augment": "trivialaugment", "mixup": 0.4},
+        {"augment": "randaugment", "cutmix": 1.0, "class_balanced": True},
+        {"checkpoint": "best_validation", "schedule": "cosine", "steps": 12},
+    ],
+)
+def test_equal_arguments_give_bit_equal_probabilities(options: dict[str, Any]) -> None:
     """Catches draws from the global generator (dropout!) or an unseeded augmentation."""
-    one = run(augment=augment)
+    one = run(**options)
     with torch.random.fork_rng(devices=[]):
         torch.rand(7)
-        two = run(augment=augment)
+        two = run(**options)
     assert np.array_equal(one.probabilities["val"], two.probabilities["val"])
     assert one.history == two.history
 
@@ -62,7 +69,7 @@ def test_real_network_is_bit_reproducible() -> None:
     """Catches non-deterministic kernels in a torchvision network with dropout and batch norm."""
     images, labels = (t[:12] for t in toy())
     images = nn.functional.interpolate(images, size=24)
-    config = DownstreamConfig(steps=2, batch_size=4)
+    config = Training(steps=2, batch_size=4)
     results = [
         fit(
             build_network("mobilenet_v2", 3, 1, 24, "r"),
@@ -107,7 +114,7 @@ def test_seed_parts_change_the_result() -> None:
 def test_global_random_state_is_left_alone() -> None:
     """Catches dropout seeding that leaks."""
     before = torch.get_rng_state()
-    run(augment=True)
+    run(augment="randaugment", mixup=0.2)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -124,24 +131,10 @@ def test_learns_the_toy_and_reports_every_step() -> None:
     assert (p.argmax(1) == toy()[1].numpy()).mean() > 0.9
 
 
-@given(st.integers(1, 40), st.integers(2, 33), st.integers(1, 12))
-@settings(max_examples=60, deadline=None)
-def test_batches_are_full_and_see_every_image_equally_often(
-    count: int, batch: int, steps: int
-) -> None:
-    """Catches short last batches (batch norm!) and images that are never drawn."""
-    batches = list(batch_indices(count, batch, steps, ("b", 0)))
-    assert len(batches) == steps
-    assert all(b.shape == (batch,) for b in batches)
-    seen = np.bincount(torch.cat(batches).numpy(), minlength=count)
-    assert len(seen) == count
-    assert seen.max() - seen.min() <= 1
-
-
 def test_fewer_images_than_a_batch_train() -> None:
     """Catches an endless wait for a full epoch."""
     images, labels = (t[:3] for t in toy())
-    config = DownstreamConfig(steps=2, batch_size=8)
+    config = Training(steps=2, batch_size=8)
     assert len(fit(small(), images, labels, Recipe(config, 3, ("s",))).history) == 2
 
 
@@ -157,7 +150,7 @@ def test_nan_loss_stops_at_its_step() -> None:
     """Catches training that goes on with nan and ends in a score of chance."""
     images, labels = toy()
     images[:] = math.nan
-    config = DownstreamConfig(steps=3, batch_size=8)
+    config = Training(steps=3, batch_size=8)
     with pytest.raises(NonFiniteLoss, match="step 1") as caught:
         fit(small(), images, labels, Recipe(config, 3, ("s",)))
     assert caught.value.step == 1
@@ -198,45 +191,48 @@ def test_shortest_trainings_work(steps: int) -> None:
 def test_other_forms_are_refused(images: torch.Tensor, labels: torch.Tensor, says: str) -> None:
     """Catches images of another type, misaligned labels and labels of another dataset."""
     with pytest.raises(ValueError, match=says):
-        fit(small(), images, labels, Recipe(DownstreamConfig(steps=1), 3, ("s",)))
+        fit(small(), images, labels, Recipe(Training(steps=1), 3, ("s",)))
 
 
-def test_augmentation_changes_images_a_little_and_by_its_seed() -> None:
-    """Catches augmentation that does nothing, leaves [-1, 1], or moves a batch as one."""
-    ramp = torch.linspace(-0.8, 0.8, 16)
-    images = (ramp.view(1, 1, 1, 16) + 0.3 * ramp.view(1, 1, 16, 1)).clamp(-1, 1)
-    images = images.expand(64, 3, 16, 16).clone()
-    kept = images.clone()
-    one, two, other = (augmented(images, ("a", i)) for i in (0, 0, 1))
-    assert torch.equal(images, kept)
-    assert torch.equal(one, two)
-    assert not torch.equal(one, other)
-    assert one.shape == images.shape
-    assert float(one.abs().max()) <= 1
-    assert not torch.equal(one[0], one[1])
+def test_best_validation_keeps_the_best_of_ten_and_trains_as_ever() -> None:
+    """Catches weights of another step, a look that changes the training, and a last step that wins
+    whatever it scores."""
+    seen: dict[int, dict[str, torch.Tensor]] = {}
+
+    def keep(step: int, _loss: float) -> None:
+        seen[step] = {name: value.clone() for name, value in network.state_dict().items()}
+
+    options = {"steps": 20, "learning_rate": 0.3, "checkpoint": "best_validation"}
+    network = small()
+    found = run(network, on_step=keep, **options)
+    assert run(**{**options, "checkpoint": "last"}).history == found.history
+    images, labels = toy()
+    merits = {}
+    for step in range(2, 21, 2):
+        other = small()
+        other.load_state_dict(seen[step])
+        p = predict(other, images, 3, 8, "cpu")
+        truth = p[range(len(labels)), labels.numpy()]
+        recall = [float((p.argmax(1) == c)[labels.numpy() == c].mean()) for c in range(3)]
+        merits[step] = (round(sum(recall) / 3, 12), float(np.log(truth.clip(1e-12)).mean()))
+    best = max(merits, key=lambda step: merits[step])
+    assert found.step == best != 20
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, seen[best][name])
 
 
-def test_augmentation_flips_sideways_about_half_the_images_and_never_upside_down() -> None:
-    """Catches swapped axes: MONAI's grids are (y, x)."""
-    side = torch.linspace(-1, 1, 16).view(1, 1, 1, 16).expand(200, 1, 16, 16)
-    moved = augmented(side, ("f", 0))
-    flipped = moved[..., -1].mean((1, 2)) < moved[..., 0].mean((1, 2))
-    assert 70 < int(flipped.sum()) < 130
-    up = augmented(side.transpose(2, 3), ("f", 0))
-    assert (up[:, 0, -1].mean(1) > up[:, 0, 0].mean(1)).all()
+def test_best_validation_without_validation_is_refused() -> None:
+    images, labels = toy()
+    recipe = Recipe(Training(steps=1, checkpoint="best_validation"), 3, ("s",))
+    with pytest.raises(ValueError, match="validation images"):
+        fit(small(), images, labels, recipe)
 
 
-def test_augmentation_keeps_the_rotation_rigid() -> None:
-    """Catches a shear: an off-centre dot keeps its distance from the centre up to the zoom."""
-    images = torch.full((100, 1, 65, 65), -1.0)
-    images[:, :, 31:34, 52:55] = 1.0  # 21 px right of the centre
-    moved = augmented(images, ("d", 0))[:, 0]
-    weight = moved - moved.amin((1, 2), keepdim=True)
-    axis = torch.arange(65.0) - 32
-    total = weight.sum((1, 2))
-    y = (weight * axis.view(1, -1, 1)).sum((1, 2)) / total
-    x = (weight * axis.view(1, 1, -1)).sum((1, 2)) / total
-    radius, angle = torch.hypot(x, y), torch.atan2(y, x.abs())
-    assert 21 * 0.88 < float(radius.min()) < float(radius.max()) < 21 * 1.12
-    assert float(angle.abs().max()) < math.radians(11)
-    assert float(angle.std()) > math.radians(3)
+def test_blended_labels_train_in_parts_as_in_one() -> None:
+    """Catches soft labels whose weighted mean divides by another sum."""
+    weights = torch.tensor([0.5, 1.0, 3.0])
+    whole = run(small(dropout=0), mixup=0.5, class_weights=weights)
+    cut = run(small(dropout=0), mixup=0.5, class_weights=weights, micro_batches=2)
+    np.testing.assert_allclose(cut.probabilities["val"], whole.probabilities["val"], atol=1e-5)
+    plain = run(small(dropout=0), class_weights=weights)
+    assert not np.allclose(plain.probabilities["val"], whole.probabilities["val"], atol=1e-4)

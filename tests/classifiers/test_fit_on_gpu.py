@@ -9,8 +9,9 @@ import torch
 from monai.networks.layers.spatial_transforms import AffineTransform
 
 from mgdm_ray.classifiers import fit as fitting
-from mgdm_ray.classifiers.fit import FLIP, ROTATION, ZOOM, Recipe, augmented, fit
-from mgdm_ray.config import DownstreamConfig
+from mgdm_ray.classifiers.augment import FLIP, ROTATION, ZOOM, augmented
+from mgdm_ray.classifiers.fit import Recipe, fit
+from mgdm_ray.config import Training
 from mgdm_ray.data.pixels import Pixels, as_float
 from mgdm_ray.seeding import generator
 from tests.classifiers.test_fit import small
@@ -23,14 +24,14 @@ ADDED = torch.rand(10, 1, 8, 8, generator=NUMBERS) * 2 - 1
 
 
 def recipe(steps: int, **changes: object) -> Recipe:
-    config = DownstreamConfig(steps=steps, batch_size=12, precision="float32")
+    config = Training(steps=steps, batch_size=12, precision="float32", augment="standard")
     return Recipe(config, 3, ("seed",), **changes)  # type: ignore[arg-type]
 
 
 def test_8_bit_images_train_the_same() -> None:
     """Would catch rounding on the way to floats, and real images that are taken for added ones."""
     floats, images = torch.cat([as_float(REAL), ADDED]), Pixels((REAL, ADDED))
-    options = recipe(6, augment=True)
+    options = recipe(6)
     plain = fit(small(), floats, LABELS, options, {"val": as_float(REAL)})
     small_ones = fit(small(), images, LABELS, options, {"val": REAL})
     assert small_ones.history == plain.history
@@ -50,7 +51,7 @@ def test_augmentation_is_that_of_monai() -> None:
     warp = AffineTransform(normalized=True, align_corners=False, padding_mode="border")
     moved = warp(images, theta)
     scale, shift = 1 + 0.1 * u[3].view(-1, 1, 1, 1), 0.1 * u[4].view(-1, 1, 1, 1)
-    assert torch.equal(augmented(images, ("a", 1)), (moved * scale + shift).clamp(-1, 1))
+    assert torch.equal(augmented(images, "judge", ("a", 1)), (moved * scale + shift).clamp(-1, 1))
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
@@ -63,11 +64,11 @@ def test_a_step_copies_numbers_only(micro_batches: int, monkeypatch: pytest.Monk
     monkeypatch.setattr("mgdm_ray.data.pixels.has_room", lambda *_: True)
     monkeypatch.setattr(fitting, "_check", lambda *_: None)
     rows = torch.arange(12)
-    monkeypatch.setattr(fitting, "batch_indices", lambda _n, _size, count, _parts: [rows] * count)
+    monkeypatch.setattr(fitting, "batch_indices", lambda _n, _size, count, *_: [rows] * count)
 
     def counts(steps: int) -> Counts:
         network, images = small(), Pixels((REAL, ADDED))
-        options = recipe(steps, augment=True, device="cuda", micro_batches=micro_batches)
+        options = recipe(steps, device="cuda", micro_batches=micro_batches)
         with fake_gpu(monkeypatch):
             return counted(lambda: fit(network, images, LABELS, options))
 

@@ -10,7 +10,7 @@ from torchvision.models import get_model
 from mgdm_ray.classifiers.fit import Recipe, fit
 from mgdm_ray.classifiers.networks import _torchvision, build_network, first_conv, working_size
 from mgdm_ray.classifiers.pretrained import last_layer
-from mgdm_ray.config import NETWORKS, TORCHVISION, DownstreamConfig, InputError, PhantomConfig
+from mgdm_ray.config import NETWORKS, TORCHVISION, InputError, PhantomConfig, Training
 from mgdm_ray.data.load import to_tensor
 from mgdm_ray.data.phantoms import draw_split
 
@@ -50,7 +50,7 @@ def test_the_loss_falls_on_a_phantom(name: str, dataset: str, channels: int, cla
     for module in network.modules():
         if name == "alexnet" and isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # its luck differs between processors
-    config = DownstreamConfig(steps=STEPS.get(name, 8), batch_size=16, learning_rate=5e-4)
+    config = Training(steps=STEPS.get(name, 8), batch_size=16, learning_rate=5e-4)
     history = fit(network, images, labels, Recipe(config, classes, ("phantom", 0))).history
     losses = [row["loss"] for row in history]
     assert sum(losses[-2:]) < 0.85 * sum(losses[:2]), losses
@@ -223,7 +223,7 @@ def test_others_learn_a_phantom(name: str) -> None:
     if name.startswith("timm/"):
         pytest.importorskip("timm", reason="timm is optional")
     images, labels = phantom("phantom-ultrasound")
-    config = DownstreamConfig(steps=6, batch_size=16, learning_rate=1e-3)
+    config = Training(steps=6, batch_size=16, learning_rate=1e-3)
     network = build_network(name, 2, 1, 28, "phantom", 0)
     losses = [r["loss"] for r in fit(network, images, labels, Recipe(config, 2, ("p",))).history]
     assert sum(losses[-2:]) < 0.85 * sum(losses[:2]), losses

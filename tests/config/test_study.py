@@ -31,6 +31,21 @@ def refusal(write_study: Any, study: dict[str, Any], *overrides: str) -> str:
         ({"setting": {"measurement": "entropi"}}, ["'entropi'", "'entropy'"]),
         ({"denoiser": {"recipe": ["paper"]}}, ["denoiser.recipe", "small, paper"]),
         ({"downstream": {"steps": 0}}, ["downstream.steps", "got 0"]),
+        ({"downstream": {"steps": 5, "epochs": 2}}, ["'steps'", "'epochs'", "in downstream"]),
+        (
+            {"downstream": {"augment": "randaugmnt"}},
+            ["downstream.augment", "'randaugmnt'", "randaugment"],
+        ),
+        (
+            {"downstream": {"recipes": {"resnet19": {"batch_size": 4}}}},
+            ["'resnet19'", "'resnet18'", "downstream.recipes"],
+        ),
+        ({"downstream": {"recipes": {"resnet18": {"lr": 1}}}}, ["'lr'", "learning_rate"]),
+        (
+            {"downstream": {"class_weighted": True, "class_balanced": True}},
+            ["'class_weighted'", "'class_balanced'", "in downstream"],
+        ),
+        ({"arms": ["real", "augment"]}, ["'augment'", "downstream.augment 'standard'", "'none'"]),
         ({"denoiser": {"learning_rate": float("nan")}}, ["denoiser.learning_rate", "nan"]),
         ({"networks": ["alexnet", "alexnet"]}, ["'alexnet'", "networks"]),
         ({"seeds": 0}, ["seeds", "1 .. 1000", "got 0"]),

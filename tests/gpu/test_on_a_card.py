@@ -12,10 +12,10 @@ from mgdm_ray.classifiers.networks import build_network
 from mgdm_ray.config import (
     NETWORKS,
     DenoiserConfig,
-    DownstreamConfig,
     GuidanceSetting,
     GuideConfig,
     SamplingConfig,
+    Training,
     UNetConfig,
 )
 from mgdm_ray.data.pixels import as_float
@@ -105,7 +105,7 @@ def test_images_are_those_of_a_cpu(precision: str, tolerance: float) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_train_and_predict(name: str) -> None:
     """Would catch a network that a card cannot run in the precision of ``auto``."""
-    config = DownstreamConfig(steps=3, batch_size=8)
+    config = Training(steps=3, batch_size=8)
     network = build_network(name, 3, 3, 32, "gpu")
     images = torch.nn.functional.interpolate(as_float(IMAGES), 32)
     recipe = Recipe(config, 3, ("gpu",), augment=True, device="cuda")

@@ -125,7 +125,8 @@ def test_seeds_and_content_change_no_price(kind: str) -> None:
 
 
 def test_arms_differ_where_their_work_does() -> None:
-    plan = plan_of(arms=["real", "augment", "duplicate", "roundtrip", "disturb"])
+    plain = {"steps": 2, "batch_size": 8, "augment": "none"}
+    plan = plan_of(arms=["real", "augment", "duplicate", "roundtrip", "disturb"], downstream=plain)
     cell = "fit_downstream"
     assert effort_of(plan, cell, "real") == effort_of(plan, cell, "duplicate")
     assert effort_of(plan, cell, "augment").family != effort_of(plan, cell, "real").family

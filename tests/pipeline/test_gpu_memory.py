@@ -14,11 +14,11 @@ from mgdm_ray.classifiers import fit
 from mgdm_ray.classifiers.networks import build_network
 from mgdm_ray.config import (
     DenoiserConfig,
-    DownstreamConfig,
     GuidanceSetting,
     GuideConfig,
     ResourcesConfig,
     SamplingConfig,
+    Training,
     UNetConfig,
 )
 from mgdm_ray.config.file import read_study
@@ -183,7 +183,7 @@ def test_a_cell_fits_a_quarter_of_a_card(name: str) -> None:
     images, labels = torch.zeros(64, 3, 128, 128), torch.arange(64) % 7
     with fake_gpu() as gpu:
         network = build_network(name, 7, 3, 128, "a seed").to("cuda")
-        recipe = fit.Recipe(DownstreamConfig(steps=1, batch_size=64), 7, ("a seed",), device="cuda")
+        recipe = fit.Recipe(Training(steps=1, batch_size=64), 7, ("a seed",), device="cuda")
         there = as_pixels(images).near("cuda"), labels.to("cuda")
         fit._train(network, *there, recipe, "bfloat16", None)
     assert 0.7 * CELLS[name] < gpu.peak / GIB <= CELLS[name]

@@ -24,7 +24,8 @@ GOLDEN = Path(__file__).parent / "keys.json"
 SHIPPED = ("quickstart", "grid", "grid-cpu", "medmnist-cpu")
 # Overrides of quickstart, each of which takes another way through the plan.
 VARIANTS: dict[str, list[str]] = {
-    "all arms": ["arms=[real, augment, duplicate, generate, roundtrip, perturb, disturb]"],
+    "all arms": ["arms=[real, augment, duplicate, generate, roundtrip, perturb, disturb]",
+                 "downstream.augment=none"],
     "no search": ["search=null", "setting={measurement: margin, uncertainty_scale: 0.2}"],
     "setting in full": [
         "search=null",
@@ -83,6 +84,11 @@ VARIANTS: dict[str, list[str]] = {
         "downstream.class_weighted=true", "downstream.pretrained=hub",
         "downstream.precision=float32", "downstream.weight_decay=0.1",
     ],
+    "epochs": ["downstream={epochs: 3, class_balanced: true, checkpoint: best_validation}"],
+    "augmentation": ["downstream.augment=randaugment", "downstream.mixup=0.2"],
+    "recipes": ["downstream.recipes={resnet18: {batch_size: 8, warmup: 0.1}}"],
+    "plain": ["downstream={steps: 24, batch_size: 16, learning_rate: 0.002, warmup: 0.3, "
+              "augment: none}"],
     "own weights": ["downstream.pretrained=weights"],
     "variants": ["datasets=[{name: phantom-xray, train_size: [50, 100]}, phantom-dermatoscopy]"],
     "own data": [

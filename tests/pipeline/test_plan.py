@@ -283,7 +283,8 @@ def test_counts_of_the_tiny_study() -> None:
 
 
 def test_arms_that_add_nothing_need_no_diffusion_model() -> None:
-    plan = plan_of({**TINY, "arms": ["real", "augment", "duplicate"]})
+    plain = {"downstream": {"steps": 2, "augment": "none"}}
+    plan = plan_of({**TINY, **plain, "arms": ["real", "augment", "duplicate"]})
     assert set(plan.counts()) == {"fit_downstream"}
 
 

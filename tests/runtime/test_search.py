@@ -36,6 +36,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 STUDY = {
     **TINY,
     "arms": list(ARMS),
+    "downstream": {**TINY["downstream"], "augment": "none"},
     "networks": ["squeezenet1_1"],
     "search": {
         "trials": 3,

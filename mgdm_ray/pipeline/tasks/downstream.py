@@ -15,7 +15,7 @@ from mgdm_ray.classifiers.metrics import score
 from mgdm_ray.classifiers.networks import build_network
 from mgdm_ray.classifiers.pretrained import Source
 from mgdm_ray.classifiers.weights import HUB, weights_file
-from mgdm_ray.config import DownstreamConfig, SyntheticConfig
+from mgdm_ray.config import SyntheticConfig, Training
 from mgdm_ray.data.info import DatasetInfo
 from mgdm_ray.data.load import Split, to_tensor
 from mgdm_ray.data.mix import duplicate_indices, synthetic_labels, training_set
@@ -77,14 +77,15 @@ def fit_downstream(job: Job, context: Context, folder: Path) -> Outcome:
     evaluated = {"val": open_split(job, context, "val"), "test": open_split(job, context, "test")}
     added, setting = added_images(job, context, real, info.num_classes)
     images, labels = training_set(real, added)
-    config = DownstreamConfig.model_validate(job.inputs["downstream"])
+    config = Training.of(job.inputs, job.network, len(real))
+    if job.arm == "augment":
+        config = config.model_copy(update={"augment": "standard"})
     # The arm is not part of the seed: all arms of a cell start from the same weights.
     seed = ("cell", job.dataset, job.network, job.inputs["seed"])
     recipe = Recipe(
         config,
         info.num_classes,
         seed,
-        augment=job.arm == "augment",
         class_weights=class_weights(config, real.labels, info.num_classes),
         device=context.device,
         micro_batches=2 if context.smaller else 1,
@@ -96,9 +97,12 @@ def fit_downstream(job: Job, context: Context, folder: Path) -> Outcome:
         recipe,
         {name: to_pixels(split.images) for name, split in evaluated.items()},
         step_progress(context, config.steps),
+        (to_pixels(evaluated["val"].images), evaluated["val"].labels),
     )
     save_json(folder / "history.json", result.history)
     metrics: dict[str, float] = {"train_images": float(len(labels))}
+    if config.checkpoint == "best_validation":
+        metrics["best_step"] = float(result.step)
     if context.smaller:
         metrics["micro_batches"] = 2.0  # batch norm saw halves of batches
     for name, split in evaluated.items():
@@ -117,9 +121,7 @@ def fit_at_ratio(job: Job, context: Context, folder: Path) -> Outcome:
     return outcome
 
 
-def class_weights(
-    config: DownstreamConfig, labels: np.ndarray, num_classes: int
-) -> torch.Tensor | None:
+def class_weights(config: Training, labels: np.ndarray, num_classes: int) -> torch.Tensor | None:
     """Inverse class frequencies of the real training set with mean 1 over its images, or None."""
     if not config.class_weighted:
         return None
@@ -129,7 +131,7 @@ def class_weights(
 
 def network_for(
     name: str,
-    config: DownstreamConfig,
+    config: Training,
     info: DatasetInfo,
     size: int,
     context: Context,

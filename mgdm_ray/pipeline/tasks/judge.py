@@ -22,7 +22,7 @@ from mgdm_ray.classifiers.features import View, look
 from mgdm_ray.classifiers.fit import Recipe, fit
 from mgdm_ray.classifiers.metrics import score
 from mgdm_ray.classifiers.networks import build_network
-from mgdm_ray.config import DownstreamConfig, JudgeConfig
+from mgdm_ray.config import JudgeConfig, Training
 from mgdm_ray.data.load import to_tensor
 from mgdm_ray.data.npz import SplitName
 from mgdm_ray.data.pixels import to_pixels
@@ -98,16 +98,14 @@ def fit_judge(job: Job, context: Context, folder: Path) -> Outcome:
     judge = JudgeConfig.model_validate(job.inputs["judge"])
     info, size = info_of(job, context), job.inputs["dataset"]["size"]
     train = open_split(job, context, "train")
-    config = DownstreamConfig(
-        **judge.model_dump(include={"steps", "batch_size", "learning_rate"}), class_weighted=True
-    )
+    given = judge.model_dump(include={"steps", "batch_size", "learning_rate"})
+    config = Training(**given, class_weighted=True, augment="judge")
     seed = ("judge", job.dataset, judge.network, job.inputs["seed"])
     network = build_network(judge.network, info.num_classes, info.channels, size, *seed)
     recipe = Recipe(
         config,
         info.num_classes,
         seed,
-        augment=True,
         class_weights=class_weights(config, train.labels, info.num_classes),
         device=context.device,
     )

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,12 +19,13 @@ from mgdm_ray.classifiers.fit import Recipe, fit
 from mgdm_ray.classifiers.networks import build_network
 from mgdm_ray.config import (
     DenoiserConfig,
-    DownstreamConfig,
     GuidanceControls,
     GuidanceSetting,
     GuideConfig,
     JudgeConfig,
+    Training,
 )
+from mgdm_ray.data.load import data_source
 from mgdm_ray.diffusion.batches import TrainingData
 from mgdm_ray.diffusion.inference import Execution
 from mgdm_ray.diffusion.parallel import Workers
@@ -58,12 +59,11 @@ def probe(
     if job.kind in ("fit_denoiser", "fit_guide"):
         return _training(job, context)
     if job.kind in CELLS:
-        return _network(str(job.network), job, context, augment=job.arm == "augment"), None
+        return _network(str(job.network), job, context, job.inputs), None
     if job.kind == "fit_judge":
         judge = JudgeConfig.model_validate(job.inputs["judge"])
-        return _network(
-            judge.network, job, context, augment=True, batch_size=judge.batch_size
-        ), None
+        wanted = {"batch_size": judge.batch_size, "augment": "judge"}
+        return _network(judge.network, job, context, {"downstream": wanted}), None
     if job.kind == "assess":
         return _looking(jobs[job.needs["judge"]], context), None
     if job.kind in SCORINGS:
@@ -100,14 +100,17 @@ def _training(job: Job, context: Context) -> tuple[float, float]:
     return _typical(ends) / len(labels), weights
 
 
-def _network(
-    name: str, job: Job, context: Context, *, augment: bool = False, batch_size: int | None = None
-) -> float:
-    wanted = DownstreamConfig.model_validate(job.inputs.get("downstream", {}))
-    images, labels = _noise(job, context, batch_size or wanted.batch_size)
+def _network(name: str, job: Job, context: Context, inputs: Mapping[str, Any]) -> float:
+    """Seconds per image of a step of ``name``, trained as ``inputs`` say."""
+    steps = {"downstream": {**inputs["downstream"], "steps": STEPS}}
+    wanted = Training.of({**inputs, **steps}, name, 0)
+    if job.arm == "augment":
+        wanted = wanted.model_copy(update={"augment": "standard"})
+    images, labels = _noise(job, context, wanted.batch_size)
     classes, ends = info_of(job, context).num_classes, list[float]()
-    config = wanted.model_copy(update={"steps": STEPS, "batch_size": len(labels)})
-    recipe = Recipe(config, classes, ("probe",), augment=augment, device=context.device)
+    changes = {"batch_size": len(labels), "checkpoint": "last"}
+    config = wanted.model_copy(update=changes)
+    recipe = Recipe(config, classes, ("probe",), device=context.device)
     network = build_network(name, classes, images.shape[1], images.shape[-1], "probe")
     fit(network, images, labels, recipe, on_step=lambda *_: ends.append(time.perf_counter()))
     return _typical(ends) / len(labels)
@@ -130,9 +133,12 @@ def _looking(judge: Job, context: Context) -> float:
 def _fits(job: Job, context: Context) -> float:
     """Seconds of all trainings that one setting is scored with."""
     names, seeds = fits_per_setting(job.inputs)
-    config = job.inputs["downstream"]
-    per_image = seeds * sum(_network(name, job, context) for name in names)
-    return per_image * float(config["steps"] * config["batch_size"])
+    real = data_source(context.datasets[job.dataset], context.data_dir).train_images() or 0
+    trained = [Training.of(job.inputs, name, real) for name in names]
+    return seeds * sum(
+        _network(name, job, context, job.inputs) * one.steps * one.batch_size
+        for name, one in zip(names, trained, strict=True)
+    )
 
 
 def _typical(ends: list[float]) -> float:

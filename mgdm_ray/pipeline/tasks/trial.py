@@ -9,7 +9,7 @@ import torch
 
 from mgdm_ray.classifiers.fit import Recipe, fit
 from mgdm_ray.classifiers.metrics import score
-from mgdm_ray.config import DownstreamConfig, GuidanceSetting
+from mgdm_ray.config import GuidanceSetting, Training
 from mgdm_ray.data.mix import training_set
 from mgdm_ray.data.pixels import to_pixels
 from mgdm_ray.diffusion.pipeline import forwards_per_image
@@ -37,7 +37,6 @@ class TrialScorer:
         self.info = info_of(job, context)
         self.train = open_split(job, context, "train")
         self.val = open_split(job, context, "val")
-        self.config = DownstreamConfig.model_validate(job.inputs["downstream"])
 
     def decode(self, setting: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         index = candidate_index(self.job.inputs["stage_one"], setting)
@@ -66,12 +65,11 @@ class TrialScorer:
         images, labels = training_set(self.train, added)
         seed = (self.job.kind, search_seed(self.job), network, repeat)
         size = images.shape[-1]
-        model = network_for(network, self.config, self.info, size, self.context, *seed)
+        config = Training.of(self.job.inputs, network, len(self.train))
+        model = network_for(network, config, self.info, size, self.context, *seed)
         classes = self.info.num_classes
-        weights = class_weights(self.config, self.train.labels, classes)
-        recipe = Recipe(
-            self.config, classes, seed, class_weights=weights, device=self.context.device
-        )
+        weights = class_weights(config, self.train.labels, classes)
+        recipe = Recipe(config, classes, seed, class_weights=weights, device=self.context.device)
         result = fit(model, images, labels, recipe, {"val": to_pixels(self.val.images)})
         metrics = score(result.probabilities["val"], self.val.labels, self.info.task)
         return metrics["balanced_accuracy"]

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from mgdm_ray.classifiers.fit import FitResult
 from mgdm_ray.classifiers.metrics import score
-from mgdm_ray.config import DownstreamConfig, StudyConfig
+from mgdm_ray.config import StudyConfig, Training
 from mgdm_ray.data.load import Split, data_source, to_tensor
 from mgdm_ray.data.mix import synthetic_labels
 from mgdm_ray.pipeline.job import Job
@@ -39,7 +39,7 @@ STUDY: dict[str, Any] = {
     "guide": {"unet": {"channels": [16, 16], "attention": [False, False]}},
     "synthetic": {"ratio": 0.5, "curve": {"ratios": [0.25, 2.0]}},
     "judge": None,
-    "downstream": {"steps": 3, "batch_size": 8},
+    "downstream": {"steps": 3, "batch_size": 8, "augment": "none"},
 }
 
 
@@ -121,12 +121,15 @@ def test_shares_of_classes_stay_in_a_prefix(bench: Bench) -> None:
 def test_arms_differ_in_their_images_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches an arm with other initial weights, more steps, another schedule or batch order."""
     seen: dict[str, tuple[Any, ...]] = {}
+    policies: dict[str, str] = {}
     arm = ""
 
     def look(network: torch.nn.Module, *rest: Any) -> FitResult:
         weights = torch.cat([p.detach().flatten() for p in network.parameters()])
-        _, _, recipe, evaluate, _ = rest
-        seen[arm] = (weights.double().sum().item(), replace(recipe, augment=False))
+        _, _, recipe, evaluate, _, _ = rest
+        policies[arm] = recipe.config.augment
+        plain = recipe.config.model_copy(update={"augment": "none"})
+        seen[arm] = (weights.double().sum().item(), replace(recipe, config=plain))
         classes = recipe.num_classes
         flat = {name: np.full((len(x), classes), 1 / classes) for name, x in evaluate.items()}
         return FitResult(flat, [])
@@ -136,7 +139,9 @@ def test_arms_differ_in_their_images_alone(bench: Bench, monkeypatch: pytest.Mon
         downstream.fit_downstream(job, bench.context, bench.root)
     assert set(seen) == set(STUDY["arms"])
     assert len({repr(row) for row in seen.values()}) == 1
-    assert seen["real"][1].config == DownstreamConfig.model_validate(STUDY["downstream"])
+    assert policies == {arm: "standard" if arm == "augment" else "none" for arm in STUDY["arms"]}
+    given = Training(steps=3, batch_size=8)
+    assert seen["real"][1].config == given
 
 
 def test_stored_predictions_give_every_metric_again(bench: Bench) -> None:

@@ -67,7 +67,7 @@ def test_it_learns_from_real_training_images_alone(
     assert torch.equal(as_float(given["images"]), to_tensor(train.images))
     assert given["labels"].tolist() == train.labels.tolist()
     recipe: Recipe = given["recipe"]
-    assert recipe.augment
+    assert recipe.config.augment == "judge"
     config = recipe.config
     assert (config.steps, config.batch_size, config.learning_rate) == (3, 8, 0.002)
     assert recipe.class_weights is not None
