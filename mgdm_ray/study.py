@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 all done, 1 a job failed, 2 wrong input, 130 interrupted.",
     )
     add = new.add_argument
-    shipped = "quickstart, medmnist-cpu, grid-cpu, grid"
+    shipped = "quickstart, medmnist-cpu, grid-cpu, top-up, grid"
     add(
         "study",
         metavar="STUDY.yaml",

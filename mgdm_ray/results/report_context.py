@@ -11,6 +11,7 @@ from mgdm_ray.data.checks import Finding, check_splits, leaked
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.data.load import data_source
 from mgdm_ray.data.npz import SPLITS
+from mgdm_ray.data.published import published
 from mgdm_ray.data.sources.prepare import patients_tested, tiny_classes
 from mgdm_ray.data.sources.source import own_listing
 from mgdm_ray.provenance import git_commit, versions
@@ -50,6 +51,7 @@ def report_context(study: Finalizer, seconds: float) -> ReportContext:
             for job in study.plan.cells()
         ],
         plan_counts=study.plan.counts(),
+        published=[row for d in config.datasets for row in published(d, config.downstream)],
         ratio=None if config.synthetic.per_class else config.synthetic.ratio,
     )
 

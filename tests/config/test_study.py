@@ -255,7 +255,9 @@ def test_a_bare_name_is_a_shipped_study_unless_a_file_has_it(
     """Would catch a shipped study that hides the user's own file, or a typo that runs another."""
     monkeypatch.chdir(tmp_path)
     assert load_study("quickstart").name == "quickstart"
-    with pytest.raises(InputError, match=r"quicksart.*grid, grid-cpu, medmnist-cpu, quickstart"):
+    with pytest.raises(
+        InputError, match=r"quicksart.*grid, grid-cpu, medmnist-cpu, quickstart, top-up"
+    ):
         load_study("quicksart")
     with pytest.raises(InputError, match=r"quickstart\.yaml"):
         load_study("quickstart.yaml")

@@ -21,7 +21,7 @@ from mgdm_ray.seeding import content_key
 from tests.conftest import ROOT
 
 GOLDEN = Path(__file__).parent / "keys.json"
-SHIPPED = ("quickstart", "grid", "grid-cpu", "medmnist-cpu")
+SHIPPED = ("quickstart", "grid", "grid-cpu", "medmnist-cpu", "top-up")
 # Overrides of quickstart, each of which takes another way through the plan.
 VARIANTS: dict[str, list[str]] = {
     "all arms": ["arms=[real, augment, duplicate, generate, roundtrip, perturb, disturb]",

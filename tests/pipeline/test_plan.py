@@ -8,11 +8,14 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mgdm_ray.config import REFERENCE_FAULTS, StudyConfig
+from mgdm_ray.config.file import read_study
+from mgdm_ray.data.mix import synthetic_labels
 from mgdm_ray.pipeline.plan import Plan, make_plan
 from mgdm_ray.seeding import content_key
 from tests.conftest import ROOT, TINY
@@ -341,3 +344,26 @@ def test_hidden_pictures_change_no_key() -> None:
     entries = [d if isinstance(d, dict) else {"name": d} for d in TINY["datasets"]]
     hidden = [{**entry, "pictures": False} for entry in entries]
     assert keys(plan_of({**TINY, "datasets": hidden})) == keys(BASE)
+
+
+def test_the_shipped_top_up_fills_rare_classes_of_imbalanced_data() -> None:
+    """Would catch a study that tops up nothing, or leaves a rare class as it is: counts are those
+    of the datasets' training splits."""
+    config, _ = read_study(ROOT / "studies" / "top-up.yaml", [])
+    per_class = config.synthetic.per_class
+    assert per_class is not None
+    counts = {
+        "retinamnist": [486, 128, 206, 194, 66], "ham10000": [46, 72, 154, 16, 155, 937, 20]
+    }  # fmt: skip
+    assert set(counts) == {d.name for d in config.datasets}
+    for real in counts.values():
+        labels = np.repeat(np.arange(len(real)), real)
+        added = synthetic_labels(labels, len(real), 1.0, "top_up", per_class=per_class)
+        every = np.bincount(np.concatenate([labels, added]))
+        assert every.tolist() == [max(n, per_class) for n in real]
+        assert len(added) > len(labels) / 6
+    plan = make_plan(config, {d.name: "x" for d in config.datasets})
+    drawn = [job.inputs["synthetic"] for job in plan.jobs.values() if job.kind == "generate"]
+    assert len(drawn) == 2
+    assert all(one["balance"] == "top_up" and one["per_class"] == per_class for one in drawn)
+    assert {job.arm for job in plan.cells()} == set(config.arms)

@@ -12,6 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from mgdm_ray.data.published import Published
 from mgdm_ray.evaluation.chance import networks_at_chance
 from mgdm_ray.evaluation.stats.images import ImageContrast, image_contrast
 from mgdm_ray.evaluation.stats.paired import PRIMARY, CellId, Contrast, contrast_table
@@ -54,6 +55,8 @@ class ReportContext:
     """(dataset, network, arm, seed) of every planned cell."""
     plan_counts: Mapping[str, int] = field(default_factory=dict)
     """Planned jobs per kind."""
+    published: Sequence[Published] = ()
+    """Accuracies of others on the study's datasets."""
     ratio: float | None = None
     """Added images per real one in the cells; None where another setting fixes their number."""
 

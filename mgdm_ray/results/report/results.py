@@ -57,6 +57,7 @@ def results(report: Builder) -> Markup:
         main=METRIC_NAMES[METRIC],
         gains=report.plot("gains", outcomes.gains(gains)) if tables and drawn else "",
         networks=networks(report),
+        published=published(report),
         ratios=ratios(report),
     )
 
@@ -192,6 +193,24 @@ def _contrast(by_dataset: Mapping[str, Sequence[float]]) -> Contrast:
     values = [value for group in by_dataset.values() for value in group]
     clusters = [dataset for dataset, group in by_dataset.items() for _ in group]
     return paired_contrast(values, [0.0] * len(values), clusters, n_boot=4000)
+
+
+def published(report: Builder) -> Markup | str:
+    """Accuracies of the arm real beside published ones; empty where there are none."""
+    scores = cells.scores(report.records, "accuracy")
+    rows: list[Row] = []
+    for known in report.context.published:
+        yours, found = mean_cell(scores, "real", known.dataset, known.network)
+        if found:
+            theirs = replace(number(known.accuracy), parts={"source": known.source})
+            caution = "; ".join(known.cautions) or DASH
+            rows.append([known.dataset, known.network, theirs, yours, known.protocol, caution])
+    if not rows:
+        return ""
+    header = ["dataset", "network", "published", "yours", "published protocol", "caution"]
+    caption = "Accuracy of the arm real on the test split, beside published ones"
+    shown = report.table("published", header, rows, caption, words=(1, 4, 5))
+    return render("published", table=shown)
 
 
 def ratios(report: Builder) -> Markup | str:

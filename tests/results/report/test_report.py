@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mgdm_ray.config import DatasetConfig, DownstreamConfig
+from mgdm_ray.data.published import published
 from mgdm_ray.results import HEADLINE_FILE
 from mgdm_ray.results.report import words, write_report
 from mgdm_ray.results.report.cells import result_rows
@@ -138,6 +140,31 @@ def test_what_confirming_a_search_showed(written: Path) -> None:
         assert float(row["score"]) - float(row["fresh_score"]) == pytest.approx(0.05)
         assert float(row["low"]) < 0.05 < float(row["high"])
         assert float(row["spearman"]) == pytest.approx(1 - 6 * (5 + 25) / (6 * 35))
+
+
+def test_published_accuracies_stand_beside_those_of_the_real_arm(
+    tmp_path: Path, example: Example
+) -> None:
+    """Catches figures beside another arm, network or metric, and a protocol that is not told."""
+    breast = DatasetConfig.model_validate({"name": "breastmnist", "size": 64})
+    rows = published(breast, DownstreamConfig())
+    records = [
+        replace(cell(arm, 0.5, seed, "resnet18", "breastmnist"), metrics=metrics)
+        for arm, accuracy in (("real", 0.8), ("duplicate", 0.9))
+        for seed in (0, 1)
+        for metrics in [{"balanced_accuracy": 0.5, "accuracy": accuracy + 0.1 * seed}]
+    ]
+    path = write_report(tmp_path, records, example.context(published=rows))
+    found = rows_of(path, "published")
+    assert {row["network"] for row in found} == {"resnet18"}
+    assert [float(row["published"]) for row in found] == [0.863, 0.840]
+    assert [float(row["yours"]) for row in found] == pytest.approx([0.85, 0.85])
+    assert "64 px" in found[0]["caution"]
+    assert "from scratch" in found[1]["caution"]
+    page, _ = read_page(path)
+    assert "ImageNet weights" in page.sections["results"]
+    write_report(tmp_path, records, example.context())
+    assert not (tmp_path / "tables" / "published.csv").exists()
 
 
 def test_a_second_report_replaces_the_first(tmp_path: Path, example: Example) -> None:
