@@ -236,3 +236,26 @@ def test_blended_labels_train_in_parts_as_in_one() -> None:
     np.testing.assert_allclose(cut.probabilities["val"], whole.probabilities["val"], atol=1e-5)
     plain = run(small(dropout=0), class_weights=weights)
     assert not np.allclose(plain.probabilities["val"], whole.probabilities["val"], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("size", "batch_size", "parts", "expected"),
+    [(8, 8, 1, [128, 22]), (8, 60, 2, [30] * 5), (8, 140, 1, [140, 10]), (256, 8, 1, [8, 2])],
+)
+def test_images_are_evaluated_many_at_a_time(
+    size: int, batch_size: int, parts: int, expected: list[int]
+) -> None:
+    """Catches evaluation in small batches of training, and one of large images that is larger."""
+    network, seen = small(), list[int]()
+    network.register_forward_hook(
+        lambda module, inputs, _: None if module.training else seen.append(len(inputs[0]))
+    )
+    images, labels = toy()
+    others = toy(150 if size == 8 else 10)[0]
+    others = nn.functional.interpolate(others, size=size)
+    config = Training(steps=2, batch_size=batch_size, precision="float32")
+    recipe = Recipe(config, 3, ("cell", 0), micro_batches=parts)
+    found = fit(network, images, labels, recipe, {"val": others}).probabilities["val"]
+    assert seen == expected
+    alone = predict(network, others, 3, 1, "cpu")
+    np.testing.assert_allclose(found, alone, atol=1e-6)
