@@ -25,7 +25,11 @@ class Defaults(NamedTuple):
 
 
 USUAL = Defaults(1e-3, 32, 0.3)
-NETWORK_RECIPES: dict[str, Defaults] = {}
+NETWORK_RECIPES: dict[str, Defaults] = {
+    "alexnet": Defaults(3e-4, 32, 0.3),
+    "mobilenet_v2": Defaults(3e-3, 32, 0.3),
+    "squeezenet1_1": Defaults(3e-4, 32, 0.3),
+}
 """Chosen on validation splits, docs/networks.md; all other networks: USUAL."""
 
 PLAIN: dict[str, Any] = {

@@ -24,6 +24,9 @@ from tests import golden
 from tests.conftest import TINY
 from tests.pipeline.test_cost_model import put
 
+PLAIN = {**TINY["downstream"], "augment": "none"}
+"""With which an arm `augment` is something of its own."""
+
 SECONDS = {
     "fit_denoiser": 30.0,
     "fit_guide": 20.0,
@@ -194,6 +197,7 @@ def test_ten_thousand_cells_are_planned_in_seconds(tmp_path: Path) -> None:
         "datasets": [{"name": f"own{i}", "path": f"{i}.npz", "size": 16} for i in range(4)],
         "networks": list(NETWORKS),
         "arms": list(ARMS),
+        "downstream": PLAIN,
         "seeds": 36,
     }
     fill(Store(tmp_path), list(plan_of({**study, "seeds": 1})[1].jobs.values())[:60])
@@ -239,7 +243,8 @@ def test_a_probe_prices_what_has_never_run(tmp_path: Path, write_study: Any) -> 
     """Would catch a kind of job that cannot be probed, and probes that are not kept."""
     search = {**TINY["search"], "confirm": {}}
     judge = {"network": "resnet18"}
-    study = write_study({**TINY, "arms": list(ARMS), "search": search, "judge": judge})
+    all_arms = {"arms": list(ARMS), "downstream": PLAIN}
+    study = write_study({**TINY, **all_arms, "search": search, "judge": judge})
     first = command(study, tmp_path / "runs", "--plan", "--probe")
     assert first.returncode == 0, first.stderr
     assert "estimated time: about" in first.stdout

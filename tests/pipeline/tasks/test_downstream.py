@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from mgdm_ray.classifiers.fit import FitResult
 from mgdm_ray.classifiers.metrics import score
-from mgdm_ray.config import StudyConfig, Training
+from mgdm_ray.config import NETWORK_RECIPES, StudyConfig, Training
 from mgdm_ray.data.load import Split, data_source, to_tensor
 from mgdm_ray.data.mix import synthetic_labels
 from mgdm_ray.pipeline.job import Job
@@ -140,8 +140,24 @@ def test_arms_differ_in_their_images_alone(bench: Bench, monkeypatch: pytest.Mon
     assert set(seen) == set(STUDY["arms"])
     assert len({repr(row) for row in seen.values()}) == 1
     assert policies == {arm: "standard" if arm == "augment" else "none" for arm in STUDY["arms"]}
-    given = Training(steps=3, batch_size=8)
+    rate = NETWORK_RECIPES["squeezenet1_1"].learning_rate
+    given = Training(steps=3, batch_size=8, learning_rate=rate)
     assert seen["real"][1].config == given
+
+
+def test_epochs_are_equal_steps_whatever_an_arm_adds(bench: Bench, tmp_path: Path) -> None:
+    """Catches an epoch of the arm's images: an arm with more of them would train longer."""
+    given = {"epochs": 1, "batch_size": 8, "augment": "standard", "checkpoint": "best_validation"}
+    for arm, many in (("real", 40), ("duplicate", 60)):
+        job = bench.jobs("fit_downstream")[arm]
+        kept = {k: v for k, v in job.inputs["downstream"].items() if k != "steps"}
+        inputs = {**job.inputs, "downstream": {**kept, **given}}
+        folder = tmp_path / arm
+        folder.mkdir()
+        found = downstream.fit_downstream(replace(job, inputs=inputs), bench.context, folder)
+        assert found["metrics"]["train_images"] == many
+        assert len(json.loads((folder / "history.json").read_text())) == 40 / 8
+        assert found["metrics"]["best_step"] in range(1, 6)
 
 
 def test_stored_predictions_give_every_metric_again(bench: Bench) -> None:
