@@ -115,6 +115,10 @@ class SamplingConfig(Frozen):
     solver: Literal["ddim", "second_order"] = "ddim"
     """Solver of stage 1; ``second_order`` needs fewer steps for the same error. Encode and decode
     are always DDIM, so that they mirror each other."""
+    encode: Literal["invert", "stored"] = "invert"
+    """``invert``: stage 2 starts from the DDIM inversion of the stage-1 image. ``stored``: from the
+    noise that stage 1 began with, and decodes with stage 1's solver, ``guidance_scale`` and
+    ``clip``: without guidance the image is exactly that of stage 1, and encode costs nothing."""
     inversion_iterations: int = Field(0, ge=0, le=20)
     """Additional forwards per step of encode, so that unguided decoding reproduces the image. Needs
     ``denoiser.prediction: v``."""
@@ -134,6 +138,19 @@ class SamplingConfig(Frozen):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """``auto``: bfloat16 autocast where it is faster: GPUs with bfloat16, CPUs with AMX or
     AVX512_BF16."""
+
+    @model_validator(mode="after")
+    def _stored_noise(self) -> Self:
+        if self.encode == "stored":
+            usual = {"inversion_iterations": 0, "strength": 1, "clip_stage_two": False}
+            if bad := [
+                k for k, v in {**usual, "classifier_scale": 0}.items() if vars(self)[k] != v
+            ]:
+                raise ValueError(
+                    f"'encode: stored' inverts nothing and repeats an unguided stage 1: leave out "
+                    f"{', '.join(map(repr, bad))}, or set 'encode: invert'"
+                )
+        return self
 
     @model_validator(mode="after")
     def _clipping(self) -> Self:

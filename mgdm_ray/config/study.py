@@ -271,6 +271,8 @@ def _method_is_possible(study: StudyConfig) -> Iterator[str]:
             "reference 'alignment' needs sampling.inversion_iterations 0, as in the published "
             "code: its encoder ends at pure noise, where a step cannot be inverted"
         )
+    if study.sampling.encode == "stored":
+        yield from _noise_can_be_stored(study)
     if "clip" in study.reference and study.sampling.clip_stage_two:
         yield "reference 'clip' clips in decode only; set sampling.clip_stage_two to false"
     if "augment" in study.arms and study.downstream.augment != "none":
@@ -285,6 +287,26 @@ def _method_is_possible(study: StudyConfig) -> Iterator[str]:
                 f"measurement {name!r} needs a guide with dropout, but guide.dropout is 0; "
                 "set guide.dropout, e.g. to 0.2"
             )
+
+
+def _noise_can_be_stored(study: StudyConfig) -> Iterator[str]:
+    """Only where stage 1 is deterministic and stage 2 can repeat it."""
+    if "label_dropout" in study.reference:
+        yield (
+            "sampling.encode 'stored' needs a deterministic stage 1, and reference 'label_dropout' "
+            "draws at random in every step: set sampling.encode to 'invert'"
+        )
+    if other := sorted({"alignment", "clip", "rank_seeds", "uint8"} & set(study.reference)):
+        yield f"sampling.encode 'stored' has no reference {', '.join(map(repr, other))}"
+    if any(classifier_scale for _, classifier_scale in study.stage_one()):
+        yield "sampling.encode 'stored' needs classifier_scale 0; set sampling.encode to 'invert'"
+    scales = [study.setting.decode_guidance_scale]
+    scales += [study.search.space.decode_guidance_scale] if study.search else []
+    if set(scales) != {1}:
+        yield (
+            "sampling.encode 'stored' decodes with stage 1's guidance_scale: leave "
+            f"decode_guidance_scale at 1; got {', '.join(f'{s:g}' for s in scales if s != 1)}"
+        )
 
 
 def _shapes_fit(study: StudyConfig) -> Iterator[str]:

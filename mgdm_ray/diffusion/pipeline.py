@@ -27,6 +27,7 @@ from mgdm_ray.seeding import per_image_noise
 
 log = logging.getLogger(__name__)
 
+SOLVERS = {"ddim": sample, "second_order": sample_second_order}
 UNCOMPILED = Execution(compile="never")
 OnBatch = Callable[[str, int, int], None]
 """Called after each batch with (stage, images done, images in all)."""
@@ -115,7 +116,7 @@ class Sampler:
         if config.classifier_scale != 0 and self.guide is None:
             raise ValueError("classifier_scale is not 0, but there is no guide")
         pairs = timestep_pairs(self.schedule.num_train_timesteps, config.num_inference_steps)
-        solve = {"ddim": sample, "second_order": sample_second_order}[config.solver]
+        solve = SOLVERS[config.solver]
 
         def one_batch(rows: slice, y: Tensor) -> Tensor:
             eps_fn = self._eps("generate", y, indices[rows], config.guidance_scale)
@@ -131,8 +132,16 @@ class Sampler:
         """Stage 2a: latents float32 `[M, C, H, W]` of ``images``, at ``config.strength`` of T.
 
         Conditional on the label and unguided, so that latents do not depend on how they will be
-        decoded. ``indices`` matter only for the fault ``label_dropout``.
+        decoded. With ``config.encode: stored`` the noise that stage 1 draws by ``indices``, which
+        else matter only for the fault ``label_dropout``.
         """
+        if self.config.encode == "stored":
+            return self._in_batches(
+                "encode",
+                lambda rows, _: self._noise("generate", indices[rows], "x_T"),
+                labels,
+                indices,
+            )
         iterations, clip = self.config.inversion_iterations, self.config.clip_stage_two
         misaligned = "alignment" in self.faults.names
         if misaligned and iterations:
@@ -164,21 +173,26 @@ class Sampler:
         """Stage 2b: images float32 `[M, C, H, W]` of ``latents``, under measurement guidance.
 
         Without ``setting``, or with ``uncertainty_scale`` 0 and ``decode_guidance_scale`` 1, the
-        mirror image of ``encode``. ``random`` is the control: at every step the same push, along
-        one random direction per image. ``strengths`` `[M]` replace the setting's gamma, image by
-        image. Values a little outside [-1, 1] are normal without ``config.clip_stage_two``.
+        mirror image of ``encode``; with ``config.encode: stored`` the images of ``generate``, for
+        solver, ``guidance_scale`` and clipping are its own. ``random`` is the control: at every
+        step the same push, along one random direction per image. ``strengths`` `[M]` replace the
+        setting's gamma, image by image. Values a little outside [-1, 1] are normal without
+        ``config.clip_stage_two``.
         ValueError where guidance needs a guide and there is none; NonFiniteSample.
         """
         ascends = setting is not None and (setting.uncertainty_scale != 0 or strengths is not None)
         if ascends and self.guide is None:
             raise ValueError("uncertainty_scale is not 0, but there is no guide")
-        clip = self.config.clip_stage_two or "clip" in self.faults.names
+        config, repeats = self.config, self.config.encode == "stored"
+        clip = config.clip if repeats else config.clip_stage_two or "clip" in self.faults.names
+        solve = SOLVERS[config.solver if repeats else "ddim"]
         pairs = _depth(self.config, self.schedule.num_train_timesteps)
         if setting is not None:
             setting = self.faults.setting(setting, self.trained.num_classes)
 
         def one_batch(rows: slice, y: Tensor) -> Tensor:
             scale = 1.0 if setting is None else setting.decode_guidance_scale
+            scale = config.guidance_scale if repeats else scale
             eps_fn = self._eps("decode", y, indices[rows], scale)
             if setting is not None and self.guide is not None:
                 # One direction for all steps, as a gradient has: new ones would cancel each other.
@@ -193,7 +207,7 @@ class Sampler:
                     noise=noise,
                     strengths=own,
                 )
-            return sample(eps_fn, latents[rows].to(self.device), pairs, self.schedule, clip)
+            return solve(eps_fn, latents[rows].to(self.device), pairs, self.schedule, clip)
 
         return self._in_batches("decode", one_batch, labels, indices)
 
@@ -274,7 +288,8 @@ def forwards_per_image(
 ) -> int:
     """Forwards of denoiser and guide together that one image takes from noise to decoded.
 
-    N (f(g) + [s != 0]) + n (1 + i) + n f(g') + m: N steps of generate, n of encode and of decode
+    N (f(g) + [s != 0]) + n (1 + i) + n f(g') + m, or 2 N f(g) + m where noise is
+    stored: N steps of generate, n of encode and of decode
     (fewer with ``strength``), m of these within the setting's interval; i is
     ``inversion_iterations``, and f, classifier-free guidance, 1 for a scale of 0 or 1, else 2.
     Backward passes of the guide are not counted.
@@ -288,6 +303,8 @@ def forwards_per_image(
     measured = sum(first <= t <= last for t, _ in levels) if setting.uncertainty_scale else 0
     stage_one = per_step(config.guidance_scale) + (config.classifier_scale != 0)
     stage_two = 1 + config.inversion_iterations + per_step(setting.decode_guidance_scale)
+    if config.encode == "stored":
+        stage_two = per_step(config.guidance_scale)
     return config.num_inference_steps * stage_one + len(levels) * stage_two + measured
 
 

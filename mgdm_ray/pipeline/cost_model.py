@@ -102,7 +102,7 @@ def _measure(
         nodes[node.needs[role]].inputs["train"]["unet"] if role in node.needs else None
         for role in ("denoiser", "guide")
     ]
-    family = [*unets, inputs["precision"]]
+    family = [*unets, inputs["precision"], *(["stored"] if "encode" in inputs else [])]
     if node.kind == "generate":
         return [*family, inputs["guidance_scale"] != 1], images * steps, images
     if node.kind == "encode":

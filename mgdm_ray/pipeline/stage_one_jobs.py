@@ -107,7 +107,7 @@ class StageOneJobs:
             "inversion_iterations": self.config.sampling.inversion_iterations,
             **self.faults("alignment", "label_dropout", "uint8"),
         }
-        if "label_dropout" in inputs.get("reference", ()):
+        if "label_dropout" in inputs.get("reference", ()) or "encode" in inputs:
             inputs["seed"] = self.config.seed  # otherwise encode draws nothing
         return self.add("encode", inputs, needs, detail=self.jobs[needs["images"]].detail)
 
@@ -115,6 +115,8 @@ class StageOneJobs:
         """What encode and decode must share: noise levels, arithmetic, and clipping if it is on."""
         sampling = self.config.sampling
         shared = sampling.model_dump(include={"num_inference_steps", "strength", "precision"})
+        if sampling.encode == "stored":
+            return {**shared, **sampling.model_dump(include={"encode", "solver", "clip"})}
         return {**shared, "clip_stage_two": True} if sampling.clip_stage_two else shared
 
     def synthetic(self) -> dict[str, Any]:

@@ -71,6 +71,26 @@ def refusal(write_study: Any, study: dict[str, Any], *overrides: str) -> str:
         ({"resources": {"train_workers": [3, 2]}}, ["resources.train_workers", "3", "2"]),
         ({"setting": {"interval": [600, 100]}}, ["setting.interval", "[600, 100]"]),
         (
+            {"sampling": {"encode": "stored", "strength": 0.5, "inversion_iterations": 2}},
+            ["sampling", "'inversion_iterations', 'strength'", "'encode: invert'"],
+        ),
+        (
+            {"sampling": {"encode": "stored"}, "reference": ["label_dropout"]},
+            ["sampling.encode 'stored'", "deterministic", "reference 'label_dropout'", "'invert'"],
+        ),
+        (
+            {"sampling": {"encode": "stored"}, "reference": ["uint8"]},
+            ["sampling.encode 'stored'", "'uint8'"],
+        ),
+        (
+            {"sampling": {"encode": "stored"}, "setting": {"decode_guidance_scale": 2}},
+            ["sampling.encode 'stored'", "decode_guidance_scale", "got 2"],
+        ),
+        (
+            {"sampling": {"encode": "stored"}, "search": {"space": {"classifier_scale": [0, 1]}}},
+            ["sampling.encode 'stored'", "classifier_scale 0"],
+        ),
+        (
             {"sampling": {"inversion_iterations": 2}, "denoiser": {"recipe": "paper"}},
             ["sampling.inversion_iterations", "denoiser.prediction 'v'"],
         ),

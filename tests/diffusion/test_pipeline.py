@@ -221,6 +221,27 @@ def test_solver_and_iterations_are_used(networks):
     assert error(6) < 0.3 * error(0)
 
 
+@pytest.mark.parametrize("solver", ["ddim", "second_order"])
+@pytest.mark.parametrize("options", [{"clip": True}, {"clip": False, "guidance_scale": 1.0}])
+def test_stored_noise_decodes_to_the_image_of_stage_one(networks, solver, options):
+    """Catches a stage 2 with another solver, scale or clipping, and noise of other images."""
+    usual = {"num_inference_steps": 6, "batch_size": 64, "guidance_scale": 3.0}
+    config = SamplingConfig(
+        **{**usual, **options}, solver=solver, encode="stored", precision="float32"
+    )
+    made, rows = sampler(networks, config, SCHEDULE, seed=3), range(2, 9)
+    images = made.generate(LABELS, rows)
+    latents = made.encode(images, LABELS, rows)
+    assert torch.equal(made.decode(latents, LABELS, rows, None), images)
+    off = GuidanceSetting(uncertainty_scale=0.0)
+    assert torch.equal(made.decode(latents, LABELS, rows, off), images)
+    assert torch.equal(made.make("roundtrip", LABELS, rows), images)
+    on = GuidanceSetting(uncertainty_scale=0.2)
+    pushed = [made.decode(latents, LABELS, rows, on, random=random) for random in (False, True)]
+    for one in (*pushed, pushed[0] - pushed[1] + images):
+        assert float((one - images).square().mean().sqrt()) > 0.02
+
+
 def test_classifier_free_guidance_while_decoding(networks):
     """Catches a scale that encode gets too, that needs a guide, or that is taken from stage 1."""
     latents = torch.randn(7, *SHAPE, generator=torch.Generator().manual_seed(5))
@@ -264,6 +285,8 @@ def test_every_image_of_a_batch_may_have_its_own_strength(networks, gradient):
         ({"guidance_scale": 0.0, "inversion_iterations": 2}, {"interval": (200, 999)}),
         ({"guidance_scale": 3.0, "strength": 0.7}, {"decode_guidance_scale": 2.0}),
         ({"num_inference_steps": 9}, {"gradient": "raw", "label_scale": 0.5}),
+        ({"encode": "stored", "classifier_scale": 0.0}, {}),
+        ({"encode": "stored", "classifier_scale": 0.0, "guidance_scale": 1.0}, {}),
     ],
 )
 def test_forwards_are_as_many_as_are_counted(networks, config, setting):

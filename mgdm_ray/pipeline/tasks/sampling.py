@@ -56,9 +56,17 @@ RowSampler = Callable[[range], tuple[torch.Tensor, np.ndarray]]
 """Rows -> (images `[M, C, H, W]` float32, their labels `[M]`)."""
 
 
-def sampler_for(job: Job, context: Context, images: int, *, guided: bool) -> Sampler:
-    """The networks of a sampling job or a search, ready to make ``images`` images."""
+def sampler_for(
+    job: Job, context: Context, images: int, *, guided: bool, latents_key: str | None = None
+) -> Sampler:
+    """The networks of a sampling job or a search, ready to make ``images`` images.
+
+    Stage 2 from stored noise repeats the stage 1 of ``latents_key``.
+    """
     config = sampling_config(job, batch_size=context.sampling_batch)
+    if config.encode == "stored" and latents_key:
+        scale = stored_record(context.store, "encode", latents_key).setting["guidance_scale"]
+        config = config.model_copy(update={"guidance_scale": scale})
     if context.smaller and config.batch_size != "auto":  # which has halved the memory already
         half = max(1, config.batch_size // 2)
         config = config.model_copy(update={"batch_size": half})
@@ -120,7 +128,8 @@ def decoder(
     job: Job, context: Context, images: int, latents_key: str, setting: GuidanceSetting | None
 ) -> RowSampler:
     """Stage 2 of a decode job or a search: rows of the latents ``latents_key`` to images."""
-    sampler = sampler_for(job, context, images, guided=setting is not None)
+    guided = setting is not None
+    sampler = sampler_for(job, context, images, guided=guided, latents_key=latents_key)
 
     def sample(rows: range) -> tuple[torch.Tensor, np.ndarray]:
         latents, labels = load_images(context, "encode", latents_key, rows)
@@ -245,7 +254,8 @@ def _draw_strengths(job: Job, context: Context, folder: Path) -> None:
     sources, _ = load_images(context, "generate", source, rows)
     chosen = np.sort(np.unique(labels, return_index=True)[1])
     count = len(STRENGTHS)
-    sampler = sampler_for(job, context, len(chosen) * count, guided=True)
+    total = len(chosen) * count
+    sampler = sampler_for(job, context, total, guided=True, latents_key=latents_key)
     repeated = torch.from_numpy(labels[chosen]).repeat_interleave(count)
     made = sampler.decode(
         latents[chosen].repeat_interleave(count, dim=0),

@@ -130,6 +130,22 @@ def test_several_workers_make_the_same_images(tiny: dict[str, Any], tmp_path: Pa
         assert labels.tolist() == same.tolist()
 
 
+def test_stage_two_from_stored_noise(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """Would catch a decode job that does not know the scale or the solver of its stage 1."""
+    tiny["sampling"] |= {"encode": "stored", "solver": "second_order", "guidance_scale": 4.0}
+    tiny["setting"] = {"uncertainty_scale": 0.5}
+    plan, context = planned(tiny, tmp_path)
+    records = finish(plan, context, "fit_denoiser", "fit_guide", "generate", "encode", "decode")
+    source, labels = read_rows(context.store.folder("generate", job_of(plan, "generate").key))
+    for arm, change in (("roundtrip", 0.0), ("disturb", 0.05)):
+        job = job_of(plan, "decode", arm)
+        found, same = read_rows(context.store.folder("decode", job.key))
+        assert labels.tolist() == same.tolist()
+        assert torch.equal(found, source) == (arm == "roundtrip")
+        assert records[job.key].metrics["rms_change"] >= change
+    assert records[job_of(plan, "decode", "roundtrip").key].metrics["rms_change"] == 0
+
+
 def test_strengths_are_drawn_for_the_guided_arm_only(tiny: dict[str, Any], tmp_path: Path) -> None:
     """Would catch a picture of strengths that all look alike, or of an arm that has none."""
     tiny["setting"] = {"uncertainty_scale": 0.5}
