@@ -131,10 +131,9 @@ def difference(values: dict[str, list[float]]) -> Contrast:
 
 
 def _shown(contrast: Contrast) -> str:
-    return (
-        f"{contrast.difference:+.3f} ({contrast.low:+.3f} to {contrast.high:+.3f}, "
-        f"p = {contrast.p:.2f})"
-    )
+    assert contrast.here is not None  # several searches of one dataset
+    one = contrast.here.estimate
+    return f"{one.difference:+.3f} ({one.low:+.3f} to {one.high:+.3f}, p = {one.p:.2f})"
 
 
 def draw(

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from mgdm_ray.config import ScaleRange, StudyConfig
 from mgdm_ray.evaluation.chance import networks_at_chance
-from mgdm_ray.evaluation.stats.paired import ALPHA, PRIMARY
+from mgdm_ray.evaluation.stats.intervals import ALPHA
+from mgdm_ray.evaluation.stats.paired import PRIMARY
 from mgdm_ray.results.report.artefacts import Judge, guide_at_chance
 from mgdm_ray.storage.records import Record
 
@@ -136,16 +137,17 @@ def unresolved(
     row = {name.removeprefix(start): n for name, n in numbers.items() if name.startswith(start)}
     if "difference" not in row:  # planned cells are missing
         return []
-    excludes_zero = not row.get("low", -math.inf) <= 0 <= row.get("high", math.inf)
-    if excludes_zero and row.get("p_holm", 1.0) <= ALPHA:
+    within = row.get("here/excluded", math.inf) <= (config.margin or 0.0)
+    if within or row.get("here/p_holm", 1.0) <= ALPHA:
         return []
     seeds = seeds_for(abs(row["difference"]))
-    more = "test images" if row.get("image_share", 0) >= LIMITED_BY_IMAGES else "networks"
+    more = "test images" if row.get("here/image_share", 0) >= LIMITED_BY_IMAGES else "networks"
     advice = (
         f"the difference is too small to resolve by adding seeds; use more {more} or datasets"
         if seeds is None
         else f"a difference of this size needs about {seeds} seeds (seeds, now "
-        f"{len(config.seeds)}), or as many more networks"
+        f"{len(config.seeds)}), or as many more networks; plan them as a new study with another "
+        "seed: adding them to this one after a look makes false verdicts likelier"
     )
     shown = f"{row['difference']:+.3f}".replace("-", "\N{MINUS SIGN}")
     return [Step("resolve", f"{a} against {b} ({shown}) is not resolved: {advice}")]

@@ -167,6 +167,9 @@ class StudyConfig(Frozen):
     """Measures synthetic images: FD/KID, label-flip rate, near-copies. null: off."""
     limits: LimitsConfig = LimitsConfig()
     """Upper limits for a synthetic set."""
+    margin: float | None = Field(None, gt=0, lt=1)
+    """Largest difference in balanced accuracy that does not matter, e.g. 0.01, chosen before the
+    results: the report may then conclude "no difference larger than" it. Changes no key."""
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
     deterministic: bool = False

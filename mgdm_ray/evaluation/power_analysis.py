@@ -11,13 +11,24 @@ import numpy as np
 
 from mgdm_ray.config import DatasetConfig, Defaults, StudyConfig
 from mgdm_ray.evaluation import METRIC
-from mgdm_ray.evaluation.stats.images import Floats
-from mgdm_ray.evaluation.stats.paired import ALPHA, PRIMARY, datasets_needed, pooled_variance
-from mgdm_ray.evaluation.stats.power import CELL_SD, COMMON, DISAGREE, POWER, Design, detectable
+from mgdm_ray.evaluation.stats.intervals import Floats
+from mgdm_ray.evaluation.stats.paired import PRIMARY, pooled_variance
+from mgdm_ray.evaluation.stats.power import (
+    BETWEEN,
+    CELL_SD,
+    COMMON,
+    DISAGREE,
+    POWER,
+    Design,
+    detectable,
+    detectable_in_general,
+)
 
 DETECTABLE = "minimum detectable difference in balanced accuracy"
 MOST_SEEDS = 20
 """More seeds are not advised: test images or datasets add more."""
+FEWEST_DATASETS = 3
+"""From this many datasets on, their measured spread replaces the assumed one."""
 FEWEST = 6
 """From this many pairs of finished cells on, their spread replaces the assumed one."""
 
@@ -41,20 +52,36 @@ def resolution(
     if not here or cells < 2:
         why = "one pair of cells per dataset" if here else "no test images on this machine yet"
         return [f"{DETECTABLE}: unknown ({why})"]
+    manifests = list(manifests)
     measured = spread(manifests, pairs)
     designs = _designs(here, test_counts, measured, cells)
     alone = ", ".join(f"{name} {detectable([design]):.3f}" for name, design in designs.items())
-    together = detectable(_together(here, designs), tests=len(pairs))
-    origins = len({d.origin for d in config.datasets})
+    together = _together(here, designs)
     count = f"{len(pairs)} primary contrast{'s' if len(pairs) > 1 else ''}"
-    several = f"all {len(here)} datasets, if they agree"
+    which = f"these {len(here)} datasets" if len(here) > 1 else here[0].name
     lines = [
         f"{DETECTABLE} at {100 * POWER:.0f} % power ({count}, {cells} pairs of cells per dataset):",
-        f"  {several if len(here) > 1 else here[0].name}: {together:.3f}",
+        f"  on {which}: {detectable(together, tests=len(pairs)):.3f}",
+        _in_general(together, between(manifests, pairs, config.datasets), len(pairs)),
         f"  each dataset alone, not adjusted: {alone}",
     ]
-    lines += _limits(len(pairs), cells * len(here), origins)
     return [*lines, *_assumed(designs, measured)]
+
+
+def _in_general(designs: Sequence[Design], known: tuple[float, int] | None, tests: int) -> str:
+    if len(designs) < 2:
+        return (
+            f"  in general: needs at least 2 independent datasets (this study has {len(designs)})"
+        )
+    sd, origin = BETWEEN, "assumed"
+    if known:
+        sd, origin = known[0], f"measured on {known[1]} datasets"
+    found = detectable_in_general(designs, sd, tests)
+    shown = f"{found:.3f}" if found < 1 else "none below 1; add datasets"
+    return (
+        f"  in general: {shown} (the true difference varies over datasets with a standard "
+        f"deviation of {sd:.3f}, {origin})"
+    )
 
 
 def seeds_to_see(
@@ -98,7 +125,45 @@ def spread(
     Pairs differ only in the arm and its images. Contrasts and downstream settings are pooled, each
     with its own mean.
     """
-    scores: dict[tuple[str, str], dict[tuple[str, int, str], float]] = {}
+    groups: dict[str, list[Floats]] = {}
+    for (dataset, _, _, _), values in _differences(manifests, pairs).items():
+        groups.setdefault(dataset, []).append(values)
+    found = {name: (math.sqrt(pooled_variance(g)), sum(map(len, g))) for name, g in groups.items()}
+    # 0: all networks at chance
+    return {name: (sd, n) for name, (sd, n) in found.items() if n >= FEWEST and sd > 0}
+
+
+def between(
+    manifests: Iterable[Mapping[str, Any]],
+    pairs: Sequence[tuple[str, str]],
+    datasets: Iterable[DatasetConfig] = (),
+) -> tuple[float, int] | None:
+    """Standard deviation of the true difference over datasets, and their number.
+
+    That of dataset means without what their cells add, pooled over contrasts. None below
+    FEWEST_DATASETS; variants of one of ``datasets`` count once.
+    """
+    origins = {dataset.name: dataset.origin for dataset in datasets}
+    groups: dict[tuple[str, str], dict[str, Floats]] = {}
+    for (dataset, _, setting, pair), values in _differences(manifests, pairs).items():
+        groups.setdefault((setting, pair), {})[origins.get(dataset, dataset)] = values
+    wide = [list(group.values()) for group in groups.values() if len(group) >= FEWEST_DATASETS]
+    if not wide:
+        return None
+    variances = [
+        np.var([values.mean() for values in group], ddof=1)
+        - np.mean([values.var(ddof=1) / len(values) for values in group])
+        for group in wide
+    ]
+    return math.sqrt(max(0.0, float(np.mean(variances)))), min(map(len, wide))
+
+
+def _differences(
+    manifests: Iterable[Mapping[str, Any]], pairs: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str, str, str], Floats]:
+    """Paired differences by dataset, its settings, those of the networks, and contrast; of at
+    least two cells."""
+    scores: dict[tuple[str, str, str], dict[tuple[str, int, str], float]] = {}
     for manifest in manifests:
         record, inputs = manifest.get("record", {}), manifest.get("inputs", {})
         if record.get("kind") != "fit_downstream" or METRIC not in record.get("metrics", {}):
@@ -106,11 +171,13 @@ def spread(
         trained = inputs.get("downstream")
         if isinstance(trained, dict):  # one study trains its networks by recipes of their own
             trained = {name: trained[name] for name in trained if name not in Defaults._fields}
-        alike = json.dumps([inputs.get("dataset"), trained], sort_keys=True)
-        cells = scores.setdefault((record["dataset"], alike), {})
+        data, setting = (
+            json.dumps(one, sort_keys=True) for one in (inputs.get("dataset"), trained)
+        )
+        cells = scores.setdefault((record["dataset"], data, setting), {})
         cells[record["network"], record["seed"], record["arm"]] = record["metrics"][METRIC]
-    groups: dict[str, list[Floats]] = {}
-    for (dataset, _), cells in scores.items():
+    found = {}
+    for group, cells in scores.items():
         for a, b in pairs:
             values = [
                 value - cells[network, seed, b]
@@ -118,10 +185,8 @@ def spread(
                 if arm == a and (network, seed, b) in cells
             ]
             if len(values) > 1:
-                groups.setdefault(dataset, []).append(np.array(values))
-    found = {name: (math.sqrt(pooled_variance(g)), sum(map(len, g))) for name, g in groups.items()}
-    # 0: all networks at chance
-    return {name: (sd, n) for name, (sd, n) in found.items() if n >= FEWEST and sd > 0}
+                found[*group, f"{a} {b}"] = np.array(values)
+    return found
 
 
 def _together(datasets: Sequence[DatasetConfig], designs: Mapping[str, Design]) -> list[Design]:
@@ -137,23 +202,6 @@ def _together(datasets: Sequence[DatasetConfig], designs: Mapping[str, Design]) 
         )
         for group in groups.values()
     ]
-
-
-def _limits(family: int, cells: int, origins: int) -> list[str]:
-    lines = []
-    least = min(1.0, family * 2 / 2**cells)
-    if least > ALPHA:
-        lines.append(
-            f"  {cells} pairs of cells cannot reach p < {least:.2g}: add seeds or networks, "
-            "else no arm can be called better"
-        )
-    needed = datasets_needed(family)
-    if origins < needed:
-        lines.append(
-            f"  generalising to other datasets needs at least {needed} independent ones "
-            f"(this study has {origins})"
-        )
-    return lines
 
 
 def _assumed(designs: Mapping[str, Design], measured: Mapping[str, tuple[float, int]]) -> list[str]:

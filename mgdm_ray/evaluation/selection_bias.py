@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from scipy import stats as scipy_stats
 
-from mgdm_ray.evaluation.stats.images import LEVEL, Floats
-from mgdm_ray.evaluation.stats.paired import ALPHA, RANDOM_FLIPS, TIE, pooled_variance
+from mgdm_ray.evaluation.stats.intervals import ALPHA, LEVEL, Floats
+from mgdm_ray.evaluation.stats.paired import TIE, pooled_variance
 
+RANDOM_ORDERS = 20_000
 FEWEST = 5
 """Fewest settings whose ranking can be significant: perfect agreement of 4 has p = 2/24."""
 FEWEST_SEEDS = 3
@@ -87,7 +88,7 @@ def _p(x: Floats, y: Floats, rho: float, seed: int) -> float:
         orders = np.array(list(itertools.permutations(range(len(x)))))
     else:
         rng = np.random.default_rng(seed)
-        orders = rng.permuted(np.tile(np.arange(len(x)), (RANDOM_FLIPS, 1)), axis=1)
+        orders = rng.permuted(np.tile(np.arange(len(x)), (RANDOM_ORDERS, 1)), axis=1)
     drawn = _spearman(np.broadcast_to(x, orders.shape), y[orders])
     hits = int((np.abs(drawn) >= abs(rho) - TIE).sum())
     return hits / len(orders) if exact else (1 + hits) / (1 + len(orders))

@@ -53,6 +53,7 @@ def report_context(study: Finalizer, seconds: float) -> ReportContext:
         plan_counts=study.plan.counts(),
         published=[row for d in config.datasets for row in published(d, config.downstream)],
         ratio=None if config.synthetic.per_class else config.synthetic.ratio,
+        margin=config.margin,
     )
 
 

@@ -98,7 +98,7 @@ def test_the_study_leads_to_the_comparison(ui: Watched, finished: Finished) -> N
 def test_the_study_shows_answer_and_files(ui: Watched, finished: Finished) -> None:
     """Would catch a parent run without the contrasts, or without what the report is made of."""
     numbers = json.loads((finished.folder / "headline.json").read_text())
-    names = ("difference", "low", "high", "p_holm", "cells")
+    names = ("difference", "here/low", "here/high", "here/p_holm", "general/low", "cells")
     assert {f"contrast/disturb-duplicate/{name}" for name in names} <= set(numbers)
     open_study(ui, finished)
     for name, value in numbers.items():

@@ -31,6 +31,9 @@ def refusal(write_study: Any, study: dict[str, Any], *overrides: str) -> str:
         ({"setting": {"measurement": "entropi"}}, ["'entropi'", "'entropy'"]),
         ({"denoiser": {"recipe": ["paper"]}}, ["denoiser.recipe", "small, paper"]),
         ({"downstream": {"steps": 0}}, ["downstream.steps", "got 0"]),
+        ({"margin": 0}, ["margin", "got 0"]),
+        ({"margin": 1}, ["margin", "got 1"]),
+        ({"margin": "small"}, ["margin", "'small'"]),
         ({"downstream": {"steps": 5, "epochs": 2}}, ["'steps'", "'epochs'", "in downstream"]),
         (
             {"downstream": {"augment": "randaugmnt"}},

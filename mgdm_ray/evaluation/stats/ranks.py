@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mgdm_ray.evaluation.stats.paired import ALPHA
+from mgdm_ray.evaluation.stats.intervals import ALPHA
 
 LEAST_TREATMENTS = 3
 LEAST_BLOCKS = 6

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from markupsafe import Markup
 
-from mgdm_ray.evaluation.stats.paired import CellId, Summary, datasets_needed, summarise
+from mgdm_ray.evaluation.stats.intervals import Claim
+from mgdm_ray.evaluation.stats.paired import CellId, Summary, summarise
 from mgdm_ray.evaluation.stats.power import detectable_after
 from mgdm_ray.results import ANSWER_FILE, HEADLINE_FILE
 from mgdm_ray.results.report import cells, words
@@ -38,11 +39,13 @@ def head(report: Builder) -> Markup:
 
 
 def save_headline(report: Builder) -> None:
-    """``contrast/disturb-duplicate/difference``, ``/low``, ``/high``, ``/p_holm``, ``/cells``.
+    """``contrast/disturb-duplicate/difference``, ``/cells``, and per interval ``/here/low`` etc.
 
-    And ``/image_share``, the part of the variance that only more test images would reduce.
-    Unknown numbers (the interval of a single pair) and contrasts that lack planned cells are left
-    out. The lead sentence goes to a file of its own.
+    ``here``: on these datasets; ``general``: on datasets in general; each with ``/low``, ``/high``,
+    ``/p_holm`` and ``/excluded`` (a difference larger than that), ``here`` also with
+    ``/image_share``, the part of the variance that only more test images would reduce. Unknown
+    numbers (the interval of a single pair) and contrasts that lack planned cells are left out. The
+    lead sentence goes to a file of its own.
     """
     numbers = {
         f"contrast/{'-'.join(c.pair)}/{name}": float(value)
@@ -50,17 +53,30 @@ def save_headline(report: Builder) -> None:
         if not c.missing
         for name, value in (
             ("difference", c.difference),
-            ("low", c.low),
-            ("high", c.high),
-            ("p_holm", c.p_adjusted),
             ("cells", c.n),
-            ("image_share", c.here.image_share if c.here else math.nan),
+            *_interval_numbers("here", c.here),
+            *_interval_numbers("general", c.general),
         )
         if math.isfinite(value)
     }
+    if report.context.margin is not None:
+        numbers["margin"] = report.context.margin
     report.save(HEADLINE_FILE, json.dumps(numbers, indent=1).encode())
     lead = str(_answer(report)["lead"]).replace(words.MINUS, "-").replace("\N{NO-BREAK SPACE}", " ")
     report.save(ANSWER_FILE, lead.encode())
+
+
+def _interval_numbers(name: str, found: Claim | None) -> list[tuple[str, float]]:
+    if found is None:
+        return []
+    one = found.estimate
+    return [
+        (f"{name}/low", one.low),
+        (f"{name}/high", one.high),
+        (f"{name}/p_holm", found.p),
+        (f"{name}/excluded", found.bound),
+        (f"{name}/image_share", one.image_share),
+    ]
 
 
 def _answer(report: Builder) -> dict[str, object]:
@@ -73,8 +89,11 @@ def _answer(report: Builder) -> dict[str, object]:
             lead = "No answer: the study has no arm of synthetic images with another to compare."
         return {"lead": lead, "verdict": "", "which": "", "facts": []}
     first, *others = family
-    absent, needed = report.absent(first), datasets_needed(len(family))
-    smallest = detectable_after(first, len(family))
+    absent = report.absent(first)
+    smallest = [
+        detectable_after(found.estimate if found else None, len(family))
+        for found in (first.here, first.general)
+    ]
     guides = [record for record in report.records if guide_at_chance(record)]
     # The other half of the question: is the arm better than nothing added?
     real = [c for c in report.secondary if c.pair == (first.arm_a, "real") and c.n]
@@ -83,13 +102,13 @@ def _answer(report: Builder) -> dict[str, object]:
         "verdict": "incomplete" if absent else first.verdict,
         "which": " against ".join(first.pair) + ("" if report.primary else ", exploratory"),
         "facts": [
-            ("Evidence", "" if absent else say("evidence", first, smallest)),
+            ("Evidence", "" if absent else say("evidence", first, *smallest)),
             (
                 "Against real alone",
                 " ".join(say("against_real", c, report.absent(c)) for c in real),
             ),
             ("Other controls", " ".join(say("other", c, report.absent(c)) for c in others)),
-            ("Scope", say("scope", first, needed)),
+            ("Scope", say("scope", first)),
             ("Caveats", say("caveats", first.note, report, guides)),
         ],
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from mgdm_ray.data.published import Published
 from mgdm_ray.evaluation.chance import networks_at_chance
-from mgdm_ray.evaluation.stats.images import ImageContrast, image_contrast
+from mgdm_ray.evaluation.stats.images import image_contrast
+from mgdm_ray.evaluation.stats.intervals import Interval
 from mgdm_ray.evaluation.stats.paired import PRIMARY, CellId, Contrast, contrast_table
 from mgdm_ray.results.report import artefacts, cells, page
 from mgdm_ray.results.report.figures import base
@@ -59,6 +60,8 @@ class ReportContext:
     """Accuracies of others on the study's datasets."""
     ratio: float | None = None
     """Added images per real one in the cells; None where another setting fixes their number."""
+    margin: float | None = None
+    """The study's: differences up to it do not matter."""
 
 
 class Builder:
@@ -98,24 +101,27 @@ class Builder:
         self.problems = cells.problems(self.records, self.expected)
 
     def contrasts(
-        self, pairs: Sequence[tuple[str, str]], above_chance: bool = False
+        self,
+        pairs: Sequence[tuple[str, str]],
+        keep: Callable[[CellId], bool] = lambda cell: True,  # noqa: ARG005
     ) -> list[Contrast]:
-        """Of those pairs whose arms the study has; ``above_chance``: without networks at chance in
-        every arm, and over cells only."""
-        out = self.at_chance if above_chance else []
+        """Of those pairs whose arms the study has, over the cells to ``keep``."""
+        kept = {cell: value for cell, value in self.cells.items() if keep(cell)}
+
+        def over_images(pair: tuple[str, str]) -> Interval | None:
+            """Over cells and test images; None without stored predictions."""
+            found = artefacts.pair_predictions(self.predictions, pair, kept, self.origins)
+            return image_contrast(list(found.values())) if found else None
+
         return contrast_table(
-            {cell: value for cell, value in self.cells.items() if cell[:2] not in out},
+            kept,
             [pair for pair in pairs if set(pair) <= set(self.arms)],
-            [cell for cell in self.expected if cell[:2] not in out],
+            list(filter(keep, self.expected)),
             self.origins,
             cells.reasons(self.records),
-            (lambda _: None) if above_chance else self.over_images,
+            over_images,
+            self.context.margin,
         )
-
-    def over_images(self, pair: tuple[str, str]) -> ImageContrast | None:
-        """Over cells and test images of all datasets; None without stored predictions."""
-        found = artefacts.pair_predictions(self.predictions, pair, self.cells, self.origins)
-        return image_contrast(list(found.values())) if found else None
 
     def absent(self, contrast: Contrast) -> int:
         """Planned cells of the contrast's arms that are missing."""

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from markupsafe import Markup
 
 from mgdm_ray.evaluation import METRIC
-from mgdm_ray.evaluation.stats.paired import CellId, Contrast, Summary, paired_contrast, summarise
+from mgdm_ray.evaluation.stats.intervals import Claim
+from mgdm_ray.evaluation.stats.paired import CellId, Contrast, Summary, summarise
 from mgdm_ray.results.report import cells
 from mgdm_ray.results.report.answer import mean_cell
 from mgdm_ray.results.report.builder import Builder
 from mgdm_ray.results.report.figures import outcomes
 from mgdm_ray.results.report.page import render, say
 from mgdm_ray.results.report.table import Cell, Row, interval, number, p_value
-from mgdm_ray.results.report.words import DASH, MINUS, counted, first_of, signed, span
+from mgdm_ray.results.report.words import DASH, counted, first_of, signed
 from mgdm_ray.storage.records import Record
 
 ROUNDING = 1e-9
@@ -103,6 +104,7 @@ def contrasts(report: Builder) -> Markup:
     total = sum(map(len, notes.values()))
     return render(
         "contrasts",
+        report=report,
         primary=_contrast_table(report, "contrasts", "Primary contrasts", report.primary),
         sentences=[text[:1].upper() + text[1:] for text in said],
         secondary=_contrast_table(
@@ -121,19 +123,14 @@ def contrast_text(c: Contrast) -> str:
 
 
 def _contrast_table(report: Builder, name: str, caption: str, family: Sequence[Contrast]) -> Markup:
-    header = ["contrast", "difference", "95 % interval", "p", "p (Holm)", "p (datasets)", "dz",
+    header = ["contrast", "difference", "these datasets, 95 % interval", "these datasets, p (Holm)",
+              "in general, 95 % interval", "in general, p (Holm)", "excluded: larger than", "dz",
               "wins", "ties", "losses", "verdict"]  # fmt: skip
     rows: list[Row] = []
     for c in family:
-        facts = {"pairs": c.n, "missing": len(c.missing), "note": c.note}
+        facts = {"pairs": c.n, "missing": len(c.missing), "note": c.note, "margin": c.margin}
         badge = Markup('<span class="badge {}">{}</span>').format(c.verdict.split()[0], c.verdict)
-        ends, p, dz = interval(c.low, c.high), p_value(c.p), number(c.dz, 2, sign=True)
-        if c.here and not math.isnan(c.here.low):  # over cells and test images, below
-            here = {"low, test images": c.here.low, "high, test images": c.here.high}
-            small = span(c.here.low, c.here.high)
-            ends = replace(ends, parts={**ends.parts, **here}, small=small)
-        if c.here and not math.isnan(c.here.p):
-            p = replace(p, parts={"test images": c.here.p}, small=p_value(c.here.p).shown)
+        dz = number(c.dz, 2, sign=True)
         if not math.isnan(c.rank_biserial):
             small = f"r {signed(c.rank_biserial, 2)}"
             dz = replace(dz, parts={"rank_biserial": c.rank_biserial}, small=small)
@@ -141,10 +138,9 @@ def _contrast_table(report: Builder, name: str, caption: str, family: Sequence[C
             [
                 Cell(c.name, parts={"a": c.arm_a, "b": c.arm_b}),
                 number(c.difference, sign=True),
-                ends,
-                p,
-                p_value(c.p_adjusted),
-                p_value(c.p_datasets if c.n else math.nan),
+                *_claim_cells(c.here),
+                *_claim_cells(c.general),
+                _excluded_cell(c),
                 dz,
                 *(str(count) if c.n else DASH for count in (c.wins, c.ties, c.losses)),
                 Cell(c.verdict, c.verdict, facts, html=badge),
@@ -153,18 +149,34 @@ def _contrast_table(report: Builder, name: str, caption: str, family: Sequence[C
     return report.table(name, header, rows, caption=caption)
 
 
+def _claim_cells(found: Claim | None) -> list[Cell]:
+    """Interval and adjusted p; with the unadjusted p in the CSV."""
+    if found is None:
+        return [interval(math.nan, math.nan), Cell(DASH)]
+    one = found.estimate
+    return [interval(one.low, one.high), replace(p_value(found.p), parts={"unadjusted": one.p})]
+
+
+def _excluded_cell(c: Contrast) -> Cell:
+    here, general = (found.bound if found else math.nan for found in (c.here, c.general))
+    return replace(
+        number(here), small="" if math.isnan(general) else f"{general:.3f} in general",
+        parts={"in general": general},
+    )  # fmt: skip
+
+
 def networks(report: Builder) -> Markup | str:
     """Contrasts per network; empty with one network or no pair of arms."""
     found: dict[str, dict[str, Contrast]] = {}
     points: dict[str, dict[str, dict[str, list[float]]]] = {}
     for a, b in _pairs(report) if len(report.networks) > 1 else ():
         for network in report.networks:
+            (contrast,) = report.contrasts([(a, b)], _of_network(network))
             gains = {d: cells.paired_gains(report.cells, a, d, b, network) for d in report.datasets}
-            kept = {d: [values[k] for k in sorted(values)] for d, values in gains.items() if values}
-            if kept:
-                name = f"{a} {MINUS} {b}"
-                found.setdefault(name, {})[network] = _contrast(kept)
-                points.setdefault(name, {})[network] = kept
+            if contrast.n:
+                kept = {d: [values[k] for k in sorted(values)] for d, values in gains.items()}
+                found.setdefault(contrast.name, {})[network] = contrast
+                points.setdefault(contrast.name, {})[network] = kept
     if not found:
         return ""
     rows: list[Row] = []
@@ -172,12 +184,17 @@ def networks(report: Builder) -> Markup | str:
         row: Row = [network]
         for name in found:
             c = found[name].get(network)
-            row += [number(c.difference, sign=True), interval(c.low, c.high)] if c else [DASH, DASH]
+            row += [number(c.difference, sign=True) if c else Cell(DASH),
+                    _claim_cells(c.here if c else None)[0]]  # fmt: skip
         rows.append(row)
     header = ["network", *(part for name in found for part in (name, f"{name}, 95 % interval"))]
     table = report.table("networks", header, rows, caption="Differences network by network")
     plot = report.plot("networks", outcomes.network_gains(found, points))
     return render("networks", plot=plot, table=table)
+
+
+def _of_network(name: str) -> Callable[[CellId], bool]:
+    return lambda cell: cell[1] == name
 
 
 def _pairs(report: Builder) -> list[tuple[str, str]]:
@@ -187,12 +204,6 @@ def _pairs(report: Builder) -> list[tuple[str, str]]:
     if pairs and "real" in report.arms:
         pairs.insert(0, (pairs[0][0], "real"))
     return list(dict.fromkeys(pairs))[:PANELS]
-
-
-def _contrast(by_dataset: Mapping[str, Sequence[float]]) -> Contrast:
-    values = [value for group in by_dataset.values() for value in group]
-    clusters = [dataset for dataset, group in by_dataset.items() for _ in group]
-    return paired_contrast(values, [0.0] * len(values), clusters, n_boot=4000)
 
 
 def published(report: Builder) -> Markup | str:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 
 from mgdm_ray.evaluation.chance import NEAR_CHANCE
-from mgdm_ray.evaluation.stats.images import ImageContrast, PairedPredictions, image_contrast
+from mgdm_ray.evaluation.stats.images import PairedPredictions, image_contrast
+from mgdm_ray.evaluation.stats.intervals import Interval, holm
 from mgdm_ray.evaluation.stats.paired import Contrast, summarise
 from mgdm_ray.evaluation.stats.ranks import Ranking, critical_difference, rank
 from mgdm_ray.results.report.artefacts import pair_predictions
@@ -56,39 +57,53 @@ def _by_dataset(report: Builder) -> Markup:
     rows: list[Row] = []
     for contrast in _tested(report):
         by_dataset = _paired(report, contrast) or {}
+        found: dict[str, Interval | None] = {}
+        smallest: dict[str, str] = {}
         for dataset in filter(by_dataset.get, report.datasets):
             paired = by_dataset[dataset]
-            smallest = str(min(len(k) for k in paired.classes()))
-            rows += _row(contrast.name, dataset, image_contrast([paired]), smallest)
-        rows += _row(contrast.name, ALL, contrast.here, DASH)
-    header = ["contrast", "dataset", "difference", "95 % interval", "p",
+            found[dataset] = image_contrast([paired])
+            smallest[dataset] = str(min(len(k) for k in paired.classes()))
+        adjusted = holm([one.p if one else math.nan for one in found.values()])
+        for (dataset, one), p in zip(found.items(), adjusted, strict=True):
+            rows += _row(contrast.name, dataset, one, p, smallest[dataset])
+        if contrast.here and contrast.here.estimate.images:
+            rows += _row(contrast.name, ALL, contrast.here.estimate, contrast.here.p, DASH)
+    header = ["contrast", "dataset", "difference", "95 % interval", "p (Holm)",
               "variance from test images", "pairs of cells", "test images",
               "test images of the rarest class"]  # fmt: skip
     return report.table("contrasts_by_dataset", header, rows, words=(1,))
 
 
-def _row(name: str, dataset: str, found: ImageContrast | None, smallest: str) -> list[Row]:
+def _row(name: str, dataset: str, found: Interval | None, p: float, smallest: str) -> list[Row]:
     """None without ``found``."""
     if found is None:
         return []
     share = found.image_share
     shown = Cell(DASH) if math.isnan(share) else Cell(percent(share), share)
     counts = str(found.cells), str(found.images), smallest
-    return [[name, dataset, *_numbers(found), p_value(found.p), shown, *counts]]
+    return [[name, dataset, *_numbers(found), p_value(p), shown, *counts]]
 
 
-def _numbers(found: Contrast | ImageContrast | None) -> list[Cell]:
-    if found is None or (isinstance(found, Contrast) and not found.n):
+def _numbers(found: Interval | None) -> list[Cell]:
+    if found is None:
         return [Cell(DASH), Cell(DASH)]
     return [number(found.difference, sign=True), interval(found.low, found.high)]
+
+
+def _here(c: Contrast) -> list[Cell]:
+    """Difference and interval on these datasets."""
+    difference = Cell(DASH) if not c.n else number(c.difference, sign=True)
+    return [difference, _numbers(c.here.estimate if c.here else None)[1]]
 
 
 def _above_chance(report: Builder) -> Markup:
     """The contrasts again without networks at chance."""
     tested = _tested(report)
-    others = report.contrasts([c.pair for c in tested], above_chance=True)
+    others = report.contrasts(
+        [c.pair for c in tested], lambda cell: cell[:2] not in report.at_chance
+    )
     rows: list[Row] = [
-        [c.name, *_numbers(c), str(c.n), *_numbers(other), str(other.n)]
+        [c.name, *_here(c), str(c.n), *_here(other), str(other.n)]
         for c, other in zip(tested, others, strict=True)
     ]
     header = ["contrast", "all networks", "95 % interval", "pairs of cells",
@@ -105,11 +120,11 @@ def _without_leaks(report: Builder, leaked: Mapping[str, Sequence[int]]) -> Mark
     rows: list[Row] = []
     for contrast in _tested(report):
         paired = _paired(report, contrast, together=True)
-        if paired and contrast.here:
+        if paired and contrast.here and contrast.here.estimate.images:
             left = all(len(set(out.get(n, ()))) < len(g.labels) for n, g in paired.items())
             kept = [g.without(out.get(n, ())) for n, g in paired.items()] if left else []
             found = image_contrast(kept) if kept else None
-            rows.append([contrast.name, *_numbers(contrast.here), *_numbers(found)])
+            rows.append([contrast.name, *_numbers(contrast.here.estimate), *_numbers(found)])
     header = ["contrast", "all test images", "95 % interval", "without leaked",
               "95 % interval without"]  # fmt: skip
     return report.table("without_leaked", header, rows)

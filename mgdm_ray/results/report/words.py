@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mgdm_ray.evaluation.stats.intervals import Claim
+from mgdm_ray.evaluation.stats.paired import Contrast
 from mgdm_ray.storage.records import Record
 
 DASH, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
@@ -30,6 +32,30 @@ def interval_text(low: float, high: float, digits: int = 3) -> str:
     """With a no-break space before the percent sign."""
     found = f"95\N{NO-BREAK SPACE}% interval {span(low, high, digits)}"
     return "no interval" if math.isnan(low) else found
+
+
+def scopes(c: Contrast, value: Callable[[Claim], str]) -> str:
+    """``value`` of each interval of a contrast with where it holds, the known ones."""
+    these = "on this dataset" if c.datasets == 1 else "on these datasets"
+    pairs = ((c.here, these), (c.general, "in general"))
+    return ", ".join(f"{value(t)} {where}" for t, where in pairs if t and t.estimate.is_known)
+
+
+def intervals_text(c: Contrast) -> str:
+    """``95 % interval −0.010 to +0.020 on these datasets, −0.030 to +0.040 in general``."""
+    found = scopes(c, lambda t: span(t.estimate.low, t.estimate.high))
+    return f"95\N{NO-BREAK SPACE}% interval {found}" if found else "no interval"
+
+
+def p_values(c: Contrast) -> str:
+    """``adjusted p = 0.012 on these datasets, p = 0.300 in general``; empty if none was tested."""
+    found = scopes(c, lambda t: p_text(t.p))
+    return f"adjusted {found}" if found else ""
+
+
+def excluded(c: Contrast) -> str:
+    """Largest differences that are left, ``0.011 on these datasets, 0.028 in general``."""
+    return scopes(c, lambda t: decimal(t.bound))
 
 
 def unbroken(text: str) -> str:

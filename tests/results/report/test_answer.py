@@ -12,38 +12,49 @@ from types import SimpleNamespace
 import pytest
 
 from mgdm_ray.evaluation.selection_bias import FEWEST, FEWEST_SEEDS, Agreement, Confirmed, Optimism
-from mgdm_ray.evaluation.stats.images import ImageContrast
-from mgdm_ray.evaluation.stats.paired import Contrast, datasets_needed
+from mgdm_ray.evaluation.stats.intervals import Claim, Interval
+from mgdm_ray.evaluation.stats.paired import Contrast
 from mgdm_ray.evaluation.stats.power import detectable_after
 from mgdm_ray.results import ANSWER_FILE, HEADLINE_FILE
 from mgdm_ray.results.report import write_report
 from mgdm_ray.results.report.page import say
 from mgdm_ray.results.report.results import contrast_text
 from mgdm_ray.results.report.synthetic import distance_text
-from mgdm_ray.results.report.words import signed, span
+from mgdm_ray.results.report.words import MINUS, signed, span
 from mgdm_ray.storage.records import Record
 from tests import golden
-from tests.evaluation.stats.test_paired import CLAIMS, contrast
+from tests.evaluation.stats.test_paired import CLAIMS, YES, contrast
 from tests.results.report.page import read_page, rows_of
 from tests.study_example import make_example
 
 
 def found(
-    difference: float, low: float, high: float, p: float = 0.01, p_datasets: float = 0.5
+    difference: float,
+    here: tuple[float, float, float] | None = None,
+    general: tuple[float, float, float] | None = None,
+    margin: float | None = None,
 ) -> Contrast:
+    """``here`` and ``general``: standard error, adjusted p, excluded from."""
+    one, two = (
+        values and Claim(Interval(difference, values[0], 9, 40, 100), *values[1:])
+        for values in (here, general)
+    )
     return Contrast(
-        difference, low, high, p, 20, 3, 17, 0.1, 40, "rough", "disturb", "duplicate", 4,
-        p_datasets, p_adjusted=p,
+        difference, 20, 3, 17, 0.1, 40, "rough", "disturb", "duplicate", 4,
+        here=one, general=two, margin=margin,
     )  # fmt: skip
 
 
 CASES = {
-    "unresolved": found(0.012, -0.003, 0.027),
-    "better here": found(0.012, 0.003, 0.027),
-    "worse": found(-0.012, -0.02, -0.01, p_datasets=0.01),
-    "better": found(0.012, 0.003, 0.027, p_datasets=0.01),
-    "tests disagree": found(0.012, 0.003, 0.027, p=0.2),
-    "no interval": found(0.012, math.nan, math.nan),
+    "unresolved": found(0.012, (0.008, 0.2, 0.027), (0.012, 0.4, 0.036)),
+    "better here": found(0.012, (0.004, 0.01, 0.02), (0.009, 0.4, 0.034)),
+    "worse": found(-0.012, (0.003, 0.01, 0.02), (0.004, 0.04, 0.021)),
+    "better": found(0.012, (0.004, 0.01, 0.02), (0.005, 0.04, 0.022)),
+    "no larger here": found(0.002, (0.004, 0.9, 0.009), (0.009, 0.9, 0.02), 0.01),
+    "no larger": found(0.002, (0.004, 0.9, 0.009), (0.009, 0.9, 0.02), 0.03),
+    "better here and no larger": found(0.012, (0.004, 0.01, 0.02), (0.009, 0.4, 0.03), 0.025),
+    "in general only": found(0.012, None, (0.005, 0.04, 0.022)),
+    "no interval": found(0.012),
 }
 UNKNOWN = Agreement(math.nan, math.nan, math.nan, math.nan, 6)
 SELF = Agreement(0.5, 0.1, 0.9, 0.2, 6)
@@ -79,10 +90,12 @@ def test_sentences() -> None:
     """Catches a changed claim: "raised" where nothing is resolved, a ranking of three settings."""
     lines = [f"{name}: {say('answer', case, 0)}" for name, case in CASES.items()]
     lines.append(f"incomplete: {say('answer', CASES['better'], 2)}")
-    smallest = detectable_after(CASES["unresolved"], 3)
-    lines.append(f"evidence: {say('evidence', CASES['unresolved'], smallest)}")
-    scopes = ("better", "worse", "better here")
-    lines += [f"scope, {name}: {say('scope', CASES[name], datasets_needed(3))}" for name in scopes]
+    for name in ("unresolved", "better here and no larger"):
+        case = CASES[name]
+        smallest = [detectable_after(c and c.estimate, 3) for c in (case.here, case.general)]
+        lines.append(f"evidence, {name}: {say('evidence', case, *smallest)}")
+    scopes = ("better", "worse", "better here", "no interval")
+    lines += [f"scope, {name}: {say('scope', CASES[name])}" for name in scopes]
     for sentence in ("against_real", "other"):
         lines += [f"{sentence}: {say(sentence, CASES['better here'], absent)}" for absent in (0, 1)]
     judges = {name: SimpleNamespace(at_chance=["test"]) for name in "de"}
@@ -108,10 +121,12 @@ def test_the_answer_is_one_sentence_with_the_verdict_of_the_contrast(name: str) 
     words = say("answer", case, 0)
     assert words.count(". ") == 0
     resolved = case.verdict.startswith(("better", "worse"))
-    assert (case.verdict in words) == resolved or case.verdict == "not resolvable"
+    assert case.verdict in words
+    assert case.equivalence in words
     assert resolved or signed(case.difference) in words
-    if not math.isnan(case.low):
-        assert span(case.low, case.high) in words
+    for claim in filter(None, (case.here, case.general)):
+        assert span(claim.estimate.low, claim.estimate.high) in words
+        assert resolved or f"{claim.bound:.3f}" in words
     assert ("better" in words) == case.verdict.startswith("better")
 
 
@@ -123,14 +138,12 @@ def test_an_incomplete_grid_is_no_answer() -> None:
 
 def test_the_words_of_every_verdict() -> None:
     """Would catch a sentence that claims more than the verdict, or hides what is missing."""
-    some = contrast(0.01, 0.03, 0.01)
-    crossed = ImageContrast(0.02, -0.01, 0.05, 0.2, 0.015, 9, 0.5, 12, 100)
+    some = contrast(YES, YES)
     lost = tuple(("q", "y", "duplicate", seed) for seed in range(9))
-    cases = [replace(contrast(*case[:3]), p_adjusted=case[3]) for case in CLAIMS]
+    cases = [contrast(here, general, margin) for here, general, margin, _ in CLAIMS]
     cases += [
-        replace(some, p_datasets=1.0, datasets=1),
-        replace(some, here=crossed),
-        replace(some, low=math.nan, high=math.nan, n=1),
+        replace(some, general=None, datasets=1),
+        replace(some, here=None, general=None, n=1),
         replace(some, missing=lost, planned=24),
         replace(some, missing=lost[:1], planned=24, n=0),
         replace(some, n=0),
@@ -155,7 +168,7 @@ def test_the_first_screen_of_a_complete_study(tmp_path: Path) -> None:
     assert f"{signed(sum(shown) / 2)} (95 % interval" in first
     sentence = (path.parent / ANSWER_FILE).read_text()
     assert re.search(r"\b2 datasets\b.*\bdisturbed\b.*\bcopies\b", sentence)
-    assert sentence in first
+    assert sentence in first.replace(MINUS, "-")
     numbers = json.loads((path.parent / HEADLINE_FILE).read_text())
     assert numbers["contrast/disturb-duplicate/difference"] > 0
     assert numbers["contrast/disturb-duplicate/cells"] == 12

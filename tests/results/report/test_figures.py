@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from mgdm_ray.evaluation.stats.intervals import Interval, claims
 from mgdm_ray.evaluation.stats.paired import Contrast, Summary
 from mgdm_ray.results.report.figures import base, models, outcomes, searches
 from mgdm_ray.results.report.figures.base import png
@@ -71,8 +72,8 @@ def test_heat_map_has_a_panel_per_measurement_and_searches_from_top_to_bottom() 
 
 def test_network_gains_are_drawn_at_their_numbers() -> None:
     """Catches an interval or diamond in another network's row, and 0 excluded but drawn faint."""
-    clear = Contrast(0.05, 0.02, 0.08, 0.01, 3, 0, 0, 1.0, 3)
-    faint = Contrast(-0.01, -0.03, 0.01, 0.5, 1, 0, 2, -0.1, 3)
+    clear = Contrast(0.05, 3, 0, 0, 1.0, 3, here=claims([Interval(0.05, 0.01, 9)])[0])
+    faint = Contrast(-0.01, 1, 0, 2, -0.1, 3, here=claims([Interval(-0.01, 0.01, 9)])[0])
     pair = {"resnet18": clear, "alexnet": faint}
     points = {name: {"d": [0.0, 0.1]} for name in pair}
     axes = outcomes.network_gains({"a - b": pair}, {"a - b": points}).axes[0]
@@ -81,11 +82,35 @@ def test_network_gains_are_drawn_at_their_numbers() -> None:
     rows = dict(zip(labels, axes.get_yticks(), strict=True))
     assert rows["alexnet"] > rows["resnet18"]  # alphabetical from the top
     for name, contrast in pair.items():
-        assert list(lines[f"interval {name}"].get_xdata()) == [contrast.low, contrast.high]
+        assert contrast.here is not None
+        one = contrast.here.estimate
+        assert list(lines[f"interval {name}"].get_xdata()) == [one.low, one.high]
         assert lines[f"mean {name}"].get_xdata()[0] == contrast.difference
         assert set(lines[f"interval {name}"].get_ydata()) == {rows[name]}
     dark, light = (lines[f"interval {n}"].get_color() for n in ("resnet18", "alexnet"))
     assert sum(to_rgb(dark)) < sum(to_rgb(light))
+
+
+def test_the_forest_has_two_labelled_intervals() -> None:
+    """Catches one interval drawn as the other, and one in general from a single dataset."""
+    (here, general) = (claims([Interval(0.02, se, 9)])[0] for se in (0.005, 0.02))
+    rows = [
+        Contrast(0.02, 3, 0, 0, 1.0, 3, arm_a="a", here=here, general=general),
+        Contrast(0.02, 3, 0, 0, 1.0, 3, arm_a="b", here=here),
+    ]
+    axes = outcomes.forest(rows, [{"d": [0.0, 0.1]}] * 2, 2).axes[0]
+    assert here is not None
+    assert general is not None
+    bars = {
+        (line.get_ydata()[0], line.get_marker()): (list(line.get_xdata()), line.get_linewidth())
+        for line in axes.lines
+        if len(line.get_xdata()) == 2 and line.get_marker() in ("", "|")
+        and line.get_ydata()[0] == line.get_ydata()[1]
+    }  # fmt: skip
+    assert set(bars) == {(1, ""), (1, "|"), (0, "")}
+    assert bars[1, ""][0] == [here.estimate.low, here.estimate.high]
+    assert bars[1, "|"][0] == [general.estimate.low, general.estimate.high]
+    assert bars[1, ""][1] > bars[1, "|"][1]
 
 
 def test_ratio_curves_start_at_nothing_and_have_a_tick_per_ratio() -> None:

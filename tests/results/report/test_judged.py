@@ -171,9 +171,9 @@ def test_ratio_points_are_no_cells_of_the_tables(tmp_path: Path) -> None:
 def test_networks_are_compared_one_by_one(tmp_path: Path) -> None:
     """Catches one network's numbers in the other's row: +0.1 for a, -0.1 for b."""
     records = [
-        cell(arm, 0.5 + (0.1 if network == "a" else -0.1) * (arm == "disturb"), seed, network)
+        cell(arm, 0.5 + (gain + (seed - 0.5) / 50) * (arm == "disturb"), seed, network)
         for arm in ("real", "duplicate", "disturb")
-        for network in ("a", "b")
+        for network, gain in (("a", 0.1), ("b", -0.1))
         for seed in (0, 1)
     ]
     path, _ = report(Example(records, tmp_path / "a"), tmp_path / "s")
@@ -181,7 +181,9 @@ def test_networks_are_compared_one_by_one(tmp_path: Path) -> None:
     rows = {row["network"]: row for row in rows_of(path, "networks")}
     assert float(rows["a"][name]) == pytest.approx(0.1)
     assert float(rows["b"][name]) == pytest.approx(-0.1)
-    assert float(rows["a"][f"{name}, 95 % interval low"]) == pytest.approx(0.1)
+    low, high = (float(rows["a"][f"{name}, 95 % interval {end}"]) for end in ("low", "high"))
+    assert (low + high) / 2 == pytest.approx(0.1)
+    assert low < 0.1
 
 
 def test_a_dataset_without_pictures_shows_none(tmp_path: Path) -> None:

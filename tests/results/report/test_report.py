@@ -113,7 +113,7 @@ def test_contrast_table_agrees_with_the_cells_file(written: Path) -> None:
         ]
         assert int(row["verdict pairs"]) == len(differences)
         assert float(row["difference"]) == pytest.approx(sum(differences) / len(differences))
-        low, high = (float(row[f"95 % interval {end}"]) for end in ("low", "high"))
+        low, high = (float(row[f"these datasets, 95 % interval {end}"]) for end in ("low", "high"))
         assert low <= float(row["difference"]) <= high
 
 

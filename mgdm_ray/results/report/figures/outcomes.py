@@ -21,7 +21,9 @@ def forest(
     differences: Sequence[Mapping[str, Sequence[float]]],
     primary: int,
 ) -> Figure:
-    """Mean difference and interval per contrast, above the paired differences of each dataset.
+    """Mean difference and intervals per contrast, above the paired differences of each dataset.
+
+    Thick: these datasets; thin, with ends: datasets in general.
 
     A line separates the first ``primary`` contrasts from the others.
     """
@@ -56,9 +58,13 @@ def _contrast(axes: Axes, y: float, contrast: Contrast) -> None:
     if contrast.n == 0:
         axes.text(0, y, " no data", va="center", color=base.GREY)
         return
-    if not math.isnan(contrast.low):
-        ends = [contrast.low, contrast.high]
-        axes.plot(ends, [y, y], color=base.INK, lw=2.4, solid_capstyle="butt")
+    bars = ((contrast.general, 1.0, "|", base.GREY), (contrast.here, 3.2, "", base.INK))
+    for found, width, ends, colour in bars:
+        if found and found.estimate.is_known:
+            axes.plot(
+                [found.estimate.low, found.estimate.high], [y, y], color=colour, lw=width,
+                marker=ends, ms=9, solid_capstyle="butt",
+            )  # fmt: skip
     axes.plot(contrast.difference, y, "D", color=base.INK, ms=7)
     axes.annotate(
         signed(contrast.difference), (contrast.difference, y), xytext=(0, 8),
@@ -115,11 +121,12 @@ def network_gains(
             for i, (dataset, values) in enumerate(points[pair][name].items()):
                 places = [y - 0.18 - 0.09 * i] * len(values)
                 axes.plot(values, places, "o", ms=3, mew=0, alpha=0.55, color=palette[dataset])
-            if not math.isnan(contrast.low):
-                clear = not contrast.spans_zero
+            here = contrast.here.estimate if contrast.here else None
+            if here and here.is_known:
+                colour = base.GREY if here.spans_zero else base.INK
                 axes.plot(
-                    [contrast.low, contrast.high], [y, y], color=base.INK if clear else base.GREY,
-                    lw=2, solid_capstyle="butt", gid=f"interval {name}",
+                    [here.low, here.high], [y, y], color=colour, lw=2, solid_capstyle="butt",
+                    gid=f"interval {name}",
                 )  # fmt: skip
             axes.plot(contrast.difference, y, "D", ms=5, color=base.INK, gid=f"mean {name}")
         axes.axvline(0, color=base.GREY, lw=1)

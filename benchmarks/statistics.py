@@ -1,0 +1,218 @@
+"""Coverage of every interval and false rate of every verdict of a report, on studies with a known
+truth.
+
+Simulated predictions with the spread of docs/results/grid-cpu go through the functions that a
+report uses. Networks are right on an image where a normal score exceeds a threshold: the score is
+the sum of what image, cell and arm share, so the true difference of every dataset is known.
+
+    python -m benchmarks.statistics [--studies 2000] [--datasets 1 2 3 4 8] [--cells 6 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mgdm_ray.evaluation.stats.images import PairedPredictions, image_contrast
+from mgdm_ray.evaluation.stats.intervals import Claim, Floats, Interval, claims, over_datasets
+from mgdm_ray.evaluation.stats.paired import GENERAL, Contrast
+
+RAW = argparse.RawDescriptionHelpFormatter
+CLASSES = ((42, 114), (174, 46, 92, 68, 20), (234, 390), (23, 66, 103, 29, 220, 223, 1341))
+"""Test images per class: breastmnist, retinamnist, pneumoniamnist, ham10000. Classes
+are cut to CUT images."""
+CUT = 80
+CELL_SD = (0.05, 0.02, 0.07, 0.03)
+"""Standard deviation of a cell's true difference over seeds, by dataset."""
+NETWORK_SD = 0.01
+"""Of a network's own effect on a dataset."""
+BETWEEN = 0.015
+"""Of the true difference over datasets."""
+LEVELS = (0.55, 0.35, 0.7, 0.35)
+"""Share of images that are right."""
+IMAGE, ARM_IMAGE = 0.85, 0.005
+"""Variance of the score that both arms' networks share image by image, and that an arm's cells
+share; the rest belongs to cell, arm and image."""
+NETWORKS, SEEDS, MARGIN = 6, 3, 0.02
+Counts = Counter[str]
+Images = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class World:
+    """What is true of a simulated study: mean differences over datasets in general by contrast,
+    their standard deviation over datasets, and that of a network's own effect on a dataset."""
+
+    effects: tuple[float, ...] = (0.0, 0.0, 0.0)
+    between: float = 0.0
+    networks: float = 0.0
+
+
+SPREAD = World(between=BETWEEN, networks=NETWORK_SD)
+NULL = World()
+"""No arm differs from another on any dataset."""
+AT_MARGIN = World((MARGIN, -MARGIN, MARGIN))
+AT_MARGIN_SPREAD = World((MARGIN, -MARGIN, MARGIN), BETWEEN, NETWORK_SD)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Predictions `[contrast][dataset]` and the true differences `[datasets, networks, contrasts]`.
+
+    Cells are in the order of networks, then seeds.
+    """
+
+    predictions: list[list[PairedPredictions]]
+    truth: Floats
+
+    @property
+    def cells(self) -> list[list[Floats]]:
+        """Differences in balanced accuracy of the cells, by contrast and dataset."""
+        return [[one.cells() for one in groups] for groups in self.predictions]
+
+
+def draw(rng: np.random.Generator, datasets: int, world: World, cells: tuple[int, int]) -> Study:
+    """A study of ``cells`` = (networks, seeds); all contrasts share their first arm."""
+    from scipy.special import ndtr, ndtri
+
+    networks, seeds = cells
+    n, contrasts = networks * seeds, len(world.effects)
+    found: list[list[PairedPredictions]] = [[] for _ in world.effects]
+    own = np.array(world.effects) + rng.normal(0, world.between, (datasets, 1, contrasts))
+    truth: Floats = own + rng.normal(0, world.networks, (datasets, networks, contrasts))
+    for place in range(datasets):
+        kind = place % len(CLASSES)
+        counts = [min(count, CUT) for count in CLASSES[kind]]
+        labels = np.repeat(np.arange(len(counts)), counts)
+        z = float(ndtri(LEVELS[kind]))
+        seed_sd = CELL_SD[kind] * math.sqrt(math.pi) * math.exp(z * z / 2)  # over phi(z) sqrt(2)
+        wide = math.sqrt(1 + seed_sd**2)
+        base = math.sqrt(IMAGE) * rng.standard_normal(len(labels), np.float32)
+        base = base + _noise(rng, (n, len(labels)), (1 - IMAGE) / 2)
+        first = _arm(rng, base, seed_sd, np.full(n, -z * wide))
+        for index in range(contrasts):
+            # Where the second arm is right on a share that is smaller by the true difference.
+            lower = ndtri(ndtr(z) - truth[place, :, index])
+            other = _arm(rng, base, seed_sd, np.repeat(-lower * wide, seeds))
+            found[index].append(PairedPredictions(first - other, labels))
+    return Study(found, truth)
+
+
+def _arm(rng: np.random.Generator, base: Images, seed_sd: float, threshold: Floats) -> Floats:
+    """Whether an arm's networks are right; ``base`` `[cells, images]` is what arms share."""
+    common = _noise(rng, base.shape[1], ARM_IMAGE)
+    alone = _noise(rng, base.shape, (1 - IMAGE) / 2 - ARM_IMAGE)
+    limit = (seed_sd * rng.standard_normal(len(base)) + threshold).astype(np.float32)
+    return (base + common + alone > limit[:, None]).astype(float)
+
+
+def _noise(rng: np.random.Generator, shape: int | tuple[int, ...], variance: float) -> Images:
+    return math.sqrt(variance) * rng.standard_normal(shape, np.float32)
+
+
+def contrasts_of(study: Study) -> list[Contrast]:
+    """One family, as ``contrast_table`` makes it."""
+    here = claims([image_contrast(groups) for groups in study.predictions])
+    general = claims([over_datasets(groups) for groups in study.cells])
+    return [
+        Contrast(0.0, 0, 0, 0, math.nan, 1, here=one, general=two, margin=MARGIN)
+        for one, two in zip(here, general, strict=True)
+    ]
+
+
+def observe(study: Study, world: World, cells: tuple[int, int], counts: Counts) -> None:
+    """Count what the report says of a study, and how often it is wrong."""
+    found = contrasts_of(study)
+    here = study.truth.mean(axis=(0, 1))
+    spread = world.between > 0
+    if world in (SPREAD, NULL):
+        name = "" if spread else ", null"
+        for index, contrast in enumerate(found):
+            _cover(counts, f"here{name}", contrast.here, here[index])
+            if spread:
+                _cover(counts, "general", contrast.general, world.effects[index])
+    if world == SPREAD:
+        _by_part(study, cells, counts)
+        _false(counts, "better", any(c.direction and not c.is_local for c in found))
+    if world == NULL:
+        _false(counts, "better here", any(c.direction for c in found))
+    if world == AT_MARGIN:
+        _false(counts, "no larger here", any(c.equivalence for c in found))
+    if world == AT_MARGIN_SPREAD:
+        _false(counts, "no larger", any(c.equivalence.endswith(GENERAL) for c in found))
+
+
+def _by_part(study: Study, cells: tuple[int, int], counts: Counts) -> None:
+    """Intervals of single datasets, and of single networks over all datasets."""
+    networks, seeds = cells
+    for place, one in enumerate(study.predictions[0]):
+        _cover(counts, "one dataset", image_contrast([one]), study.truth[place, :, 0].mean())
+    for network in range(min(networks, 2)):
+        rows = slice(network * seeds, (network + 1) * seeds)
+        mine = [PairedPredictions(g.difference[rows], g.labels) for g in study.predictions[0]]
+        _cover(counts, "one network", image_contrast(mine), study.truth[:, network, 0].mean())
+
+
+def _cover(counts: Counts, name: str, found: Claim | Interval | None, truth: float) -> None:
+    one = found.estimate if isinstance(found, Claim) else found
+    if one is None:
+        return
+    counts[f"covered: {name}"] += 1 if one.low <= truth <= one.high else 0
+    counts[f"of: covered: {name}"] += 1
+
+
+def _false(counts: Counts, name: str, said: bool) -> None:
+    counts[f"false: {name}"] += int(said)
+    counts[f"of: false: {name}"] += 1
+
+
+def simulate(
+    studies: int, datasets: int, cells: tuple[int, int] = (NETWORKS, SEEDS), seed: int = 0
+) -> dict[str, float]:
+    """Shares by name: ``covered: here``, ``false: better`` and so on; see ``observe``.
+
+    ``false`` is that of any of three contrasts.
+    """
+    rng = np.random.default_rng([seed, datasets, *cells])
+    counts: Counts = Counter()
+    for _ in range(studies):
+        for world in (SPREAD, NULL, AT_MARGIN, AT_MARGIN_SPREAD):
+            observe(draw(rng, datasets, world, cells), world, cells, counts)
+    return {
+        name: counts[name] / total
+        for key, total in counts.items()
+        if key.startswith("of: ") and (name := key.removeprefix("of: "))
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
+    parser.add_argument("--studies", type=int, default=2000)
+    parser.add_argument("--datasets", type=int, nargs="+", default=[1, 2, 3, 4, 8])
+    parser.add_argument("--cells", type=int, nargs=2, default=(NETWORKS, SEEDS),
+                        help="networks and seeds")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    rows: dict[int, dict[str, float]] = {}
+    for datasets in options.datasets:
+        started = time.perf_counter()
+        rows[datasets] = simulate(options.studies, datasets, tuple(options.cells), options.seed)
+        print(f"{datasets} datasets: {time.perf_counter() - started:.0f} s", flush=True)
+    names = sorted({name for row in rows.values() for name in row})
+    width = max(map(len, names))
+    print(f"\n{'datasets':<{width}}" + "".join(f"{count:>8}" for count in rows))
+    for name in names:
+        shown = (f"{100 * row[name]:.1f} %" if name in row else "" for row in rows.values())
+        print(f"{name:<{width}}" + "".join(f"{text:>8}" for text in shown))
+    print(json.dumps({"studies": options.studies, "cells": options.cells, "shares": rows}))
+
+
+if __name__ == "__main__":
+    main()

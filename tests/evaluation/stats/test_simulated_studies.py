@@ -1,0 +1,54 @@
+"""Intervals cover what they say and verdicts are rarely false: simulated studies, known truth.
+
+A small version of ``python -m benchmarks.statistics``, whose table is in docs/statistics.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from benchmarks.statistics import World, contrasts_of, draw, simulate
+
+STUDIES = 120
+
+
+def three_errors(share: float, count: int) -> float:
+    """Three standard errors of a binomial share."""
+    return 3 * math.sqrt(share * (1 - share) / count)
+
+
+@pytest.mark.parametrize("datasets", [1, 3])
+def test_intervals_cover_and_verdicts_are_rarely_false(datasets: int) -> None:
+    """Catches the bootstrap over datasets (75 % at two of them), a t with the wrong degrees of
+    freedom, blindness to test images, and families that are not adjusted (14 %)."""
+    found = simulate(STUDIES, datasets, cells=(4, 3))
+    covered = {name: share for name, share in found.items() if name.startswith("covered")}
+    wrong = {name: share for name, share in found.items() if name.startswith("false")}
+    assert len(covered) == (4 if datasets == 1 else 5)
+    assert len(wrong) == 4
+    tolerance = three_errors(0.05, STUDIES)  # contrasts share an arm: they count once
+    for name, share in covered.items():
+        assert 0.95 - tolerance <= share <= min(1, 0.97 + tolerance), name
+    for name, share in wrong.items():
+        assert share <= 0.05 + tolerance, name
+
+
+def test_a_simulated_effect_is_found() -> None:
+    """Catches a simulation whose studies can never say anything: with a margin of 0.02 and no
+    difference most large studies conclude that, and a clear effect is found."""
+    rng = np.random.default_rng(0)
+    verdicts = Counter[tuple[str, float]]()
+    for effect in (0.0, 0.05):
+        for _ in range(20):
+            study = draw(rng, 4, World((effect,)), (6, 3))
+            verdicts[contrasts_of(study)[0].verdict, effect] += 1
+    none = sum(n for (verdict, effect), n in verdicts.items()
+               if verdict.startswith("no difference") and not effect)  # fmt: skip
+    better = sum(n for (verdict, effect), n in verdicts.items()
+                 if verdict.startswith("better") and effect)  # fmt: skip
+    assert none > 10
+    assert better > 15
