@@ -111,6 +111,7 @@ def _measure(
         return [*family, inputs["arm"], _two_forwards(node, nodes)], images * steps, images
     settings = inputs["settings" if node.kind == "confirm" else "trials"]
     fits = [*fits_per_setting(inputs), inputs["downstream"]]
+    fits += [inputs["recipes"]] if "recipes" in inputs else []
     family = [*family, *fits, images * steps, _two_forwards(node, nodes)]
     return family, settings, settings
 

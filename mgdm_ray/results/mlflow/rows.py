@@ -29,7 +29,7 @@ IMAGES = ("grid.png", "real.png", "strengths.png", "closest.png", "entropy.png")
 ARM = "arm"
 """The kind of an arm's run."""
 HEADLINE = ("balanced_accuracy", "auroc")
-COUNTS = ("train_images", "micro_batches")
+COUNTS = ("train_images", "micro_batches", "best_step")
 """Metrics of cells that are not scores, and would come first in MLflow's comparison."""
 MAX_POINTS = 500
 Curve = list[tuple[int, float]]
