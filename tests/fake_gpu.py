@@ -16,6 +16,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch._dynamo  # FakeTensorMode imports it, which fails once torch.cuda is patched
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._pytree import tree_leaves
@@ -39,8 +40,8 @@ class FakeGpu(LivePeak):
 
     ``live`` and ``peak`` are bytes of the storages on it. ``counts``: ``to device`` and ``to host``
     are copies between the two, ``waits`` the times that the host waits for a result
-    (``.item()``, ``bool()``, sizes that depend on content). ``calls`` counts all operations on the
-    card by name.
+    (``.item()``, ``bool()``, sizes that depend on content), ``casts`` copies on the card from one
+    float type to another. ``calls`` counts all operations on the card by name.
     """
 
     def __init__(self, device: str = "cuda") -> None:
@@ -76,6 +77,8 @@ class FakeGpu(LivePeak):
             pair = self.has(source), self.has(made[0])
             if pair[0] != pair[1]:
                 self.counts["to device" if pair[1] else "to host"] += 1
+            elif all(pair) and source.is_floating_point() and made[0].is_floating_point():
+                self.counts["casts"] += source.dtype != made[0].dtype
         elif func in (ATEN.index.Tensor, ATEN.index_put_.default, ATEN.index_put.default):
             for index in args[1]:
                 if index is not None and self.has(args[0]):

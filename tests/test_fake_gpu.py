@@ -113,6 +113,9 @@ def test_the_harness_counts_what_happens() -> None:
             y[on_cpu]
         assert first.counts == {"to device": 2, "to host": 1, "waits": 2}
         assert first.left == 4 * 8 + 4 * 4, "x and y"
+        with gpu.measured() as third:
+            y.half().float().int()
+        assert third.counts == {"casts": 2}
         with gpu.measured() as second:
             z = torch.zeros(2**20, device="cuda")
             z = z + 1

@@ -11,8 +11,8 @@ from mgdm_ray.classifiers import weights
 from mgdm_ray.config import InputError
 from mgdm_ray.config.file import read_study
 from mgdm_ray.data.load import data_source
-from mgdm_ray.environment import StudyStopped
-from mgdm_ray.pipeline.gpu_memory import needs, refusals
+from mgdm_ray.environment import StudyStopped, gpus
+from mgdm_ray.pipeline.gpu_memory import GPUS, needs, rented_gpus
 from mgdm_ray.pipeline.plan import make_plan
 from mgdm_ray.pipeline.staging import bring_notes, inputs_for_all, open_storage
 from mgdm_ray.pipeline.status import StudyStatus
@@ -85,11 +85,13 @@ class OpenedStudy:
                     data_source(dataset, self.config.data_dir).check()
 
     def check_gpu_memory(self) -> None:
-        """Refuse a training that no known GPU holds."""
-        resources = self.config.resources
-        if told := refusals(needs(self.plan.jobs.values(), resources), resources):
-            line = self.source.line(("resources", "micro_batch"))
-            raise InputError("\n".join(f"{self.source.path}:{line}: {text}" for text in told))
+        """Refuse a job that no GPU to be rented holds, or, with a GPU here, no known one."""
+        found = needs(self.plan.jobs, self.config.resources, GPUS if gpus() else rented_gpus())
+        if refused := [need.refusal for need in found if need.refusal]:
+            source = self.source
+            places = [f"{source.path}:{source.line(tuple(key.split('.')))}" for key, _ in refused]
+            told = zip(places, refused, strict=True)
+            raise InputError("\n".join(f"{place}: {key}: {text}" for place, (key, text) in told))
 
     def check_data(self) -> None:
         """Download absent datasets; refuse missing or damaged data before anything starts."""

@@ -26,7 +26,7 @@ from mgdm_ray.pipeline.cost_model import (
 from mgdm_ray.pipeline.job import FITS, SAMPLINGS, SCORINGS, Job
 from mgdm_ray.pipeline.limits import refusal
 from mgdm_ray.pipeline.plan import Plan
-from mgdm_ray.pipeline.requests import Request, request_of, shortages, trials_at_once
+from mgdm_ray.pipeline.requests import Request, Shortage, request_of, shortages, trials_at_once
 from mgdm_ray.pipeline.timeline import Task, makespan
 from mgdm_ray.storage.records import Record
 from mgdm_ray.storage.store import Store
@@ -133,7 +133,7 @@ class PlanEstimate:
         return [job for key, job in self.todo.items() if key not in self.estimates]
 
     @cached_property
-    def shortages(self) -> list[str]:
+    def shortages(self) -> list[Shortage]:
         return shortages(self.todo.values(), self.config.resources, [self.node])
 
     def seconds(self) -> float:

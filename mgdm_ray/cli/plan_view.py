@@ -88,7 +88,7 @@ def show(estimate: PlanEstimate) -> None:
             plan=estimate.plan,
             product=" x ".join(_counted(len(values), name) for name, values in axes.items()),
             resolution=resolution(c, estimate.test_counts, estimate.manifests.values()),
-            memory=[described(n) for n in needs(estimate.todo.values(), c.resources)],
+            memory=list(map(described, needs(estimate.plan.jobs, c.resources))),
             absent=[d.name for d in c.datasets if d.name not in estimate.train_images],
             table=_table(estimate),
             sharing=sharing(estimate.plan),

@@ -1,24 +1,30 @@
-"""The GPU memory that a training needs, from the study file. No torch.
+"""The GPU memory that each job needs, and the GPUs that are to be rented, without torch.
 
-``tests/pipeline/test_gpu_memory.py`` compares it with what a training on a fake GPU holds.
+``tests/pipeline/test_gpu_memory.py`` compares it with what jobs on a fake GPU hold.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from mgdm_ray.config import ResourcesConfig, UNetConfig
-from mgdm_ray.pipeline.job import FITS, Job
+import yaml
 
-GPUS = {"T4": 16, "A10G": 24, "L4": 24, "A100": 40, "L40S": 48, "H100": 80}
+from mgdm_ray.config import ResourcesConfig, UNetConfig
+from mgdm_ray.pipeline.job import CELLS, FITS, KINDS, SAMPLINGS, SCORINGS, Job, fits_per_setting
+
+CLUSTER = Path(__file__).parents[2] / "cluster"
+"""The launch files of a checkout; a wheel has none."""
+GPUS = {"T4": 16.0, "A10G": 24.0, "L4": 24.0, "A100": 40.0, "L40S": 48.0, "H100": 80.0}
 """GB of the GPUs of cluster/instances.yaml, from small to large."""
 WITHOUT_BFLOAT16 = {"T4"}
-USABLE = 0.9e9
-"""Bytes for tensors of each GB: CUDA, workspaces of kernels and gaps take a part."""
-USUAL = "L4"
-"""The GPU of the launch files, for which a value is proposed."""
+USABLE = 0.9
+"""Share of the memory for tensors; workspaces of kernels and gaps take the rest."""
+CUDA_CONTEXT = 0.42e9
+"""Bytes that CUDA takes in each process."""
 RESIDUAL = {
     ("bfloat16", False): 12.5, ("bfloat16", True): 1.5,
     ("float32", False): 15.5, ("float32", True): 3.2,
@@ -32,6 +38,18 @@ channel that goes into or out of a residual block, and for each of an attention 
 counts of grid.yaml's networks."""
 STATE = {"fit_denoiser": 20.0, "fit_guide": 16.0}
 """Bytes for each weight: itself, its gradient, AdamW's two moments, and the denoiser's average."""
+SAMPLED = {"bfloat16": 21.0, "float32": 29.0}
+"""Bytes alive while an image is sampled with and without its class at once, for each channel and
+position of the largest residual block."""
+NETWORKS = {
+    "alexnet": (28.7, 148, 148), "vgg16_bn": (65.1, 1810, 3080), "googlenet": (5.6, 704, 1112),
+    "resnet18": (11.2, 358, 594), "resnet34": (21.3, 478, 794), "resnet50": (23.5, 1049, 1929),
+    "resnext50_32x4d": (23.0, 1310, 2453), "densenet121": (7.0, 1452, 2798),
+    "squeezenet1_1": (0.7, 317, 532), "mobilenet_v2": (2.2, 916, 1775),
+    "efficientnet_b0": (4.0, 1020, 1978),
+}  # fmt: skip
+"""Millions of weights, and bytes that a training step keeps for each pixel of its batch in bfloat16
+and in float32, counted at 128 px. Others are not estimated."""
 GIB = 2**30
 
 
@@ -103,82 +121,131 @@ def images_at_a_time(train: Mapping[str, Any], resources: ResourcesConfig) -> in
     return min(share, resources.micro_batch or share)
 
 
+def sampling_bytes(job: Job, jobs: Mapping[str, Job], precision: str) -> float:
+    """Bytes of a sampling job that makes one image at a time: it finds the batch that fits."""
+    size, length = job.inputs["dataset"]["size"], 4 if precision == "float32" else 2
+    weights = most = 0.0
+    for role in {"denoiser", "guide"} & job.needs.keys():
+        unet = UNetConfig.model_validate(jobs[job.needs[role]].inputs["train"]["unet"])
+        blocks = blocks_of(unet, size, decoder=role == "denoiser")
+        weights += length * blocks.weights
+        kept = RESIDUAL[precision, False] * blocks.residual
+        kept += ATTENTION[precision, False] * blocks.attention  # for the gradient of the guide
+        most = max(most, kept if role == "guide" else SAMPLED[precision] * blocks.largest)
+    return weights + most
+
+
+def network_bytes(name: str, size: int, batch_size: int, precision: str) -> float:
+    """Bytes of a training step of a network; 0 where nothing is known of it."""
+    weights, short, long = NETWORKS.get(name, (0.0, 0.0, 0.0))
+    return 16e6 * weights + (long if precision == "float32" else short) * batch_size * size**2
+
+
+def needed(job: Job, jobs: Mapping[str, Job], resources: ResourcesConfig, gpu: str) -> float:
+    """Bytes of a process of ``job`` on ``gpu``; 0: unknown, or ``assess``, below its judge."""
+    inputs, size = job.inputs, job.inputs["dataset"]["size"]
+
+    def length(asked: str) -> str:
+        # Half as long numbers take the same bytes.
+        exact = asked == "float32" or (asked == "auto" and gpu in WITHOUT_BFLOAT16)
+        return "float32" if exact else "bfloat16"
+
+    if job.kind in FITS:
+        return training_bytes(job, resources, length(inputs["train"]["precision"]))
+    if job.kind == "fit_judge":
+        judge = inputs["judge"]
+        return network_bytes(judge["network"], size, judge["batch_size"], length("auto"))
+    found = [0.0]
+    if job.kind in SAMPLINGS + SCORINGS:
+        found.append(sampling_bytes(job, jobs, length(inputs["precision"])))
+    if job.kind in CELLS + SCORINGS:
+        names = fits_per_setting(inputs)[0] if job.kind in SCORINGS else [inputs["network"]]
+        batch_size, asked = (inputs["downstream"][key] for key in ("batch_size", "precision"))
+        found += [network_bytes(name, size, batch_size, length(asked)) for name in names]
+    return max(found)
+
+
+def rented_gpus(folder: Path | None = None) -> dict[str, float]:
+    """GB of the GPUs of the machine types in launch files (of CLUSTER); GPUS if they name none."""
+    folder = folder or CLUSTER
+    table = folder / "instances.yaml"
+    if not table.is_file():
+        return GPUS
+    types = yaml.safe_load(table.read_text(encoding="utf-8")).values()
+    machines = {name: facts for of_provider in types for name, facts in of_provider.items()}
+    text = "\n".join(path.read_text(encoding="utf-8") for path in folder.glob("*.yaml"))
+    named = re.findall(r"^ *(?:InstanceType|machineType): *(\S+)", text, re.MULTILINE)
+    found = [machines[name] for name in named if machines.get(name, {}).get("gpus")]
+    return {facts["gpu"]: float(facts["gpu_memory"]) for facts in found} or GPUS
+
+
 @dataclass(frozen=True)
 class Need:
-    """What the trainings of one kind need."""
+    """What the jobs of one kind need."""
 
     job: Job
     """The one that needs most."""
     bytes: float
-    """In the precision of GPUs with bfloat16."""
+    """On the largest GPU to be rented."""
     gpus: tuple[str, ...]
-    """Those that hold it, from small to large."""
-    proposal: int | None
-    """The ``micro_batch`` with which ``USUAL`` holds it, or None if it does anyway, or never."""
+    """Known GPUs whose share holds it, from small to large."""
+    refusal: tuple[str, str] | None
+    """The key to change, and the message, if no GPU to be rented is among these."""
 
 
-def needs(jobs: Iterable[Job], resources: ResourcesConfig) -> list[Need]:
-    """By kind, of the trainings among ``jobs``; empty where they use no GPU."""
-    most: dict[str, Job] = {}
-    for job in jobs if resources.gpus_per_worker else ():
-        if job.kind in FITS:
-            known = most.get(job.kind)
-            if known is None or _needed(job, resources) > _needed(known, resources):
-                most[job.kind] = job
-    return [_need(job, resources) for job in most.values()]
+def needs(
+    jobs: Mapping[str, Job], resources: ResourcesConfig, rented: Mapping[str, float] = GPUS
+) -> list[Need]:
+    """By kind, of the ``jobs`` of a plan that use a GPU."""
+    known = dict(sorted({**GPUS, **rented}.items(), key=lambda gpu: gpu[1]))
+    best = max(rented, key=known.__getitem__)
+    most: dict[str, tuple[float, Job]] = {}
+    for job in jobs.values():
+        size = needed(job, jobs, resources, best) if _share(job, resources) else 0.0
+        if size > most.get(job.kind, (0.0, job))[0]:
+            most[job.kind] = size, job
+    found = []
+    for size, job in sorted(most.values(), key=lambda need: KINDS.index(need[1].kind)):
+        gpus = [gpu for gpu, gb in known.items() if _holds(gpu, gb, job, jobs, resources)]
+        refusal = None
+        if not rented.keys() & set(gpus):
+            key, value = _proposal(best, known[best], job, jobs, resources)
+            text = f"{job.label} needs {size / GIB:.1f} GiB of GPU memory, but "
+            text += f"{_share(job, resources):g} of the largest GPU to be rented ({best}, "
+            refusal = key, f"{text}{known[best]:g} GB) is not enough; set {value}"
+        found.append(Need(job, size, tuple(gpus), refusal))
+    return found
 
 
-def _need(job: Job, resources: ResourcesConfig) -> Need:
-    holding = tuple(gpu for gpu in GPUS if _holds(gpu, job, resources))
-    proposal, images = None, images_at_a_time(job.inputs["train"], resources)
-    if USUAL not in holding:
-        sizes = [1 << i for i in reversed(range(images.bit_length())) if 1 << i < images]
-        fitting = (n for n in sizes if _holds(USUAL, job, _with(resources, n)))
-        proposal = next(fitting, None)
-    return Need(job, _needed(job, resources), holding, proposal)
+def _share(job: Job, resources: ResourcesConfig) -> float:
+    gpus = resources.gpus_per_worker if job.kind in FITS else resources.gpus_per_task
+    return min(1.0, gpus)
 
 
-def _with(resources: ResourcesConfig, micro_batch: int) -> ResourcesConfig:
-    return resources.model_copy(update={"micro_batch": micro_batch})
+def _holds(
+    gpu: str, gb: float, job: Job, jobs: Mapping[str, Job], resources: ResourcesConfig
+) -> bool:
+    there = _share(job, resources) * gb * 1e9 - CUDA_CONTEXT
+    return needed(job, jobs, resources, gpu) <= USABLE * there
 
 
-def _needed(job: Job, resources: ResourcesConfig, gpu: str = USUAL) -> float:
-    precision: str = job.inputs["train"]["precision"]
-    if precision == "auto":
-        precision = "float32" if gpu in WITHOUT_BFLOAT16 else "bfloat16"
-    # Half as long numbers take the same bytes.
-    return training_bytes(job, resources, "float32" if precision == "float32" else "bfloat16")
-
-
-def _holds(gpu: str, job: Job, resources: ResourcesConfig) -> bool:
-    return _needed(job, resources, gpu) <= USABLE * GPUS[gpu]
+def _proposal(
+    gpu: str, gb: float, job: Job, jobs: Mapping[str, Job], resources: ResourcesConfig
+) -> tuple[str, str]:
+    """The key, and a value of it with which ``gpu`` holds ``job``, or else what to do."""
+    key, other = "gpus_per_task", "a smaller batch_size or image size"
+    values: Iterable[float] = (n for n in (0.25, 0.5, 1) if n > resources.gpus_per_task)
+    if job.kind in FITS:
+        images = images_at_a_time(job.inputs["train"], resources)
+        key, values = "micro_batch", (1 << i for i in reversed(range((images - 1).bit_length())))
+        other = "resources.micro_batch: 1 and resources.activation_checkpointing: true, or a "
+        other += "smaller unet"
+    for value in values:
+        if _holds(gpu, gb, job, jobs, resources.model_copy(update={key: value})):
+            return f"resources.{key}", f"resources.{key}: {value:g}"
+    return f"resources.{key}", f"{other}, or name a larger machine type in the launch file"
 
 
 def described(need: Need) -> str:
     """A line of ``--plan``."""
-    text = f"{need.job.kind} {need.bytes / GIB:.1f} GiB: "
-    if not need.gpus:
-        return f"{text}no GPU holds it"
-    text += ", ".join(need.gpus)
-    if need.proposal:
-        text += f"; {USUAL} with resources.micro_batch: {need.proposal}"
-    return text
-
-
-def refusals(found: Iterable[Need], resources: ResourcesConfig) -> list[str]:
-    """Messages on trainings that no known GPU holds: the key, what is needed, what to set."""
-    largest = list(GPUS)[-1]
-    told = []
-    for need in found:
-        if need.gpus:
-            continue
-        value = f"resources.micro_batch: {need.proposal}"
-        if need.proposal is None:
-            value = "resources.micro_batch: 1 and resources.activation_checkpointing: true, or a "
-            value += "smaller unet"
-        told.append(
-            f"resources.micro_batch: {need.job.label} needs {need.bytes / GIB:.0f} GiB of GPU "
-            f"memory for {images_at_a_time(need.job.inputs['train'], resources)} images at a time, "
-            f"but the largest GPU ({largest}) has {GPUS[largest]} GB; set {value}"
-        )
-    return told
+    return f"{need.job.kind} {need.bytes / GIB:.1f} GiB: {', '.join(need.gpus) or 'no known GPU'}"

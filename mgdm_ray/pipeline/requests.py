@@ -69,24 +69,14 @@ def shortages(
     resources: ResourcesConfig,
     nodes: Sequence[Mapping[str, float]],
     have: str = "has",
-) -> list[str]:
+) -> list[Shortage]:
     """Why ``jobs`` can never run on ``nodes`` (``{"CPU": ..., "GPU": ...}`` each); empty if they
     can.
 
-    Each message names the key to change, the first job, the number of others, and the resource;
-    ``have`` is the verb of the nodes.
+    A task or worker must fit on one node, all workers of a training on the whole cluster. Each
+    names the key to change, the first job, the number of others, and the resource; ``have`` is the
+    verb of the nodes.
     """
-    return [str(shortage) for shortage in missing(jobs, resources, nodes, have)]
-
-
-def missing(
-    jobs: Iterable[Job],
-    resources: ResourcesConfig,
-    nodes: Sequence[Mapping[str, float]],
-    have: str = "has",
-) -> list[Shortage]:
-    """As ``shortages``. A task or worker must fit on one node, all workers of a training on the
-    whole cluster."""
     fits: list[Job] = []
     tasks: list[Job] = []
     for job in jobs:

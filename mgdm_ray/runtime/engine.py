@@ -104,7 +104,7 @@ def require_resources(
     """
     todo, began = list(jobs), time.monotonic()
     said = False
-    while missing := requests.missing(todo, resources, capacity.nodes()):
+    while missing := requests.shortages(todo, resources, capacity.nodes()):
         if growth.scales:
             _require_types(todo, resources, growth)
             return
@@ -128,7 +128,7 @@ def _require_types(jobs: list[Job], resources: ResourcesConfig, growth: Growth) 
         return
     could_be = [*capacity.nodes(), *growth.machines]
     if never := requests.shortages(jobs, resources, could_be, "could have"):
-        raise InputError("\n".join(never))
+        raise InputError("\n".join(map(str, never)))
 
 
 def run_plan(
@@ -253,7 +253,7 @@ class _Run:
     def _say_what_is_missing(self, now: float) -> None:
         """Say which node submitted jobs wait for, seldom, and when it is there."""
         jobs = (attempt.job for attempt in self.running.values())
-        missing = requests.missing(jobs, self.options.resources, capacity.nodes())
+        missing = requests.shortages(jobs, self.options.resources, capacity.nodes())
         if missing and now - self.said > SAY_EVERY_S:
             self.observer.say(f"waiting for the autoscaler: {_texts(missing)}")
             self.said = now

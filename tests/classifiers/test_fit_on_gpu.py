@@ -15,7 +15,7 @@ from mgdm_ray.config import Training
 from mgdm_ray.data.pixels import Pixels, as_float
 from mgdm_ray.seeding import generator
 from tests.classifiers.test_fit import small
-from tests.gpu_counts import Counts, counted, fake_gpu
+from tests.fake_gpu import Measured, fake_gpu
 
 LABELS = torch.arange(30) % 3
 NUMBERS = torch.Generator().manual_seed(0)
@@ -66,11 +66,19 @@ def test_a_step_copies_numbers_only(micro_batches: int, monkeypatch: pytest.Monk
     rows = torch.arange(12)
     monkeypatch.setattr(fitting, "batch_indices", lambda _n, _size, count, *_: [rows] * count)
 
-    def counts(steps: int) -> Counts:
+    def counts(steps: int) -> Measured:
         network, images = small(), Pixels((REAL, ADDED))
+<<<<<<< HEAD
         options = recipe(steps, device="cuda", micro_batches=micro_batches)
         with fake_gpu(monkeypatch):
             return counted(lambda: fit(network, images, LABELS, options))
+=======
+        options = recipe(steps, augment=True, device="cuda", micro_batches=micro_batches)
+        with fake_gpu() as gpu, gpu.measured() as found:
+            fit(network, images, LABELS, options)
+        return found
+>>>>>>> c7465fd (--plan compares every GPU job with the GPUs of the launch files)
 
-    two, six = counts(2), counts(6)
-    assert ((six.copies - two.copies) / 4, (six.waits - two.waits) / 4) == (3, 1)
+    more = counts(6).counts
+    more.subtract(counts(2).counts)
+    assert (more["to device"] / 4, (more["to host"] + more["waits"]) / 4) == (3, 1)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import moto
 import pytest
 
 from cluster.check import FOLDER, RULES, problems
@@ -204,6 +207,22 @@ def test_instances_say_what_they_have() -> None:
         for name, facts in types.items():
             keys = {"gpus", "cpus", "memory"} | ({"gpu", "gpu_memory"} if facts["gpus"] else set())
             assert set(facts) == keys, name
+
+
+def test_aws_instances_are_those_of_aws() -> None:
+    """Would catch a wrong GPU, memory or number of cores: moto has AWS's own answer."""
+    path = Path(moto.__file__).parent / "ec2" / "resources" / "instance_types.json.gz"
+    theirs = json.loads(gzip.decompress(path.read_bytes()))
+    for name, facts in ray_up.instances()["aws"].items():
+        there = theirs[name]
+        gpus = there.get("GpuInfo", {}).get("Gpus", [])
+        assert facts["cpus"] == there["VCpuInfo"]["DefaultVCpus"], name
+        assert facts["memory"] * 1024 == there["MemoryInfo"]["SizeInMiB"], name
+        assert facts["gpus"] == sum(gpu["Count"] for gpu in gpus), name
+        for gpu in gpus:
+            assert facts["gpu"] == gpu["Name"], name
+            size = gpu["MemoryInfo"]["SizeInMiB"] * 2**20 / 1e9
+            assert facts["gpu_memory"] == pytest.approx(size, rel=0.08), name
 
 
 def test_unknown_file_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from mgdm_ray.diffusion.train import train_step
 from mgdm_ray.diffusion.train_state import new_state
 from mgdm_ray.diffusion.unet import build_denoiser, build_guide
 from tests.diffusion.conftest import sampler
-from tests.gpu_counts import CUDA, Counts, counted, fake_gpu
+from tests.fake_gpu import Measured, fake_gpu
 
 UNET = UNetConfig(channels=(16, 32), attention=(False, True))
 CONFIGS = {
@@ -27,9 +27,7 @@ LABELS = torch.arange(12) % 3
 
 @pytest.mark.parametrize("micro_batch", [None, 2])
 @pytest.mark.parametrize(("kind", "copies"), [("denoiser", 4), ("guide", 5)])
-def test_a_training_step_waits_once(
-    kind: str, copies: int, micro_batch: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_step_waits_once(kind: str, copies: int, micro_batch: int | None) -> None:
     """Would catch a table, a timestep or a loss that crosses between host and GPU on its own.
 
     The copies are rows, timesteps, dropped labels and noise, and a guide's dropout; it was 9 with 4
@@ -41,16 +39,18 @@ def test_a_training_step_waits_once(
     source = BatchSource(config, data, 0)
     draws = [source.draw(step) for step in range(2)]
     workers = Workers(device="cuda", micro_batch=micro_batch)
-    with fake_gpu(monkeypatch):
-        state, there = new_state(config, 3, 3, 0, "cuda"), data.to(CUDA)
-
-        def step(number: int) -> None:
-            train_step(state, state.model, there, draws[number], schedule, workers)
-
-        counted(lambda: step(0))  # the tables are copied once
-        counts = counted(lambda: step(1))
+    with fake_gpu() as gpu:
+        state, there = new_state(config, 3, 3, 0, "cuda"), data.to(torch.device("cuda"))
+        for draw in draws:  # the tables are copied once, in the first step
+            with gpu.measured() as found:
+                train_step(state, state.model, there, draw, schedule, workers)
     assert state.step == 2
-    assert (counts.copies, counts.waits) == (copies, 1)
+    assert copies_and_waits(found) == (copies, 1)
+
+
+def copies_and_waits(found: Measured) -> tuple[int, int]:
+    """Copies to the GPU, and times that the host waits: for a copy from it, or for a number."""
+    return found.counts["to device"], found.counts["to host"] + found.counts["waits"]
 
 
 def sampling(made: Sampler, work: str) -> None:
@@ -79,32 +79,34 @@ def test_sampling_copies_and_waits_once_a_batch(
     # Fake tensors cannot be copied deeply.
     monkeypatch.setattr("mgdm_ray.diffusion.inference.copy.deepcopy", lambda network: network)
 
-    def counts(steps: int) -> Counts:
+    def counts(steps: int) -> Measured:
         networks = build_denoiser(UNET, 3, 3, 0), build_guide(UNET, 3, 3, 0)
         options = {"guidance_scale": 2.0, "classifier_scale": 1.0, "precision": "bfloat16"}
         config = SamplingConfig(num_inference_steps=steps, batch_size=4, **options)
         there, schedule = Execution(device="cuda", compile="never"), make_schedule("cosine")
-        with fake_gpu(monkeypatch):
+        with fake_gpu() as gpu:
             made = sampler(networks, config, schedule, (3, 8, 8), execution=there)
-            return counted(lambda: sampling(made, work))
+            with gpu.measured() as found:
+                sampling(made, work)
+        return found
 
     two, six = counts(2), counts(6)
-    assert (two.copies, two.waits) == (six.copies, six.waits) == (copies, 1)
-    assert six.all > 2.5 * two.all
-    assert six.casts / six.all < 0.2
+    assert copies_and_waits(two) == copies_and_waits(six) == (copies, 1)
+    operations = six.calls.total()
+    assert operations > 2.5 * two.calls.total()
+    assert six.counts["casts"] / operations < 0.2
 
 
-def test_auto_waits_for_the_first_forwards_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_waits_for_the_first_forwards_only() -> None:
     """Would catch a wait after each forward of the sampler, for ever."""
-    waits: list[object] = []
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: waits.append(1))
     config = SamplingConfig(num_inference_steps=8, batch_size=4, precision="float32")
     denoiser = build_denoiser(UNET, 3, 3, 0)
     there, schedule = Execution(device="cuda", compile="auto"), make_schedule("cosine")
-    with fake_gpu(monkeypatch):
+    with fake_gpu() as gpu:
         made = sampler((denoiser, None), config, schedule, (3, 8, 8), execution=there)
-        counted(lambda: sampling(made, "generate"))
-    assert len(waits) == 3
+        with gpu.measured() as found:
+            sampling(made, "generate")
+    assert found.counts["waits"] == 3
 
 
 @pytest.mark.parametrize("room", [True, False])
