@@ -135,10 +135,12 @@ def sampling_bytes(job: Job, jobs: Mapping[str, Job], precision: str) -> float:
     return weights + most
 
 
-def network_bytes(name: str, size: int, batch_size: int, precision: str) -> float:
-    """Bytes of a training step of a network; 0 where nothing is known of it."""
+def network_bytes(name: str, size: int, how: Mapping[str, Any], precision: str) -> float:
+    """Bytes of a training step of a network, trained as ``how``; 0 where nothing is known of it."""
     weights, short, long = NETWORKS.get(name, (0.0, 0.0, 0.0))
-    return 16e6 * weights + (long if precision == "float32" else short) * batch_size * size**2
+    state = 20e6 if how.get("checkpoint") == "best_validation" else 16e6
+    kept = long if precision == "float32" else short
+    return state * weights + kept * how["batch_size"] * size**2
 
 
 def needed(job: Job, jobs: Mapping[str, Job], resources: ResourcesConfig, gpu: str) -> float:
@@ -154,14 +156,15 @@ def needed(job: Job, jobs: Mapping[str, Job], resources: ResourcesConfig, gpu: s
         return training_bytes(job, resources, length(inputs["train"]["precision"]))
     if job.kind == "fit_judge":
         judge = inputs["judge"]
-        return network_bytes(judge["network"], size, judge["batch_size"], length("auto"))
+        return network_bytes(judge["network"], size, judge, length("auto"))
     found = [0.0]
     if job.kind in SAMPLINGS + SCORINGS:
         found.append(sampling_bytes(job, jobs, length(inputs["precision"])))
     if job.kind in CELLS + SCORINGS:
         names = fits_per_setting(inputs)[0] if job.kind in SCORINGS else [inputs["network"]]
-        batch_size, asked = (inputs["downstream"][key] for key in ("batch_size", "precision"))
-        found += [network_bytes(name, size, batch_size, length(asked)) for name in names]
+        usual, own = inputs["downstream"], inputs.get("recipes", {})
+        precision = length(usual.get("precision", "auto"))
+        found += [network_bytes(n, size, usual | own.get(n, {}), precision) for n in names]
     return max(found)
 
 

@@ -68,16 +68,10 @@ def test_a_step_copies_numbers_only(micro_batches: int, monkeypatch: pytest.Monk
 
     def counts(steps: int) -> Measured:
         network, images = small(), Pixels((REAL, ADDED))
-<<<<<<< HEAD
         options = recipe(steps, device="cuda", micro_batches=micro_batches)
-        with fake_gpu(monkeypatch):
-            return counted(lambda: fit(network, images, LABELS, options))
-=======
-        options = recipe(steps, augment=True, device="cuda", micro_batches=micro_batches)
         with fake_gpu() as gpu, gpu.measured() as found:
             fit(network, images, LABELS, options)
         return found
->>>>>>> c7465fd (--plan compares every GPU job with the GPUs of the launch files)
 
     more = counts(6).counts
     more.subtract(counts(2).counts)
