@@ -215,7 +215,7 @@ def test_the_ten_networks_train_on_a_card(name: str) -> None:
         recipe = fit.Recipe(config, 4, ("a seed",), device="cuda")
         with gpu.measured() as found:
             there = as_pixels(images).near("cuda"), labels.to("cuda")
-            history = fit._train(network, *there, recipe, "bfloat16", None)
+            history = fit._train(fit._Trained(network, there[0], recipe, None), *there, None)
     assert [row["step"] for row in history] == [1]
     assert found.counts["waits"] <= 1
     assert found.counts["to device"] <= 4, "images and labels once, and each step's rows"

@@ -283,7 +283,7 @@ def test_a_cell_fits_a_quarter_of_a_card(name: str) -> None:
         # The first step makes the optimiser's moments, which the second one keeps.
         recipe = fit.Recipe(Training(steps=2, batch_size=64), 7, ("a seed",), device="cuda")
         there = as_pixels(images).near("cuda"), labels.to("cuda")
-        fit._train(network, *there, recipe, "bfloat16", None)
+        fit._train(fit._Trained(network, there[0], recipe, None), *there, None)
     assert 0.7 * CELLS[name] < gpu.peak / GIB <= CELLS[name]
     assert network_bytes(name, 128, {"batch_size": 64}, "bfloat16") == pytest.approx(
         gpu.peak, rel=0.05
