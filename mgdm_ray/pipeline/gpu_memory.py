@@ -140,7 +140,8 @@ def network_bytes(name: str, size: int, how: Mapping[str, Any], precision: str) 
     weights, short, long = NETWORKS.get(name, (0.0, 0.0, 0.0))
     state = 20e6 if how.get("checkpoint") == "best_validation" else 16e6
     kept = long if precision == "float32" else short
-    return state * weights + kept * how["batch_size"] * size**2
+    images: int = how["batch_size"]
+    return state * weights + kept * images * size**2
 
 
 def needed(job: Job, jobs: Mapping[str, Job], resources: ResourcesConfig, gpu: str) -> float:
