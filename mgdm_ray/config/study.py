@@ -294,22 +294,20 @@ def _method_is_possible(study: StudyConfig) -> Iterator[str]:
 
 def _noise_can_be_stored(study: StudyConfig) -> Iterator[str]:
     """Only where stage 1 is deterministic and stage 2 can repeat it."""
-    if "label_dropout" in study.reference:
+    unlike = {"label_dropout", "alignment", "clip", "rank_seeds", "uint8"}
+    if faults := sorted(unlike & set(study.reference)):
         yield (
-            "sampling.encode 'stored' needs a deterministic stage 1, and reference 'label_dropout' "
-            "draws at random in every step: set sampling.encode to 'invert'"
+            "sampling.encode 'stored' needs a deterministic stage 1 that stage 2 repeats, which "
+            f"reference {', '.join(map(repr, faults))} is not: set sampling.encode to 'invert'"
         )
-    if other := sorted({"alignment", "clip", "rank_seeds", "uint8"} & set(study.reference)):
-        yield f"sampling.encode 'stored' has no reference {', '.join(map(repr, other))}"
     if any(classifier_scale for _, classifier_scale in study.stage_one()):
         yield "sampling.encode 'stored' needs classifier_scale 0; set sampling.encode to 'invert'"
-    scales = [study.setting.decode_guidance_scale]
-    scales += [study.search.space.decode_guidance_scale] if study.search else []
-    if set(scales) != {1}:
-        yield (
-            "sampling.encode 'stored' decodes with stage 1's guidance_scale: leave "
-            f"decode_guidance_scale at 1; got {', '.join(f'{s:g}' for s in scales if s != 1)}"
-        )
+    for controls in (study.setting, study.search and study.search.space):
+        if controls and (scale := controls.decode_guidance_scale) != 1:
+            yield (
+                "sampling.encode 'stored' decodes with stage 1's guidance_scale: leave "
+                f"decode_guidance_scale at 1; got {scale:g}"
+            )
 
 
 def _shapes_fit(study: StudyConfig) -> Iterator[str]:

@@ -18,9 +18,7 @@ from typing import Any
 
 
 class _Package(ModuleType):
-    """A package whose ``__init__.py`` is read instead of run: a name that it imports from one of
-    its modules is looked up there when it is asked for.
-    """
+    """A package whose ``__init__.py`` is read, not run, to find which module has a name."""
 
     def __getattr__(self, name: str) -> Any:
         # The import system asks for __file__ and its like before it sets them.
@@ -54,8 +52,7 @@ class _Packages(Loader, MetaPathFinder):
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return _Package(spec.name)
 
-    def exec_module(self, module: ModuleType) -> None:
-        """Nothing runs."""
+    def exec_module(self, module: ModuleType) -> None: ...
 
 
 def load_alone(name: str) -> None:

@@ -135,13 +135,6 @@ class Sampler:
         decoded. With ``config.encode: stored`` the noise that stage 1 draws by ``indices``, which
         else matter only for the fault ``label_dropout``.
         """
-        if self.config.encode == "stored":
-            return self._in_batches(
-                "encode",
-                lambda rows, _: self._noise("generate", indices[rows], "x_T"),
-                labels,
-                indices,
-            )
         iterations, clip = self.config.inversion_iterations, self.config.clip_stage_two
         misaligned = "alignment" in self.faults.names
         if misaligned and iterations:
@@ -149,6 +142,8 @@ class Sampler:
         pairs = _depth(self.config, self.schedule.num_train_timesteps)
 
         def one_batch(rows: slice, y: Tensor) -> Tensor:
+            if self.config.encode == "stored":
+                return self._noise("generate", indices[rows], "x_T")
             eps_fn = self._eps("encode", y, indices[rows])
             x_0 = truncated(images[rows]) if "uint8" in self.faults.names else images[rows]
             x_0 = x_0.to(self.device)

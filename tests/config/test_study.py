@@ -82,10 +82,6 @@ def refusal(write_study: Any, study: dict[str, Any], *overrides: str) -> str:
             ["sampling.encode 'stored'", "deterministic", "reference 'label_dropout'", "'invert'"],
         ),
         (
-            {"sampling": {"encode": "stored"}, "reference": ["uint8"]},
-            ["sampling.encode 'stored'", "'uint8'"],
-        ),
-        (
             {"sampling": {"encode": "stored"}, "setting": {"decode_guidance_scale": 2}},
             ["sampling.encode 'stored'", "decode_guidance_scale", "got 2"],
         ),
