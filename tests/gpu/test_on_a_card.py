@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from mgdm_ray.classifiers.fit import Recipe, augmented, fit
+from mgdm_ray.classifiers.augment import augmented
+from mgdm_ray.classifiers.fit import Recipe, fit
 from mgdm_ray.classifiers.networks import build_network
 from mgdm_ray.config import (
     NETWORKS,
@@ -105,10 +106,10 @@ def test_images_are_those_of_a_cpu(precision: str, tolerance: float) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_train_and_predict(name: str) -> None:
     """Would catch a network that a card cannot run in the precision of ``auto``."""
-    config = Training(steps=3, batch_size=8)
+    config = Training(steps=3, batch_size=8, augment="standard")
     network = build_network(name, 3, 3, 32, "gpu")
     images = torch.nn.functional.interpolate(as_float(IMAGES), 32)
-    recipe = Recipe(config, 3, ("gpu",), augment=True, device="cuda")
+    recipe = Recipe(config, 3, ("gpu",), device="cuda")
     result = fit(network, images, LABELS, recipe, {"val": images})
     assert len(result.history) == 3
     assert result.probabilities["val"].sum(axis=1) == pytest.approx(1)
@@ -117,5 +118,6 @@ def test_networks_train_and_predict(name: str) -> None:
 def test_pixels_and_augmentation_are_those_of_a_cpu() -> None:
     """Would catch a division by a reciprocal, and random numbers that are drawn on the card."""
     assert torch.equal(as_float(IMAGES.cuda()).cpu(), as_float(IMAGES))
-    ours = augmented(as_float(IMAGES.cuda()), ("a", 1)).cpu()
-    torch.testing.assert_close(ours, augmented(as_float(IMAGES), ("a", 1)), rtol=0, atol=1e-4)
+    ours = augmented(as_float(IMAGES.cuda()), "standard", ("a", 1)).cpu()
+    theirs = augmented(as_float(IMAGES), "standard", ("a", 1))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
