@@ -25,9 +25,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, {v.major}.{v.minor} came; name one: make PYTHON=python3.12 ...")'
 	@echo "setup: creating $(VENV) and installing the pinned packages (minutes, several GB: torch)"
 	$(PYTHON) -m venv $(VENV)
-	@# uv takes a third of pip's time, but reads none of pip's settings (an index, a certificate).
+	@# uv takes half of pip's time, but reads none of pip's settings (an index, a certificate).
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt uv \
-	  && $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]' \
+	  && $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]' \
 	  || $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 	@echo "setup: done"

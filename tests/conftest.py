@@ -30,7 +30,7 @@ environment.prepare(local=True)
 ROOT = Path(__file__).parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
-ON_ONE_RAY = ("runtime/test_search.py", "runtime/test_engine.py", "runtime/test_training.py")
+ON_ONE_RAY = tuple(f"runtime/test_{name}.py" for name in "search engine training allocator".split())
 """They share ``local_ray``, which each worker would start for itself."""
 APART = ("classifiers/test_networks.py", "data/test_phantoms.py", "storage/test_store_crashes.py")
 """Modules of slow tests that share nothing: one by one at the end, they keep both workers busy."""

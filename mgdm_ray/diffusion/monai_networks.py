@@ -29,6 +29,8 @@ class _Package(ModuleType):
                     if name == (alias.asname or alias.name):
                         module = importlib.import_module(f"{self.__name__}.{node.module}")
                         return getattr(module, alias.name)
+        if source and sys.modules.get(self.__name__) is not self:  # asked by one of its modules
+            return getattr(importlib.import_module(self.__name__), name)
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
 
 NETWORKS = """
@@ -33,6 +35,7 @@ def test_building_both_networks_imports_nothing_of_the_rest() -> None:
     assert run(f"{NETWORKS}print(sorted({heavy} & set(sys.modules)))") == "[]\n"
 
 
+@pytest.mark.slow
 def test_monai_itself_then_has_the_same_classes() -> None:
     """Would catch a second copy of the classes, which isinstance and pickles do not recognise."""
     out = run(
@@ -46,6 +49,22 @@ def test_monai_itself_then_has_the_same_classes() -> None:
     assert out.splitlines()[-1] == "True"
 
 
+@pytest.mark.slow
+def test_what_was_imported_alone_finds_the_rest_later() -> None:
+    """Would catch modules whose ``monai.data`` stays the empty package of the first import: they
+    read NIfTI files."""
+    out = run(
+        f"{NETWORKS}"
+        "import numpy as np\n"
+        "alone = sys.modules['monai.utils.type_conversion']\n"
+        "value, kind, _ = alone.convert_data_type(np.zeros(3), np.ndarray)\n"
+        "import monai.data\n"
+        "print(kind.__name__, alone.monai.data is monai.data)\n"
+    )
+    assert out.splitlines()[-1] == "ndarray True"
+
+
+@pytest.mark.slow
 def test_weights_do_not_depend_on_how_monai_was_imported() -> None:
     """Would catch other defaults or another order of parameters, and so other results."""
     code = (

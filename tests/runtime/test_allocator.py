@@ -56,6 +56,7 @@ class Notes:
             (self.folder / "found").write_text(here()[0])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not LINUX, reason="/proc and glibc are Linux's")
 @pytest.mark.usefixtures("local_ray")
 def test_tasks_actors_and_training_workers_have_the_settings(tmp_path: Path) -> None:
