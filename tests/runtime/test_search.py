@@ -266,7 +266,8 @@ def test_a_real_trial_gives_the_same_scores_again_and_others_for_other_seeds(ben
     from mgdm_ray.pipeline.tasks.trial import TrialScorer
 
     job = bench.only("search")
-    longer = {**job.inputs, "downstream": {**job.inputs["downstream"], "steps": 12}}
+    enough = {"steps": 12, "learning_rate": 1e-3}  # for the network below
+    longer = {**job.inputs, "downstream": {**job.inputs["downstream"], **enough}}
     scorer = TrialScorer(replace(job, inputs=longer), bench.context)
     chosen = {"guidance_scale": 2.0, "classifier_scale": 0.0, "measurement": "margin"}
     setting = {**GuidanceSetting().model_dump(), **chosen}
