@@ -64,6 +64,9 @@ class ResourcesConfig(Frozen):
     """Tasks that share one sampling job, each with ``..._per_task``."""
     compile: Literal["auto", "never", "always"] = "auto"
     """torch.compile for sampling; ``auto``: if the job is long enough to pay for it."""
+    compile_training: bool = False
+    """torch.compile for the diffusion models' training: minutes before the first step, then shorter
+    ones; equal up to round-off. Not with ``sharding``."""
     max_retries: int = Field(1, ge=0, le=100)
     """How often a job is restarted after its worker died."""
 
@@ -75,12 +78,17 @@ class ResourcesConfig(Frozen):
         return value
 
     @model_validator(mode="after")
-    def _whole_gpus(self) -> Self:
+    def _workers_agree(self) -> Self:
         if 0 < self.gpus_per_worker < 1 and self.most_train_workers > 1:
             raise ValueError(
                 f"gpus_per_worker {self.gpus_per_worker:g} with {self.most_train_workers} workers "
                 "could put two of them on one GPU, which NCCL refuses: set gpus_per_worker to 1, "
                 "or train_workers to 1"
+            )
+        if self.compile_training and self.sharding != "none":
+            raise ValueError(
+                f"compile_training is not offered with sharding {self.sharding!r}: "
+                "set one of them to its default"
             )
         return self
 

@@ -34,6 +34,8 @@ class Workers:
     """DDP; only its averaging of gradients is relied on."""
     sharded: bool = False
     """Each worker holds only its part of the weights (FSDP2); instead of ``wrap``."""
+    compile: bool = False
+    """Compile forward and backward, once for each size of a part; not with ``sharded``."""
 
 
 ALONE = Workers()
@@ -91,6 +93,14 @@ def whole(value: Tensor) -> Tensor:
 def local(value: Tensor) -> Tensor:
     """This worker's part of a sharded tensor; other tensors unchanged."""
     return value.to_local() if isinstance(value, DTensor) else value
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """``model`` with a compiled forward, as it is where the compiler fails; the same weights."""
+    from torch import _dynamo  # 1.5 CPU seconds
+
+    _dynamo.config.suppress_errors = True
+    return torch.compile(model, dynamic=False)  # type: ignore[return-value]
 
 
 def forget_activations(model: nn.Module) -> None:

@@ -21,6 +21,7 @@ from mgdm_ray.diffusion.losses import denoiser_loss, guide_loss
 from mgdm_ray.diffusion.parallel import (
     ALONE,
     Workers,
+    compiled,
     exchanging,
     forget_activations,
     local,
@@ -98,7 +99,8 @@ def train(
         forget_activations(state.model)
     if workers.sharded:
         state.shard()
-    forward = state.model if workers.wrap is None else workers.wrap(state.model)
+    forward = compiled(state.model) if workers.compile else state.model
+    forward = forward if workers.wrap is None else workers.wrap(forward)
     forward.train()
     watch = _Watch(hooks, workers.rank)
     coming = ahead(source, data, torch.device(workers.device), range(state.step, config.steps))

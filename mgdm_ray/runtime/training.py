@@ -228,6 +228,7 @@ def _workers(resources: ResourcesConfig) -> Workers:
         activation_checkpointing=resources.activation_checkpointing,
         wrap=wrap if several and resources.sharding == "none" else None,
         sharded=several and resources.sharding == "fsdp",
+        compile=resources.compile_training,
     )
 
 

@@ -72,6 +72,10 @@ def refusal(write_study: Any, study: dict[str, Any], *overrides: str) -> str:
             ["guide.precision 'float16'", "resources.sharding 'fsdp'", "'bfloat16'"],
         ),
         ({"resources": {"train_workers": [3, 2]}}, ["resources.train_workers", "3", "2"]),
+        (
+            {"resources": {"compile_training": True, "sharding": "fsdp"}},
+            ["resources", "compile_training", "sharding 'fsdp'"],
+        ),
         ({"setting": {"interval": [600, 100]}}, ["setting.interval", "[600, 100]"]),
         (
             {"sampling": {"encode": "stored", "strength": 0.5, "inversion_iterations": 2}},

@@ -92,6 +92,7 @@ def train_model(
     from mgdm_ray.precision import set_up_gpu
 
     set_up_gpu(workers.device, deterministic=task.deterministic, benchmark=True)
+    workers = replace(workers, compile=workers.compile and not task.deterministic)
     schedule = make_schedule(task.schedule)
     if "guide_timesteps" in task.reference and task.num_inference_steps:
         schedule = respaced(schedule, task.num_inference_steps)
