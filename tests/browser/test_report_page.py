@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 from mgdm_ray.results import ANSWER_FILE
+from mgdm_ray.results.report.words import MINUS
 from tests.browser.conftest import Watched, watched
 from tests.browser.finished_study import ARMS, Finished
 
@@ -85,7 +86,7 @@ def test_the_first_screen_answers_without_scripts(
     assert box is not None
     assert box["y"] >= 0
     assert box["y"] + box["height"] <= 800
-    said = " ".join(lead.inner_text().split())
+    said = " ".join(lead.inner_text().replace(MINUS, "-").split())
     assert " ".join((finished.folder / ANSWER_FILE).read_text().split()) in said
 
 
