@@ -6,6 +6,7 @@ report uses. Networks are right on an image where a normal score exceeds a thres
 the sum of what image, cell and arm share, so the true difference of every dataset is known.
 
     python -m benchmarks.statistics [--studies 2000] [--datasets 1 2 3 4 8] [--cells 6 3]
+    python -m benchmarks.statistics --grouped
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import json
 import math
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +42,12 @@ LEVELS = (0.55, 0.35, 0.7, 0.35)
 IMAGE, ARM_IMAGE = 0.85, 0.005
 """Variance of the score that both arms' networks share image by image, and that an arm's cells
 share; the rest belongs to cell, arm and image."""
+GROUPED_IMAGE = 0.03
+"""The latter where test images are grouped: test images then make up a third of the variance."""
+SAME_PATIENT = 0.7
+"""Correlation of scores between two images of a patient."""
 NETWORKS, SEEDS, MARGIN = 6, 3, 0.02
+Grouping = Literal["", "four per patient", "1 to 12 per patient", "every image twice"]
 Counts = Counter[str]
 Images = NDArray[np.float32]
 
@@ -48,11 +55,13 @@ Images = NDArray[np.float32]
 @dataclass(frozen=True)
 class World:
     """What is true of a simulated study: mean differences over datasets in general by contrast,
-    their standard deviation over datasets, and that of a network's own effect on a dataset."""
+    their standard deviation over datasets, that of a network's own effect on a dataset, and what
+    test images belong together."""
 
     effects: tuple[float, ...] = (0.0, 0.0, 0.0)
     between: float = 0.0
     networks: float = 0.0
+    grouping: Grouping = ""
 
 
 SPREAD = World(between=BETWEEN, networks=NETWORK_SD)
@@ -60,6 +69,9 @@ NULL = World()
 """No arm differs from another on any dataset."""
 AT_MARGIN = World((MARGIN, -MARGIN, MARGIN))
 AT_MARGIN_SPREAD = World((MARGIN, -MARGIN, MARGIN), BETWEEN, NETWORK_SD)
+WORLDS = (SPREAD, NULL, AT_MARGIN, AT_MARGIN_SPREAD)
+GROUPED = tuple(World(grouping=name) for name in get_args(Grouping) if name)
+"""Like NULL, but test images are fewer than they seem."""
 
 
 @dataclass(frozen=True)
@@ -91,30 +103,62 @@ def draw(rng: np.random.Generator, datasets: int, world: World, cells: tuple[int
         kind = place % len(CLASSES)
         counts = [min(count, CUT) for count in CLASSES[kind]]
         labels = np.repeat(np.arange(len(counts)), counts)
+        score = Scores.of(rng, labels, world.grouping)
         z = float(ndtri(LEVELS[kind]))
         seed_sd = CELL_SD[kind] * math.sqrt(math.pi) * math.exp(z * z / 2)  # over phi(z) sqrt(2)
         wide = math.sqrt(1 + seed_sd**2)
-        base = math.sqrt(IMAGE) * rng.standard_normal(len(labels), np.float32)
-        base = base + _noise(rng, (n, len(labels)), (1 - IMAGE) / 2)
-        first = _arm(rng, base, seed_sd, np.full(n, -z * wide))
+        base = score.draw(IMAGE) + score.draw((1 - IMAGE) / 2, n)
+        first = _arm(score, base, seed_sd, np.full(n, -z * wide))
         for index in range(contrasts):
             # Where the second arm is right on a share that is smaller by the true difference.
             lower = ndtri(ndtr(z) - truth[place, :, index])
-            other = _arm(rng, base, seed_sd, np.repeat(-lower * wide, seeds))
-            found[index].append(PairedPredictions(first - other, labels))
+            other = _arm(score, base, seed_sd, np.repeat(-lower * wide, seeds))
+            found[index].append(PairedPredictions(first - other, labels, score.groups))
     return Study(found, truth)
 
 
-def _arm(rng: np.random.Generator, base: Images, seed_sd: float, threshold: Floats) -> Floats:
+@dataclass(frozen=True)
+class Scores:
+    """Draws normal scores of test images; those of a group are alike."""
+
+    rng: np.random.Generator
+    groups: NDArray[np.int64]
+    """`[images]`"""
+    alike: float
+    """Correlation within a group."""
+    common: float
+    """Variance of the score that an arm's cells share image by image."""
+
+    @staticmethod
+    def of(rng: np.random.Generator, labels: NDArray[np.int64], grouping: Grouping) -> Scores:
+        n = len(labels)
+        if grouping == "1 to 12 per patient":  # in any class
+            sizes = rng.integers(1, 13, n)
+            groups = rng.permutation(np.repeat(np.arange(n), sizes)[:n])
+        else:
+            size = {"": 1, "four per patient": 4, "every image twice": 2}[grouping]
+            starts = np.searchsorted(labels, labels)  # images of a class are consecutive
+            groups = n * labels + (np.arange(n) - starts) // size
+            groups = np.unique(groups, return_inverse=True)[1]
+        alike = {"": 0.0, "every image twice": 1.0}.get(grouping, SAME_PATIENT)
+        return Scores(rng, groups, alike, GROUPED_IMAGE if grouping else ARM_IMAGE)
+
+    def draw(self, variance: float, cells: int = 1) -> Images:
+        """`[cells, images]`"""
+        own = self.rng.standard_normal((cells, len(self.groups)), np.float32)
+        if not self.alike:
+            return math.sqrt(variance) * own
+        shared = self.rng.standard_normal((cells, self.groups.max() + 1), np.float32)
+        both = math.sqrt(self.alike) * shared[:, self.groups] + math.sqrt(1 - self.alike) * own
+        return math.sqrt(variance) * both
+
+
+def _arm(score: Scores, base: Images, seed_sd: float, threshold: Floats) -> Floats:
     """Whether an arm's networks are right; ``base`` `[cells, images]` is what arms share."""
-    common = _noise(rng, base.shape[1], ARM_IMAGE)
-    alone = _noise(rng, base.shape, (1 - IMAGE) / 2 - ARM_IMAGE)
-    limit = (seed_sd * rng.standard_normal(len(base)) + threshold).astype(np.float32)
+    common = score.draw(score.common)
+    alone = score.draw((1 - IMAGE) / 2 - score.common, len(base))
+    limit = (seed_sd * score.rng.standard_normal(len(base)) + threshold).astype(np.float32)
     return (base + common + alone > limit[:, None]).astype(float)
-
-
-def _noise(rng: np.random.Generator, shape: int | tuple[int, ...], variance: float) -> Images:
-    return math.sqrt(variance) * rng.standard_normal(shape, np.float32)
 
 
 def contrasts_of(study: Study) -> list[Contrast]:
@@ -143,6 +187,17 @@ def observe(study: Study, world: World, cells: tuple[int, int], counts: Counts) 
         _false(counts, "better", any(c.direction and not c.is_local for c in found))
     if world == NULL:
         _false(counts, "better here", any(c.direction for c in found))
+    if world.grouping:
+        apart = [
+            image_contrast([PairedPredictions(one.difference, one.labels) for one in groups])
+            for groups in study.predictions
+        ]
+        for contrast, blind in zip(found, apart, strict=True):
+            _cover(counts, f"here, {world.grouping}", contrast.here, 0.0)
+            _cover(counts, f"here, {world.grouping}, by image", blind, 0.0)
+        _false(counts, f"better here, {world.grouping}", any(c.direction for c in found))
+        wrong = any(claim and claim.is_resolved for claim in claims(apart))
+        _false(counts, f"better here, {world.grouping}, by image", wrong)
     if world == AT_MARGIN:
         _false(counts, "no larger here", any(c.equivalence for c in found))
     if world == AT_MARGIN_SPREAD:
@@ -156,7 +211,7 @@ def _by_part(study: Study, cells: tuple[int, int], counts: Counts) -> None:
         _cover(counts, "one dataset", image_contrast([one]), study.truth[place, :, 0].mean())
     for network in range(min(networks, 2)):
         rows = slice(network * seeds, (network + 1) * seeds)
-        mine = [PairedPredictions(g.difference[rows], g.labels) for g in study.predictions[0]]
+        mine = [replace(g, difference=g.difference[rows]) for g in study.predictions[0]]
         _cover(counts, "one network", image_contrast(mine), study.truth[:, network, 0].mean())
 
 
@@ -174,7 +229,11 @@ def _false(counts: Counts, name: str, said: bool) -> None:
 
 
 def simulate(
-    studies: int, datasets: int, cells: tuple[int, int] = (NETWORKS, SEEDS), seed: int = 0
+    studies: int,
+    datasets: int,
+    cells: tuple[int, int] = (NETWORKS, SEEDS),
+    seed: int = 0,
+    worlds: tuple[World, ...] = WORLDS,
 ) -> dict[str, float]:
     """Shares by name: ``covered: here``, ``false: better`` and so on; see ``observe``.
 
@@ -183,7 +242,7 @@ def simulate(
     rng = np.random.default_rng([seed, datasets, *cells])
     counts: Counts = Counter()
     for _ in range(studies):
-        for world in (SPREAD, NULL, AT_MARGIN, AT_MARGIN_SPREAD):
+        for world in worlds:
             observe(draw(rng, datasets, world, cells), world, cells, counts)
     return {
         name: counts[name] / total
@@ -199,11 +258,16 @@ def main() -> None:
     parser.add_argument("--cells", type=int, nargs=2, default=(NETWORKS, SEEDS),
                         help="networks and seeds")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--grouped", action="store_true",
+                        help="several test images per patient, and duplicated ones")  # fmt: skip
     options = parser.parse_args()
+    worlds = GROUPED if options.grouped else WORLDS
     rows: dict[int, dict[str, float]] = {}
     for datasets in options.datasets:
         started = time.perf_counter()
-        rows[datasets] = simulate(options.studies, datasets, tuple(options.cells), options.seed)
+        rows[datasets] = simulate(
+            options.studies, datasets, tuple(options.cells), options.seed, worlds
+        )
         print(f"{datasets} datasets: {time.perf_counter() - started:.0f} s", flush=True)
     names = sorted({name for row in rows.values() for name in row})
     width = max(map(len, names))

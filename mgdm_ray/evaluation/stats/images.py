@@ -1,15 +1,16 @@
 """Variance of a difference between two arms due to test images and to trained networks.
 
 All cells of a dataset share its test images, so resampling cells alone mistakes chance in the test
-split for an effect. This is the multi-reader multi-case model: networks are readers, test images
-cases. Source: Gallas, Pennello and Myers, J. Opt. Soc. Am. A 24, B70 (2007).
+split for an effect. This is the multi-reader multi-case model: networks are readers, patients (or
+groups of near-duplicates, else single images) cases. Source: Gallas, Pennello and Myers, J. Opt.
+Soc. Am. A 24, B70 (2007); several images per case: Obuchowski, Biometrics 53, 567 (1997).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,8 @@ from mgdm_ray.evaluation.stats.intervals import Floats, Interval, satterthwaite,
 class Components:
     """Variance components of a mean difference, all >= 0.
 
-    ``cells``: seeds and networks; ``images``: test images, not reduced by more cells; ``both``:
-    the interaction of cell and image.
+    ``cells``: seeds and networks; ``images``: groups of test images, not reduced by more cells;
+    ``both``: the interaction of cell and group.
     """
 
     cells: float
@@ -41,36 +42,41 @@ class PairedPredictions:
     """Paired predictions of two arms on the test images of one dataset.
 
     ``difference`` `[cells, images]`: 1 if only the first arm's network is right, -1 if only the
-    second's, else 0. ``labels`` int `[images]`.
+    second's, else 0. ``labels`` int `[images]`. ``groups`` int `[images]`: images of one group
+    (patient, near-duplicates) are no independent evidence; by default each is a group.
     """
 
     difference: Floats
     labels: NDArray[np.int64]
+    groups: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __post_init__(self) -> None:
+        if not len(self.groups):
+            object.__setattr__(self, "groups", np.arange(len(self.labels)))
         shape = self.difference.shape
-        if len(shape) != 2 or 0 in shape or self.labels.shape != shape[1:]:
+        columns = (self.labels.shape, self.groups.shape)
+        if len(shape) != 2 or 0 in shape or columns != (shape[1:], shape[1:]):
             raise ValueError(
-                "difference must be [cells, images] and labels [images], none of them empty; got "
-                f"{shape} and {self.labels.shape}"
+                "difference must be [cells, images], labels and groups [images], none of them "
+                f"empty; got {shape} and {self.labels.shape}, {self.groups.shape}"
             )
 
     def classes(self) -> list[NDArray[np.intp]]:
         """Image indices of each class that occurs."""
         return [np.flatnonzero(self.labels == label) for label in np.unique(self.labels)]
 
+    def groups_by_class(self) -> list[int]:
+        """Number of groups that have an image of each class."""
+        return [len(np.unique(self.groups[images])) for images in self.classes()]
+
     def without(self, images: Sequence[int]) -> PairedPredictions:
         keep = np.setdiff1d(np.arange(len(self.labels)), np.asarray(images, dtype=np.intp))
-        return PairedPredictions(self.difference[:, keep], self.labels[keep])
-
-    def by_class(self) -> tuple[Floats, NDArray[np.intp]]:
-        """``difference`` with the images of a class together, and the number of each."""
-        counts = np.unique(self.labels, return_counts=True)[1]
-        return self.difference[:, np.argsort(self.labels, kind="stable")], counts
+        return PairedPredictions(self.difference[:, keep], self.labels[keep], self.groups[keep])
 
     def cells(self) -> Floats:
         """Difference in balanced accuracy of each cell: mean over classes of means over images."""
-        d, counts = self.by_class()
+        counts = np.unique(self.labels, return_counts=True)[1]
+        d = self.difference[:, np.argsort(self.labels, kind="stable")]
         found: Floats = (np.add.reduceat(d, np.cumsum(counts) - counts, axis=1) / counts).mean(1)
         return found
 
@@ -79,65 +85,123 @@ class PairedPredictions:
         return float(self.cells().mean())
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """What each group of images adds to the difference in balanced accuracy.
+
+    A part is the images of one class in one group; P parts, G groups, K classes.
+    """
+
+    residual: Floats
+    """`[cells, P]`: sum over the part of d_ij - (mean of cell i over the class), over K n_k, and
+    over sqrt(1 - n_gk / n_k), which makes its square unbiased (CR2 of Bell and McCaffrey, Survey
+    Methodology 28, 169, 2002; for single images n / (n - 1)). 0 for a class of one group."""
+    classes: NDArray[np.intp]
+    """`[P]`, below K."""
+    groups: NDArray[np.intp]
+    """`[P]`, below G."""
+    counts: NDArray[np.intp]
+    """`[K]`: images per class, n_k."""
+    lone: NDArray[np.bool_]
+    """`[K]`: whether a class is in a single group, whose variance cannot be seen."""
+    shares: Floats
+    """`[G, K]`: each group's part of the squared images per group, with sum 1 over groups."""
+
+    @staticmethod
+    def of(paired: PairedPredictions) -> _Parts:
+        _, classes, counts = np.unique(paired.labels, return_inverse=True, return_counts=True)
+        groups = np.unique(paired.groups, return_inverse=True)[1]
+        order = np.lexsort((groups, classes))
+        first = np.flatnonzero(np.diff(classes[order] * len(order) + groups[order], prepend=-1))
+        sizes = np.diff(first, append=len(order))
+        of_class, of_group = classes[order][first], groups[order][first]
+        # [cells, P], then [cells, K]
+        sums = np.add.reduceat(paired.difference[:, order], first, axis=1)
+        means = np.add.reduceat(sums, np.flatnonzero(np.diff(of_class, prepend=-1)), axis=1)
+        left = 1 - sizes / counts[of_class]
+        scale = np.where(left > 0, 1 / np.sqrt(np.where(left > 0, left, 1)), 0.0)
+        means, n = (means / counts)[:, of_class], counts[of_class]
+        residual = (sums - sizes * means) / (len(counts) * n) * scale
+        squares = np.zeros((groups.max() + 1, len(counts)))
+        squares[of_group, of_class] = sizes**2
+        lone = np.bincount(of_class, left <= 0, len(counts)) > 0
+        return _Parts(residual, of_class, of_group, counts, lone, squares / squares.sum(axis=0))
+
+    def by_group(self) -> Floats:
+        """`[cells, G]`"""
+        if len(self.shares) == len(self.groups):
+            return self.residual[:, np.argsort(self.groups)]
+        found = np.zeros((len(self.residual), len(self.shares)))
+        np.add.at(found.T, self.groups, self.residual.T)
+        return found
+
+    def unseen(self, squares: Floats) -> Floats:
+        """`[K]`: variance of a class mean over K^2 where one group has it, as if it were one image
+        with the mean variance of the other classes; 0 elsewhere. ``squares`` `[P]`."""
+        variances = np.bincount(self.classes, squares, len(self.counts)) * self.counts
+        return np.where(self.lone, variances[~self.lone].mean(), 0.0)
+
+
 def components(paired: PairedPredictions) -> Components:
     """Variance components of ``paired.mean()``.
 
-    For cell i and image j of class k (n_k images, K classes, R cells): A, variance of the cell
-    means over R; B, sum over k of the variance of the image means over K^2 n_k; E, that of the
-    residuals over R. A - E, B - E and E are unbiased; the first two are cut off at 0. A class with
-    a single image takes the mean variance of the others. ValueError if all classes have one, or
-    for a single cell.
+    A group's contribution to cell i is u_ig, the sum of its parts (``_Parts``), so that images of
+    a patient in two classes count together. For R cells: A, variance of the cell means over R; B,
+    sum over groups of (mean u_g)^2; E, sum of their variances over cells, over R. A - E, B - E and
+    E are unbiased if groups are single images, and nearly so else; the first two are cut off at 0.
+    A class in a single group takes the mean variance of the others. ValueError if all classes have
+    one, or for a single cell.
+
+    Degrees of freedom of B, whose part of class k is B_k: B^2 / sum over k, l of B_k B_l
+    H_kl / (1 - H_kl), where H is the product of ``shares``: n_k - 1 each for single images.
     """
     cells = len(paired.difference)
     if cells < 2:
         raise ValueError("the variance over cells cannot be seen in one cell")
-    d, counts = paired.by_class()
-    if counts.max() < 2:
-        raise ValueError("every class has a single test image: their variance cannot be seen")
-    starts = np.cumsum(counts) - counts
-    means = np.add.reduceat(d, starts, axis=1) / counts  # [cells, classes]
-    mean, image = means.mean(axis=0), d.mean(axis=0)
-    # Sums of squares by class: of the image means around their own, and of the residuals.
-    squares = np.add.reduceat(image**2, starts)
-    within = np.add.reduceat((d**2).sum(axis=0), starts) - cells * squares
-    within = within - counts * ((means**2).sum(axis=0) - cells * mean**2)
-    shares, degrees = 1 / (len(counts) ** 2 * counts), np.maximum(counts - 1, 1)
-    by_class = _filled((squares - counts * mean**2) / degrees, counts) * shares
-    b = float(by_class.sum())
-    a = float(means.mean(axis=1).var(ddof=1)) / cells
-    e = float((_filled(within / ((cells - 1) * degrees), counts) * shares).sum()) / cells
-    parts = max(0.0, a - e), max(0.0, b - e), e
-    spread = a**2 / (cells - 1) + float((by_class**2 / degrees).sum())
-    return Components(*parts, satterthwaite(sum(parts), spread))
+    parts = _Parts.of(paired)
+    if parts.lone.all():
+        raise ValueError("every class is in one group of test images: no variance can be seen")
+    u = parts.by_group()
+    mean, image = u.mean(axis=0), parts.residual.mean(axis=0)
+    unseen = parts.unseen(image**2)
+    b = float((mean**2).sum() + unseen.sum())
+    of_both = ((parts.residual - image) ** 2).sum(axis=0) / (cells - 1)
+    e = float(((u - mean) ** 2).sum() / (cells - 1) + parts.unseen(of_both).sum()) / cells
+    a = float(paired.cells().var(ddof=1)) / cells
+    by_class = np.bincount(parts.classes, image * mean[parts.groups], len(unseen))
+    shared = parts.shares.T @ parts.shares
+    inner = np.ix_(~parts.lone, ~parts.lone)
+    odds = shared[inner] / (1 - shared[inner])
+    seen = by_class[~parts.lone]
+    spread = a**2 / (cells - 1) + float(seen @ odds @ seen + (unseen**2).sum())
+    found = max(0.0, a - e), max(0.0, b - e), e
+    return Components(*found, satterthwaite(sum(found), spread))
 
 
-def image_contrast(groups: Sequence[PairedPredictions]) -> Interval | None:
-    """Contrast over these datasets; None if a group has one cell, or one image in every class.
+def image_contrast(datasets: Sequence[PairedPredictions]) -> Interval | None:
+    """Contrast over these datasets; None if one has a single cell, or each class in one group.
 
-    Groups share no images and are weighted by their number of cells. The interval covers other
-    seeds and other test images of the same classes; not other networks, diffusion models,
-    synthetic images or datasets. Networks and seeds are pooled, which is exact where networks do
-    not differ in the effect and too wide where they do.
+    Datasets share no images and are weighted by their number of cells. The interval covers other
+    seeds and other patients (test images) of the same classes; not other networks, diffusion
+    models, synthetic images or datasets. Networks and seeds are pooled, which is exact where
+    networks do not differ in the effect and too wide where they do.
     """
-    total = sum(len(group.difference) for group in groups)
-    weights = [len(group.difference) / total for group in groups]
+    total = sum(len(one.difference) for one in datasets)
+    weights = [len(one.difference) / total for one in datasets]
     try:
-        parts = [components(group) for group in groups]
+        parts = [components(one) for one in datasets]
     except ValueError:
         return None
-    difference = float(sum(w * g.mean() for w, g in zip(weights, groups, strict=True)))
+    difference = float(sum(w * g.mean() for w, g in zip(weights, datasets, strict=True)))
     variance = sum(w**2 * c.total for w, c in zip(weights, parts, strict=True))
     images = sum(w**2 * c.images for w, c in zip(weights, parts, strict=True))
-    counts = total, sum(len(group.labels) for group in groups)
+    images_seen = sum(len(one.labels) for one in datasets)
+    found = Interval(
+        difference, visible(variance), math.nan, total, images_seen,
+        groups=sum(len(np.unique(one.groups)) for one in datasets),
+    )  # fmt: skip
     if not visible(variance):
-        return Interval(difference, 0.0, math.nan, *counts)
+        return found
     spread = sum(w**4 * c.total**2 / c.df for w, c in zip(weights, parts, strict=True))
     df = satterthwaite(variance, spread)
-    return Interval(difference, visible(variance), df, *counts, images / variance)
-
-
-def _filled(variances: Floats, counts: NDArray[np.intp]) -> Floats:
-    """With those of single images replaced by the mean of the others; >= 0 despite rounding."""
-    seen = np.maximum(variances[counts > 1], 0)
-    found: Floats = np.where(counts > 1, np.maximum(variances, 0), seen.mean())
-    return found
+    return replace(found, df=df, image_share=images / variance)

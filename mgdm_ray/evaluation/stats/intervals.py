@@ -26,8 +26,8 @@ class Interval:
     """A mean difference with standard error ``se`` and degrees of freedom ``df``.
 
     ``se`` 0: no spread was visible, and there is no interval. ``images``: test images that it
-    covers, 0 for those it takes as fixed. ``image_share`` in [0, 1]: share of the variance due to
-    test images alone.
+    covers, 0 for those it takes as fixed; ``groups`` (patients) that they are of. ``image_share``
+    in [0, 1]: share of the variance due to test images alone.
     """
 
     difference: float
@@ -36,6 +36,7 @@ class Interval:
     cells: int = 0
     images: int = 0
     image_share: float = math.nan
+    groups: int = 0
 
     @property
     def is_known(self) -> bool:

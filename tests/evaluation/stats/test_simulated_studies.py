@@ -11,7 +11,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from benchmarks.statistics import World, contrasts_of, draw, simulate
+from benchmarks.statistics import GROUPED, World, contrasts_of, draw, simulate
 
 STUDIES = 120
 
@@ -35,6 +35,24 @@ def test_intervals_cover_and_verdicts_are_rarely_false(datasets: int) -> None:
         assert 0.95 - tolerance <= share <= min(1, 0.97 + tolerance), name
     for name, share in wrong.items():
         assert share <= 0.05 + tolerance, name
+
+
+def test_patients_and_duplicates_in_the_test_split() -> None:
+    """Catches intervals that take four images of a patient, or an image and its copy, as
+    independent: they cover 80 to 90 %, and find differences that are not there in 10 to 30 %."""
+    found = simulate(STUDIES, 2, cells=(3, 3), worlds=GROUPED)
+    tolerance = three_errors(0.05, STUDIES)
+    blind = {name: share for name, share in found.items() if name.endswith("by image")}
+    assert len(blind) == 2 * len(GROUPED) == 6
+    for name, share in found.items():
+        if name in blind:
+            continue
+        if name.startswith("covered"):
+            assert share >= 0.95 - tolerance, name
+        else:
+            assert share <= 0.05 + tolerance, name
+    assert sum(share for name, share in blind.items() if name.startswith("covered")) / 3 < 0.9
+    assert sum(share for name, share in blind.items() if name.startswith("false")) / 3 > 0.1
 
 
 def test_a_simulated_effect_is_found() -> None:
