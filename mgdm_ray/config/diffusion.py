@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from mgdm_ray.config.base import Frozen, MeasurementName, Positive
+
+
+def _ordered(value: tuple[int, int]) -> tuple[int, int]:
+    if value[0] > value[1]:
+        raise ValueError(f"the first timestep is after the last one: {list(value)}")
+    return value
+
+
+Timestep = Annotated[int, Field(ge=0, le=999)]
+Interval = Annotated[tuple[Timestep, Timestep], AfterValidator(_ordered)]
 
 
 class UNetConfig(Frozen):
@@ -82,12 +92,24 @@ class DenoiserConfig(TrainConfig):
     """Noise schedule over 1000 training timesteps."""
     prediction: Literal["epsilon", "v"] = "v"
     """What the network predicts."""
-    loss_weight: Literal["uniform", "mgdm", "min_snr"] = "uniform"
-    """``mgdm``: w_t = sqrt(1 - alphas_cumprod); ``min_snr``: Hang et al., gamma 5."""
+    loss_weight: Literal["uniform", "mgdm", "min_snr", "min_snr_soft"] = "uniform"
+    """``mgdm``: w_t = sqrt(1 - alphas_cumprod); ``min_snr``: min(snr, 5) on the error of x_0 (Hang
+    et al. 2023); ``min_snr_soft``: 5 snr / (5 + snr), without the kink (Crowson et al. 2024)."""
     label_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of samples trained without label, for classifier-free guidance; drawn per sample."""
     ema_decay: float = Field(0.995, ge=0, lt=1)
     """Decay of the exponential moving average of the weights (with warm-up)."""
+    ema_width: float | None = Field(None, gt=0, le=0.25)
+    """Instead of ``ema_decay``: an average that grows with the training, this share of its length
+    wide (power profile, Karras et al. 2024; theirs are 0.05 to 0.15)."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the channels that every residual block leaves out in training; drawn per image."""
+    augment: float = Field(0.0, ge=0, le=1)
+    """Probability of each of mirroring, turning upside down, rotation, scaling and shift of a
+    training image. The network is told which, and synthetic images have none (Karras et al. 2022;
+    theirs is 0.12)."""
+    mirror: bool = False
+    """Mirror every second training image left-right, and so every second synthetic one."""
 
     @model_validator(mode="before")
     @classmethod
@@ -126,6 +148,9 @@ class SamplingConfig(Frozen):
     """How far encode goes, as a share of the timesteps: less preserves more of the image."""
     guidance_scale: float = Field(1.5, ge=0, le=50)
     """Classifier-free guidance of stage 1; 1 is off."""
+    guidance_interval: Interval = (0, 999)
+    """First and last timestep at which ``guidance_scale`` acts (Kynkaanniemi et al. 2024); others
+    cost one forward instead of two."""
     classifier_scale: float = Field(0.0, ge=0, le=1000)
     """Classifier guidance of stage 1; 0 is off."""
     clip: bool = True
@@ -178,18 +203,8 @@ class GuidanceControls(Frozen):
     any other value changes images even at gamma 0."""
     label_scale: float = Field(0.0, ge=0, le=1000)
     """Weight of log p(y | x_t) added to the measurement, to preserve labels; 0 is off."""
-    interval: tuple[Annotated[int, Field(ge=0, le=999)], Annotated[int, Field(ge=0, le=999)]] = (
-        0,
-        999,
-    )
+    interval: Interval = (0, 999)
     """First and last timestep (0 is clean, 999 is noise) at which guidance acts."""
-
-    @field_validator("interval")
-    @classmethod
-    def _ordered(cls, value: tuple[int, int]) -> tuple[int, int]:
-        if value[0] > value[1]:
-            raise ValueError(f"the first timestep is after the last one: {list(value)}")
-        return value
 
 
 class GuidanceSetting(GuidanceControls):

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from mgdm_ray.config import DenoiserConfig, GuideConfig
 from mgdm_ray.data.pixels import has_room
+from mgdm_ray.diffusion.changes import drawn_changes
 from mgdm_ray.diffusion.parallel import ALONE, Workers
 from mgdm_ray.diffusion.train_state import kind_of
-from mgdm_ray.diffusion.unet import dropout_masks
+from mgdm_ray.diffusion.unet import dropout_masks, dropped_channels
 from mgdm_ray.seeding import generator, per_image_noise
 
 
@@ -53,7 +54,9 @@ class Draw:
     noise: Tensor
     """float32 `[n, C, H, W]`."""
     feature_masks: Tensor | None = None
-    """float32 `[n, F]`: dropout on a guide's features; None without."""
+    """float32 `[n, F]`: dropout on a guide's features or a denoiser's channels; None without."""
+    changes: Tensor | None = None
+    """float32 `[n, 8]`, see ``diffusion.changes``; None without."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -72,9 +75,11 @@ class Draw:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Draw:
-        masks = None if self.feature_masks is None else change(self.feature_masks)
+        masks, changes = (
+            None if x is None else change(x) for x in (self.feature_masks, self.changes)
+        )
         rows, t, drop_mask = change(self.rows), change(self.t), change(self.drop_mask)
-        return Draw(rows, t, drop_mask, change(self.noise), masks)
+        return Draw(rows, t, drop_mask, change(self.noise), masks, changes)
 
     def _part(self, mine: slice) -> Draw:
         return self._each(lambda x: x[mine])
@@ -107,8 +112,11 @@ class BatchSource:
         self.mine = slice(*(size * r // world_size for r in (workers.rank, workers.rank + 1)))
         self.shape, self.batch_size = tuple(data.images.shape[1:]), size
         self.label_dropout = config.label_dropout if isinstance(config, DenoiserConfig) else 0.0
-        self.feature_dropout = config.dropout if isinstance(config, GuideConfig) else 0.0
-        self.features, self.num_train_timesteps = config.unet.channels[-1], num_train_timesteps
+        self.feature_dropout, self.num_train_timesteps = config.dropout, num_train_timesteps
+        self.features, self.changed = config.unet.channels[-1], (0.0, False)
+        if isinstance(config, DenoiserConfig):
+            self.features = dropped_channels(config.unet)
+            self.changed = config.augment, config.mirror
         self.whole_batch_dropout = whole_batch_dropout
         self.parts = (kind_of(config), "batch", seed)
         # Images sorted by group (class, or all in one group): group k occupies
@@ -139,7 +147,10 @@ class BatchSource:
             wanted = (size, self.features)
             parts = (*self.parts, "features", step)
             masks = dropout_masks(wanted, self.feature_dropout, *parts)[self.mine]
-        return Draw(rows[self.mine], t[self.mine], drop_mask[self.mine], noise, masks)
+        changes = None
+        if any(self.changed):
+            changes = drawn_changes(size, *self.changed, *self.parts, "changes", step)[self.mine]
+        return Draw(rows[self.mine], t[self.mine], drop_mask[self.mine], noise, masks, changes)
 
 
 def ahead(

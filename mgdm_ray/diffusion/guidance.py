@@ -96,8 +96,9 @@ def denoiser_eps(
     *,
     null_label: int,
     guidance_scale: float = 1.0,
+    interval: tuple[int, int] = (0, 999),
 ) -> EpsFn:
-    """eps under classifier-free guidance, eps_u + g (eps_c - eps_u).
+    """eps under classifier-free guidance, eps_u + g (eps_c - eps_u); outside of ``interval`` eps_c.
 
     ``labels`` int64 `[N]` are those of the images it is called with. g = 0 and 1 cost one forward
     of N images, any other g one of 2N.
@@ -110,7 +111,7 @@ def denoiser_eps(
         return output if prediction == "epsilon" else schedule.eps_from_v(x_t, t, output)
 
     def eps_fn(x_t: Tensor, t: int) -> Tensor:
-        if guidance_scale == 1:
+        if guidance_scale == 1 or not interval[0] <= t <= interval[1]:
             return predict(x_t, t, labels)
         if guidance_scale == 0:
             return predict(x_t, t, nobody)

@@ -210,6 +210,7 @@ class Sampler:
         self, stage: str, y: Tensor, indices: Sequence[int], guidance_scale: float = 1.0
     ) -> EpsFn:
         """The denoiser's eps for one batch of labels ``y``."""
+        repeats = stage == "generate" or self.config.encode == "stored"
         return denoiser_eps(
             self.faults.denoiser(self.denoiser, indices, stage, self.seed, stage),
             y,
@@ -217,6 +218,7 @@ class Sampler:
             self.trained.config.prediction,
             null_label=null_label(self.denoiser),
             guidance_scale=guidance_scale,
+            interval=self.config.guidance_interval if repeats else (0, 999),
         )
 
     def _noise(self, stage: str, indices: Sequence[int], name: str) -> Tensor:
@@ -283,24 +285,28 @@ def forwards_per_image(
 ) -> int:
     """Forwards of denoiser and guide together that one image takes from noise to decoded.
 
-    N (f(g) + [s != 0]) + n (1 + i) + n f(g') + m, or 2 N f(g) + m where noise is
-    stored: N steps of generate, n of encode and of decode
+    N (1 + [s != 0]) + f + n (1 + i) + n (1 + [g' != 1]) + m, or 2 (N + f) + m where noise is
+    stored: N steps of generate, f of them with classifier-free guidance, n of encode and of decode
     (fewer with ``strength``), m of these within the setting's interval; i is
-    ``inversion_iterations``, and f, classifier-free guidance, 1 for a scale of 0 or 1, else 2.
-    Backward passes of the guide are not counted.
+    ``inversion_iterations``. Scales of 0 and 1 are free, and so are backward passes of the guide.
     """
 
-    def per_step(guidance_scale: float) -> int:
-        return 1 if guidance_scale in (0, 1) else 2
+    def twice(guidance_scale: float) -> bool:
+        return guidance_scale not in (0, 1)
 
     levels = _depth(config, num_train_timesteps)
     first, last = setting.interval
     measured = sum(first <= t <= last for t, _ in levels) if setting.uncertainty_scale else 0
-    stage_one = per_step(config.guidance_scale) + (config.classifier_scale != 0)
-    stage_two = 1 + config.inversion_iterations + per_step(setting.decode_guidance_scale)
+    stage_one = config.num_inference_steps
+    if twice(config.guidance_scale):
+        first, last = config.guidance_interval
+        grid = timestep_pairs(num_train_timesteps, config.num_inference_steps)
+        stage_one += sum(first <= t <= last for t, _ in grid)
     if config.encode == "stored":
-        stage_two = per_step(config.guidance_scale)
-    return config.num_inference_steps * stage_one + len(levels) * stage_two + measured
+        return 2 * stage_one + measured
+    stage_one += config.num_inference_steps * (config.classifier_scale != 0)
+    stage_two = 2 + config.inversion_iterations + twice(setting.decode_guidance_scale)
+    return stage_one + len(levels) * stage_two + measured
 
 
 def _depth(config: SamplingConfig, num_train_timesteps: int) -> list[Pair]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -17,6 +19,7 @@ from mgdm_ray.config import DenoiserConfig, GuideConfig, TrainConfig
 from mgdm_ray.data.pixels import as_float
 from mgdm_ray.diffusion import STATE_FILE
 from mgdm_ray.diffusion.batches import BatchSource, Draw, TrainingData, ahead
+from mgdm_ray.diffusion.changes import TOLD, changed
 from mgdm_ray.diffusion.losses import denoiser_loss, guide_loss
 from mgdm_ray.diffusion.parallel import (
     ALONE,
@@ -173,7 +176,7 @@ def train_step(
     state.scaler.step(state.optimizer)  # nothing after an overflow, which a smaller scale avoids
     state.scaler.update()
     if isinstance(config, DenoiserConfig) and state.ema is not None and not overflow:
-        update_ema(state.ema, state.model, state.step, config.ema_decay)
+        update_ema(state.ema, state.model, averaging(state.step, config))
     state.step += 1
     return Step(mean, looking > 0)
 
@@ -256,10 +259,14 @@ def _loss(
     """Scalar: the mean over the images of ``draw``."""
     config = state.config
     x_0, y = as_float(data.images[draw.rows]), data.labels[draw.rows]
+    if draw.changes is not None:
+        x_0 = changed(x_0, draw.changes)
     with autocast(config.precision, device):
         if isinstance(config, DenoiserConfig):
             y = torch.where(draw.drop_mask, null_label(state.model), y)
-            return denoiser_loss(forward, x_0, y, draw, schedule, config)
+            told = draw.changes if config.augment else None
+            given = y if told is None else (y, told[:, :TOLD])
+            return denoiser_loss(forward, x_0, given, draw, schedule, config)
         return guide_loss(forward, x_0, y, draw, schedule, config.label_smoothing)
 
 
@@ -273,13 +280,28 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-@torch.no_grad()
-def update_ema(ema: nn.Module, model: nn.Module, step: int, decay: float) -> None:
-    """ema <- d ema + (1 - d) model with d = min(decay, (1 + step) / (10 + step)), step 0-based.
+def averaging(step: int, config: DenoiserConfig) -> float:
+    """The decay of the average at the 0-based ``step``, which forgets the first, random weights.
 
-    The warm-up removes the first, random weights from the average.
+    min(``ema_decay``, (1 + step) / (10 + step)); or with ``ema_width`` (1 - 1 / n)^(gamma + 1) at
+    the n-th step: weights of the n-th step count as n^gamma (Karras et al. 2024, eq. 1 to 3).
     """
-    d = min(decay, (1 + step) / (10 + step))
+    if config.ema_width is None:
+        return min(config.ema_decay, (1 + step) / (10 + step))
+    return float((1 - 1 / (step + 1)) ** (_power(config.ema_width) + 1))
+
+
+@functools.cache
+def _power(width: float) -> float:
+    """gamma of an average whose standard deviation is ``width`` of its length."""
+    # eq. 126: width^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), solved for gamma
+    inverse = width**-2
+    return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, model: nn.Module, d: float) -> None:
+    """ema <- d ema + (1 - d) model."""
     # All parameters at once. torch's function has no annotations.
     average = get_ema_multi_avg_fn(d)  # type: ignore[no-untyped-call]
     average([local(p) for p in ema.parameters()], [local(p) for p in model.parameters()], None)

@@ -160,7 +160,8 @@ def new_state(
     kind, device = kind_of(config), torch.device(device)
     model: nn.Module
     if isinstance(config, DenoiserConfig):
-        model = build_denoiser(config.unet, channels, num_classes, kind, seed)
+        options = {"dropout": config.dropout > 0, "augment": config.augment > 0}
+        model = build_denoiser(config.unet, channels, num_classes, kind, seed, **options)
     else:
         dropout = config.dropout
         model = build_guide(config.unet, channels, num_classes, kind, seed, dropout=dropout)

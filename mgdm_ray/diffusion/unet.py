@@ -6,11 +6,19 @@ the denoiser and rounds up (28 -> 14 -> 7 -> 4).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from mgdm_ray.config import UNetConfig
-from mgdm_ray.diffusion.monai_networks import DiffusionModelEncoder, DiffusionModelUNet
+from mgdm_ray.diffusion.changes import TOLD
+from mgdm_ray.diffusion.monai_networks import (
+    DiffusionModelEncoder,
+    DiffusionModelUNet,
+    DiffusionUNetResnetBlock,
+)
 from mgdm_ray.seeding import derive_seed, generator
 
 HEAD_CHANNELS = 16
@@ -27,18 +35,72 @@ def _norm_groups(config: UNetConfig) -> int:
     return min(16, min(config.channels) // 2)
 
 
+Conditions = Tensor | tuple[Tensor, Tensor]
+"""Labels int64 `[N]`, or with them what was changed in the images, float32 `[N, TOLD]`."""
+
+
+class Denoiser(DiffusionModelUNet):
+    """MONAI's UNet whose residual blocks can leave out channels."""
+
+    def forward(  # type: ignore[override]  # MONAI's conditioning, which a denoiser has not
+        self, x: Tensor, timesteps: Tensor, class_labels: Conditions, masks: Tensor | None = None
+    ) -> Tensor:
+        """``masks`` `[N, dropped_channels]` multiply what the second convolutions see."""
+        layers = [m.conv2 for m in self.modules() if isinstance(m, DiffusionUNetResnetBlock)]
+        parts: Sequence[Tensor | None] = [None] * len(layers)
+        if masks is not None:
+            widths: list[Any] = [layer.in_channels for layer in layers]
+            parts = torch.split(masks[..., None, None], widths, dim=1)
+        for layer, part in zip(layers, parts, strict=True):
+            layer.mask = part  # type: ignore[assignment]  # read by ``_masked``
+        conditions: Any = class_labels
+        output: Tensor = super().forward(x, timesteps, class_labels=conditions)
+        return output
+
+
+def _masked(layer: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
+    mask: Tensor | None = getattr(layer, "mask", None)
+    return given if mask is None else (given[0] * mask,)
+
+
+def dropped_channels(config: UNetConfig) -> int:
+    """Numbers of a mask: the channels of all residual blocks of a denoiser."""
+    blocks = 2 * config.num_res_blocks + 1  # of a level, down and up
+    return blocks * sum(config.channels) + 2 * config.channels[-1]
+
+
+class LabelEmbedding(nn.Embedding):
+    """Of the label and, where they are given, of the changes of an image."""
+
+    def __init__(self, labels: int, width: int) -> None:
+        super().__init__(labels, width)
+        self.changes = nn.Linear(TOLD, width, bias=False)
+
+    def forward(self, given: Conditions) -> Tensor:
+        if isinstance(given, Tensor):  # nothing was changed
+            return super().forward(given)
+        labels, changes = given
+        embedded: Tensor = super().forward(labels) + self.changes(changes)
+        return embedded
+
+
 def build_denoiser(
-    config: UNetConfig, channels: int, num_classes: int, *seed_parts: str | int | float | bool
+    config: UNetConfig,
+    channels: int,
+    num_classes: int,
+    *seed_parts: str | int | float | bool,
+    dropout: bool = False,
+    augment: bool = False,
 ) -> nn.Module:
     """``model(x_t [N, C, H, W], t int64 [N], class_labels=y int64 [N]) -> [N, C, H, W]``.
 
     C is ``channels``; labels are 0 .. num_classes - 1, and num_classes means "no label". An
     untrained model predicts 0. Weights are a function of ``seed_parts``; no global random state is
-    touched.
+    touched. With ``dropout`` it takes ``masks`` (see ``Denoiser``), with ``augment`` also changes.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(*seed_parts, "denoiser weights"))
-        model: nn.Module = DiffusionModelUNet(
+        model = Denoiser(
             spatial_dims=2,
             in_channels=channels,
             out_channels=channels,
@@ -50,6 +112,12 @@ def build_denoiser(
             use_flash_attention=True,
             num_class_embeds=num_classes + 1,
         )
+        if augment:
+            model.class_embedding = LabelEmbedding(num_classes + 1, 4 * config.channels[0])
+    if dropout:
+        for block in model.modules():
+            if isinstance(block, DiffusionUNetResnetBlock):
+                block.conv2.register_forward_pre_hook(_masked)
     return model
 
 

@@ -103,6 +103,7 @@ def _measure(
         for role in ("denoiser", "guide")
     ]
     family = [*unets, inputs["precision"], *(["stored"] if "encode" in inputs else [])]
+    family += inputs.get("guidance_interval", [])
     if node.kind == "generate":
         return [*family, inputs["guidance_scale"] != 1], images * steps, images
     if node.kind == "encode":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mgdm_ray.config import DatasetConfig, GuideConfig, ReferenceFault, StudyConfig, TrainConfig
+from mgdm_ray.config import DatasetConfig, ReferenceFault, StudyConfig, TrainConfig
 from mgdm_ray.pipeline.job import VERSIONS, Job
 from mgdm_ray.seeding import content_key
 
@@ -56,38 +56,31 @@ class StageOneJobs:
         found = sorted(set(concern) & set(self.config.reference))
         return {"reference": found} if found else {}
 
-    def of_models(self, draw: int) -> int:
-        """The draw of the models that make the images of ``draw``."""
-        return draw if self.config.draws == "models" else 0
+    def denoiser(self) -> str:
+        inputs = self.training_inputs(self.config.denoiser)
+        return self.add("fit_denoiser", {**inputs, **self.faults("label_dropout")})
 
-    def denoiser(self, draw: int) -> str:
-        draw = self.of_models(draw)
-        inputs = self.training_inputs(self.config.denoiser, draw)
-        inputs |= self.faults("label_dropout")
-        return self.add("fit_denoiser", inputs, seed=draw or None)
-
-    def guide(self, draw: int) -> str:
-        draw = self.of_models(draw)
-        inputs = self.training_inputs(self.config.guide, draw) | self.faults("guide_timesteps")
+    def guide(self) -> str:
+        inputs = {**self.training_inputs(self.config.guide), **self.faults("guide_timesteps")}
         if "reference" in inputs:
             inputs["num_inference_steps"] = self.config.sampling.num_inference_steps
-        return self.add("fit_guide", inputs, seed=draw or None)
+        return self.add("fit_guide", inputs)
 
-    def training_inputs(self, train: TrainConfig, draw: int) -> dict[str, Any]:
+    def training_inputs(self, train: TrainConfig) -> dict[str, Any]:
         # Checkpoints resume exactly, and the recipe is resolved into the other fields.
         excluded = {"checkpoint_every", "recipe"}
-        if isinstance(train, GuideConfig) and not train.dropout:
-            excluded.add("dropout")
+        added = ("dropout", "ema_width", "augment", "mirror")
+        excluded |= {name for name in added if not getattr(train, name, None)}
         return {
             "train": train.model_dump(mode="json", exclude=excluded),
             "schedule": self.config.denoiser.schedule,
-            "seed": self.config.seed_of(draw),
+            "seed": self.config.seed,
         }
 
-    def generate(self, guidance_scale: float, classifier_scale: float, draw: int) -> str:
-        needs = {"denoiser": self.denoiser(draw)}
+    def generate(self, guidance_scale: float, classifier_scale: float) -> str:
+        needs = {"denoiser": self.denoiser()}
         if classifier_scale:
-            needs["guide"] = self.guide(draw)
+            needs["guide"] = self.guide()
         sampling = self.config.sampling
         inputs = {
             "guidance_scale": guidance_scale,
@@ -96,18 +89,19 @@ class StageOneJobs:
             "solver": sampling.solver,
             "clip": sampling.clip,
             "precision": sampling.precision,
+            **self.guided_levels(),
             "synthetic": self.synthetic(),
-            "seed": self.config.seed_of(draw),
+            "seed": self.config.seed,
             **self.faults("label_dropout", "rank_seeds"),
         }
         detail = f"guidance {guidance_scale:g}"
         detail += f" classifier {classifier_scale:g}" if classifier_scale else ""
-        return self.add("generate", inputs, needs, detail=detail, seed=draw or None)
+        return self.add("generate", inputs, needs, detail=detail)
 
-    def encode(self, guidance_scale: float, classifier_scale: float, draw: int) -> str:
+    def encode(self, guidance_scale: float, classifier_scale: float) -> str:
         needs = {
-            "denoiser": self.denoiser(draw),
-            "images": self.generate(guidance_scale, classifier_scale, draw),
+            "denoiser": self.denoiser(),
+            "images": self.generate(guidance_scale, classifier_scale),
         }
         inputs = {
             **self.grid(),
@@ -115,17 +109,22 @@ class StageOneJobs:
             **self.faults("alignment", "label_dropout", "uint8"),
         }
         if "label_dropout" in inputs.get("reference", ()) or "encode" in inputs:
-            inputs["seed"] = self.config.seed_of(draw)  # otherwise encode draws nothing
-        detail = self.jobs[needs["images"]].detail
-        return self.add("encode", inputs, needs, detail=detail, seed=draw or None)
+            inputs["seed"] = self.config.seed  # otherwise encode draws nothing
+        return self.add("encode", inputs, needs, detail=self.jobs[needs["images"]].detail)
 
     def grid(self) -> dict[str, Any]:
         """What encode and decode must share: noise levels, arithmetic, and clipping if it is on."""
         sampling = self.config.sampling
         shared = sampling.model_dump(include={"num_inference_steps", "strength", "precision"})
         if sampling.encode == "stored":
-            return {**shared, **sampling.model_dump(include={"encode", "solver", "clip"})}
+            stored = sampling.model_dump(include={"encode", "solver", "clip"})
+            return {**shared, **stored, **self.guided_levels()}
         return {**shared, "clip_stage_two": True} if sampling.clip_stage_two else shared
+
+    def guided_levels(self) -> dict[str, Any]:
+        """Where classifier-free guidance acts, unless everywhere."""
+        interval = list(self.config.sampling.guidance_interval)
+        return {} if interval == [0, 999] else {"guidance_interval": interval}
 
     def synthetic(self) -> dict[str, Any]:
         """How many images are drawn: enough for the largest ratio."""

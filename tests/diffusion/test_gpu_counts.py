@@ -20,17 +20,23 @@ from tests.fake_gpu import Measured, fake_gpu
 UNET = UNetConfig(channels=(16, 32), attention=(False, True))
 CONFIGS = {
     "denoiser": DenoiserConfig(unet=UNET, batch_size=8, loss_weight="min_snr"),
+    "denoiser with all": DenoiserConfig(
+        unet=UNET, batch_size=8, loss_weight="min_snr_soft", dropout=0.1, augment=0.5, mirror=True
+    ),
     "guide": GuideConfig(unet=UNET, batch_size=8, dropout=0.2),
 }
 LABELS = torch.arange(12) % 3
 
 
 @pytest.mark.parametrize("micro_batch", [None, 2])
-@pytest.mark.parametrize(("kind", "copies"), [("denoiser", 4), ("guide", 5)])
+@pytest.mark.parametrize(
+    ("kind", "copies"), [("denoiser", 4), ("guide", 5), ("denoiser with all", 6)]
+)
 def test_a_training_step_waits_once(kind: str, copies: int, micro_batch: int | None) -> None:
     """Would catch a table, a timestep or a loss that crosses between host and GPU on its own.
 
-    The copies are rows, timesteps, dropped labels and noise, and a guide's dropout; it was 9 with 4
+    The copies are rows, timesteps, dropped labels and noise, and a guide's dropout, a denoiser's
+    and its changes; it was 9 with 4
     waits, and 72 with 25 in 16 parts.
     """
     config, schedule = CONFIGS[kind], make_schedule("cosine")

@@ -38,6 +38,25 @@ def test_classifier_free_guidance(scale, batches, prediction):
     assert seen == batches
 
 
+def test_classifier_free_guidance_within_an_interval(gaussian, gaussian_denoiser):
+    """Catches an interval that is turned round or open at its ends, a level outside of it without
+    its label, and a second forward there."""
+    labels, x = torch.tensor([0, 1]), torch.randn(2, 1, 1, 3).double()
+    model = gaussian_denoiser(gaussian, SCHEDULE, [0.5, -0.5, 0.0])
+
+    def eps_of(scale, **given):
+        return denoiser_eps(
+            model, labels, SCHEDULE, "epsilon", null_label=2, guidance_scale=scale, **given
+        )
+
+    within = eps_of(3.0, interval=(100, 700))
+    for t in (0, 99, 100, 700, 701, 999):
+        model.calls.clear()
+        found, inside = within(x, t), 100 <= t <= 700
+        assert model.calls == [(t, [0, 1, 2, 2] if inside else [0, 1])]
+        torch.testing.assert_close(found, eps_of(3.0 if inside else 1.0)(x, t))
+
+
 def test_classifier_guidance_samples_the_posterior():
     """Gaussian prior x Gaussian likelihood: catches any wrong factor in classifier guidance.
 

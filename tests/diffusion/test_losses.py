@@ -38,7 +38,7 @@ class Oracle(nn.Module):
         return self.answer + self.error
 
 
-@pytest.mark.parametrize("weight", ["uniform", "mgdm", "min_snr"])
+@pytest.mark.parametrize("weight", ["uniform", "mgdm", "min_snr", "min_snr_soft"])
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
 def test_denoiser_loss(prediction, weight):
     """Catches a wrong target (eps for v), a wrong weight, and a sum in place of a mean."""
@@ -53,11 +53,12 @@ def test_denoiser_loss(prediction, weight):
     if weight == "mgdm":
         a = SCHEDULE.alphas_cumprod[T]
         mean_weight = float((1 / torch.sqrt(1 + a / (1 - a))).mean())  # 1 / sqrt(1 + snr)
-    if weight == "min_snr":
+    if weight.startswith("min_snr"):
         a = SCHEDULE.alphas_cumprod[T]
         snr = a / (1 - a)
         below = snr if prediction == "epsilon" else snr + 1
-        mean_weight = float((snr.clamp(max=5) / below).mean())
+        least = snr.clamp(max=5) if weight == "min_snr" else 1 / (1 / snr + 1 / 5)
+        mean_weight = float((least / below).mean())
     assert loss(0.5) == pytest.approx(0.25 * mean_weight, rel=1e-4)
 
 

@@ -285,6 +285,11 @@ def test_every_image_of_a_batch_may_have_its_own_strength(networks, gradient):
         ({"guidance_scale": 0.0, "inversion_iterations": 2}, {"interval": (200, 999)}),
         ({"guidance_scale": 3.0, "strength": 0.7}, {"decode_guidance_scale": 2.0}),
         ({"num_inference_steps": 9}, {"gradient": "raw", "label_scale": 0.5}),
+        ({"guidance_interval": (300, 700)}, {"decode_guidance_scale": 2.0}),
+        (
+            {"encode": "stored", "classifier_scale": 0.0, "guidance_interval": (0, 500)},
+            {"uncertainty_scale": 0.0},
+        ),
         ({"encode": "stored", "classifier_scale": 0.0}, {}),
         ({"encode": "stored", "classifier_scale": 0.0, "guidance_scale": 1.0}, {}),
     ],

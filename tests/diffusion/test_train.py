@@ -19,6 +19,7 @@ from mgdm_ray.diffusion.schedule import make_schedule
 from mgdm_ray.diffusion.train import (
     Hooks,
     NonFiniteLoss,
+    averaging,
     guide_probabilities,
     learning_rate,
     train,
@@ -277,13 +278,67 @@ def test_ema_by_hand():
     average, model = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
     nn.init.constant_(average.weight, 0.0)
     nn.init.constant_(model.weight, 1.0)
-    update_ema(average, model, 0, 0.99)
+    config = DenoiserConfig(ema_decay=0.99)
+    update_ema(average, model, averaging(0, config))
     assert float(average.weight.detach()) == pytest.approx(0.9)  # d = 1 / 10
-    update_ema(average, model, 1, 0.99)
+    update_ema(average, model, averaging(1, config))
     assert float(average.weight.detach()) == pytest.approx(1 - 0.1 * 2 / 11)
     nn.init.constant_(average.weight, 0.0)
-    update_ema(average, model, 10_000, 0.99)
+    update_ema(average, model, averaging(10_000, config))
     assert float(average.weight.detach()) == pytest.approx(0.01, rel=1e-4)
+
+
+@pytest.mark.parametrize("width", [0.05, 0.1, 0.25])
+def test_an_average_of_a_width_is_as_wide_at_every_length(width):
+    """Catches another exponent: the weights of n steps have the standard deviation ``width n``."""
+    config = DenoiserConfig(ema_width=width)
+    assert averaging(0, config) == 0
+    for steps in (1000, 4000):
+        decay = torch.tensor([averaging(n, config) for n in range(steps)], dtype=torch.float64)
+        later = decay.flip(0).cumprod(0).flip(0)  # of this step and all after it
+        share = (1 - decay) * torch.cat([later[1:], torch.ones(1)])
+        place = (torch.arange(steps) + 1) / steps
+        mean = float((share * place).sum())
+        assert float(share.sum()) == pytest.approx(1)
+        spread = math.sqrt(float((share * (place - mean).square()).sum()))
+        assert spread == pytest.approx(width, rel=0.01)
+
+
+OPTIONS = {"dropout": 0.2, "augment": 0.5, "mirror": True, "ema_width": 0.1}
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_share_dropout_and_changes(workers):
+    """Catches options of the denoiser whose numbers depend on the workers, or that move others."""
+    options = {"dropout": 0.2, "augment": 0.5, "mirror": True}
+    whole = source(**options).draw(5)
+    shares = [source(rank=r, world_size=workers, **options).draw(5) for r in range(workers)]
+    for name in ("feature_masks", "changes"):
+        assert torch.equal(torch.cat([vars(s)[name] for s in shares]), vars(whole)[name]), name
+        assert not torch.equal(vars(source(**options).draw(6))[name], vars(whole)[name])
+    plain = source().draw(5)
+    assert plain.feature_masks is None
+    assert plain.changes is None
+    for name in ("rows", "t", "drop_mask", "noise"):
+        assert torch.equal(getattr(whole, name), getattr(plain, name)), name
+
+
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_a_training_with_all_options_goes_on_exactly(micro_batch, tmp_path):
+    """Catches dropout or changes that a resume or smaller parts draw anew, and masks of a part that
+    another part sees."""
+    config = CONFIGS["denoiser"].model_copy(update=OPTIONS)
+    whole = trained(config)
+    saved: list[TrainState] = []
+    hooks = Hooks(on_checkpoint=lambda s: saved.append(s) or s.save(tmp_path / str(s.step)))
+    parts = Workers(micro_batch=micro_batch, activation_checkpointing=micro_batch is not None)
+    trained(config, workers=parts, hooks=hooks)
+    again = trained(config, workers=parts, resume=tmp_path / "3")
+    for name, value in again.trained.state_dict().items():
+        expected = whole.trained.state_dict()[name]
+        torch.testing.assert_close(value, expected, rtol=2e-3, atol=2e-5)
+    unlike = trained(CONFIGS["denoiser"].model_copy(update={"ema_width": 0.1}))
+    assert whole.history[-1]["loss"] != unlike.history[-1]["loss"]
 
 
 def test_bfloat16_is_used_where_asked_for():

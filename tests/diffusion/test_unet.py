@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from monai.networks.blocks.selfattention import SABlock
 from torch import nn
 
 from mgdm_ray.config import UNetConfig
-from mgdm_ray.diffusion.unet import MEMBERS, build_denoiser, build_guide, null_label
+from mgdm_ray.diffusion.changes import TOLD
+from mgdm_ray.diffusion.unet import (
+    MEMBERS,
+    build_denoiser,
+    build_guide,
+    dropped_channels,
+    null_label,
+)
 from tests.diffusion.conftest import give_every_weight_influence
 
 DEFAULT = UNetConfig(channels=(16, 32, 48))
@@ -143,3 +152,62 @@ def test_members_are_the_last_layer_of_masked_features():
     torch.testing.assert_close(members[0], guide(x, t))
     for member, mask in zip(members, guide.member_masks, strict=True):
         torch.testing.assert_close(member, guide(x, t, mask.expand(3, -1)))
+
+
+# --- dropout and changes of the denoiser --------------------------------------------------------
+
+X = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+GIVEN = X, torch.tensor([3, 500, 900])
+Y = torch.tensor([0, 1, 2])
+
+
+def test_masks_are_of_single_channels_and_images():
+    """Catches a mask that has no effect, that reaches another image, or that stays for the next
+    forward; and a count of channels that is not the network's."""
+    model = build_denoiser(DEFAULT, 1, 2, 0, dropout=True)
+    give_every_weight_influence(model)
+    whole = model(*GIVEN, class_labels=Y)
+    masks = torch.ones(3, dropped_channels(DEFAULT))
+    torch.testing.assert_close(model(*GIVEN, Y, masks), whole)
+    for channel in (0, masks.shape[1] // 2, masks.shape[1] - 1):
+        one = masks.clone()
+        one[1, channel] = 0
+        changed = (model(*GIVEN, Y, one) - whole).abs().amax(dim=(1, 2, 3))
+        assert changed[1] > 1e-6
+        assert changed[[0, 2]].max() < 1e-5
+    torch.testing.assert_close(model(*GIVEN, class_labels=Y), whole)
+    with pytest.raises(RuntimeError):
+        model(*GIVEN, Y, masks[:, 1:])
+
+
+def test_dropout_adds_no_weights_and_reaches_no_copy():
+    """Catches a model that sampling could not load, and an average that drops channels."""
+    model, plain = build_denoiser(DEFAULT, 1, 2, 0, dropout=True), build_denoiser(DEFAULT, 1, 2, 0)
+    assert all(torch.equal(a, plain.state_dict()[n]) for n, a in model.state_dict().items())
+    give_every_weight_influence(model)
+    copied = copy.deepcopy(model)
+    nothing_left = torch.zeros(3, dropped_channels(DEFAULT))
+    model(*GIVEN, Y, nothing_left)
+    assert not torch.equal(copied(*GIVEN, class_labels=Y), model(*GIVEN, Y, nothing_left))
+    torch.testing.assert_close(copied(*GIVEN, class_labels=Y), model(*GIVEN, class_labels=Y))
+
+
+def test_changes_are_told_and_none_are_as_if_not_asked():
+    """Catches a condition that is lost, and sampling at other conditions than 'nothing changed'."""
+    model, plain = build_denoiser(DEFAULT, 1, 2, 0, augment=True), build_denoiser(DEFAULT, 1, 2, 0)
+    give_every_weight_influence(model)
+    nothing = torch.zeros(3, TOLD)
+    torch.testing.assert_close(model(*GIVEN, (Y, nothing)), model(*GIVEN, class_labels=Y))
+    for number in range(TOLD):
+        told = nothing.clone()
+        told[0, number] = 1
+        differs = (model(*GIVEN, (Y, told)) - model(*GIVEN, Y)).abs().amax(dim=(1, 2, 3))
+        assert differs[0] > 1e-6
+        assert differs[1:].max() < 1e-5
+    assert null_label(model) == null_label(plain)
+    model(*GIVEN, (Y, nothing + 1)).sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    own = {"class_embedding.weight", "class_embedding.changes.weight"}  # drawn after all others
+    fresh = build_denoiser(DEFAULT, 1, 2, 0, augment=True).state_dict()
+    shared = fresh.keys() - own
+    assert all(torch.equal(fresh[name], plain.state_dict()[name]) for name in shared)

@@ -2,8 +2,7 @@
 
 ``keys.json`` was written before that change and holds the ``VERSIONS`` of then, with which the
 plans are made here: a kind whose version was raised since, for a deliberate change of a result, has
-other keys, but all that enters them besides is still proved to be the same. They are of one draw of
-synthetic images, as all studies of then; a case may say otherwise. New cases:
+other keys, but all that enters them besides is still proved to be the same. New cases:
 ``python -m tests.pipeline.test_keys`` writes the file again, with the versions that it holds.
 """
 
@@ -80,6 +79,10 @@ VARIANTS: dict[str, list[str]] = {
     ],
     "denoiser": ["denoiser.loss_weight=min_snr", "denoiser.label_dropout=0.2",
                  "denoiser.ema_decay=0.9", "denoiser.grad_clip=null"],
+    "denoiser's options": ["denoiser.loss_weight=min_snr_soft", "denoiser.dropout=0.1",
+                           "denoiser.augment=0.12", "denoiser.mirror=true",
+                           "denoiser.ema_width=0.1"],
+    "guided levels": ["sampling.guidance_interval=[100, 700]"],
     "guide": ["guide.label_smoothing=0.1", "guide.dropout=0.1"],
     "downstream": [
         "downstream.class_weighted=true", "downstream.pretrained=hub",
@@ -97,8 +100,6 @@ VARIANTS: dict[str, list[str]] = {
         "licence: CC0, pictures: false}]"
     ],
     "seeds": ["seeds=[3, 5]", "seed=9", "image_size=32"],
-    "draws of images": ["draws=images"],
-    "draws of models": ["draws=models"],
     "where it runs": [
         "resources={train_workers: [1, 2], gpus_per_task: 0.5, compile: never}",
         "deterministic=true", "sampling.batch_size=8", "denoiser.checkpoint_every=7",
@@ -107,7 +108,7 @@ VARIANTS: dict[str, list[str]] = {
 
 
 def keys(study: str, overrides: list[str]) -> dict[str, Any]:
-    config, _ = read_study(ROOT / "studies" / f"{study}.yaml", ["draws=one", *overrides])
+    config, _ = read_study(ROOT / "studies" / f"{study}.yaml", overrides)
     contents = {d.name: f"content of {d.name}" for d in config.datasets}
     searched = config.search.networks if config.search else ()
     contents |= {f"weights/{n}": f"weights of {n}" for n in (*config.networks, *searched)}

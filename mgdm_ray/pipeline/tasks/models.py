@@ -54,8 +54,9 @@ def denoiser_from(facts: Mapping[str, Any], weights: Path, device: str = "cpu") 
     InputError where they are wrong, or ``weights`` (safetensors) do not fit.
     """
     config, shape, classes = _described(DenoiserConfig, facts, weights)
+    told = config.augment > 0
     model = _with_weights(
-        lambda: build_denoiser(config.unet, shape[0], classes, 0), weights, device
+        lambda: build_denoiser(config.unet, shape[0], classes, 0, augment=told), weights, device
     )
     return TrainedDenoiser(model, config, make_schedule(config.schedule), classes, shape)
 
