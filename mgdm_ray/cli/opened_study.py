@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mgdm_ray.classifiers import weights
 from mgdm_ray.config import InputError
 from mgdm_ray.config.file import read_study
+from mgdm_ray.config.resolved import RESOLVED_FILE, drawn_once
 from mgdm_ray.data.load import data_source
 from mgdm_ray.environment import StudyStopped, gpus
 from mgdm_ray.pipeline.gpu_memory import GPUS, needs, rented_gpus
@@ -92,6 +93,35 @@ class OpenedStudy:
             places = [f"{source.path}:{source.line(tuple(key.split('.')))}" for key, _ in refused]
             told = zip(places, refused, strict=True)
             raise InputError("\n".join(f"{place}: {key}: {text}" for place, (key, text) in told))
+
+    def lost_by_draws(self) -> str:
+        """Why the default of ``draws`` would compute cells of this study again; else empty.
+
+        Its results here may be of one draw: made before the key existed, or with ``draws: one``.
+        """
+        resolved = self.folder / RESOLVED_FILE
+        if "draws" in self.source.data or not resolved.is_file():
+            return ""
+        if not drawn_once(resolved.read_text(encoding="utf-8")):
+            return ""
+        config = self.config.model_copy(update={"draws": "one"})
+        before = make_plan(config, self.contents, warm_points(config, self.store.root)).cells()
+        done = [job for job in before if self.store.is_done(job.kind, job.key)]
+        lost = sum(job.key not in self.plan.jobs for job in done)
+        if not lost:
+            return ""
+        return (
+            f"{self.path}:{self.source.line(('draws',))}: draws: {self.store.location} holds "
+            f"{len(done)} finished cells of study {self.config.name} with one draw of synthetic "
+            f"images for all seeds; the default 'images' would train {lost} of them again with "
+            "draws of their own. Give draws: one to go on with what is there (no interval covers "
+            "another draw), or draws: images to compute the others"
+        )
+
+    def check_draws(self) -> None:
+        """Refuse to compute anew, by a default, what the storage has of a single draw."""
+        if lost := self.lost_by_draws():
+            raise InputError(lost)
 
     def check_data(self) -> None:
         """Download absent datasets; refuse missing or damaged data before anything starts."""

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from mgdm_ray.classifiers import weights
 from mgdm_ray.cli.opened_study import OpenedStudy
 from mgdm_ray.cli.plan_estimate import PlanEstimate
+from mgdm_ray.config import SAMPLED_ARMS
 from mgdm_ray.evaluation.power_analysis import resolution
 from mgdm_ray.pipeline.cost_model import Estimate, add_probe
 from mgdm_ray.pipeline.gpu_memory import described, needs
-from mgdm_ray.pipeline.job import CELLS, Job
+from mgdm_ray.pipeline.job import CELLS, DRAWN, Job
 from mgdm_ray.pipeline.plan import Plan
 from mgdm_ray.storage.remote.objects import is_url
 from mgdm_ray.templates import templates
@@ -32,6 +33,8 @@ def show_plan(study: OpenedStudy, *, probe: bool, retry_failed: bool) -> None:
     weights.require_timm(study.config)
     study.check_own_files()
     study.check_gpu_memory()
+    if lost := study.lost_by_draws():
+        print(f"warning: {lost}\n")
     estimate = PlanEstimate.of(study, retry_failed=retry_failed)
     if probe:
         study.prepare_data()
@@ -92,6 +95,7 @@ def show(estimate: PlanEstimate) -> None:
             absent=[d.name for d in c.datasets if d.name not in estimate.train_images],
             table=_table(estimate),
             sharing=sharing(estimate.plan),
+            draws=draws(estimate),
             failures=failures,
             first=next(blocking, failures[0]) if failures else None,
             jobs=jobs,
@@ -175,6 +179,29 @@ def sharing(plan: Plan) -> str:
         f"shared by cells: {', '.join(rows.values())}\n"
         f"without sharing, {len(plan.jobs)} jobs would be {total}"
     )
+
+
+def draws(estimate: PlanEstimate) -> str:
+    """What the draws of synthetic images cost beyond a single one; empty if they cannot differ."""
+    config = estimate.config
+    if len(config.seeds) == 1 or not set(SAMPLED_ARMS) & set(config.arms):
+        return ""
+    if config.draws == "one":
+        return "draws: one for all seeds; no interval on these datasets will cover another"
+    # Draw 0 has no seed.
+    more = [
+        job
+        for job in estimate.plan.jobs.values()
+        if job.kind in DRAWN and job.seed not in (None, config.first_draw)
+    ]
+    kinds = Counter(job.kind for job in more)
+    text = f"draws: {len(config.seeds)} ({config.draws}), {_counted(len(more), 'job')} more than "
+    text += f"with draws: one ({', '.join(f'{count} {kind}' for kind, count in kinds.items())})"
+    every = sum(estimate.hours(list(estimate.todo.values())))
+    added = sum(estimate.hours([job for job in more if job.key in estimate.todo]))
+    if 0 < added < every:
+        text += f"; {100 * added / (every - added):.0f} % more CPU and GPU hours to be computed"
+    return text
 
 
 def _counted(number: float, noun: str) -> str:

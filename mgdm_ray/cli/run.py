@@ -13,7 +13,7 @@ from mgdm_ray.classifiers import weights
 from mgdm_ray.cli.opened_study import OpenedStudy
 from mgdm_ray.cli.signals import catch_signals, stop_if_interrupted
 from mgdm_ray.config import InputError
-from mgdm_ray.config.resolved import changes, resolved_text
+from mgdm_ray.config.resolved import RESOLVED_FILE, changes, resolved_text
 from mgdm_ray.environment import StartError
 from mgdm_ray.pipeline.job import Job
 from mgdm_ray.pipeline.requests import fixed_trials
@@ -49,6 +49,7 @@ def run(study: OpenedStudy, call: Invocation) -> bool:
     started = time.monotonic()
     weights.require_timm(study.config)
     study.check_data()
+    study.check_draws()
     study.store.sweep()
     if study.leads():
         write_inputs(study)
@@ -78,6 +79,7 @@ def report_only(study: OpenedStudy, call: Invocation) -> bool:
             f"--report-only: dataset {', '.join(study.absent)} not found; it is needed to identify "
             "finished jobs; set data_dir or MGDM_DATA_DIR"
         )
+    study.check_draws()
     known = {**study.status.failures(), **study.status.finished()}
     if not known:
         raise InputError(f"--report-only: {study.store.location} holds nothing of this study")
@@ -125,7 +127,7 @@ def write_inputs(study: OpenedStudy) -> None:
 
     folder, config = study.folder, study.config
     folder.mkdir(parents=True, exist_ok=True)
-    resolved = folder / "study.resolved.yaml"
+    resolved = folder / RESOLVED_FILE
     replaces = (folder / REPORT_FILE).is_file() and resolved.is_file()
     if changed := changes(resolved.read_text(encoding="utf-8"), config) if replaces else []:
         more = f" and {len(changed) - CHANGES_SHOWN} more" if changed[CHANGES_SHOWN:] else ""

@@ -12,6 +12,7 @@ from mgdm_ray.config.file import Place, Source
 from mgdm_ray.config.study import StudyConfig
 
 DEFAULT = "default"
+RESOLVED_FILE = "study.resolved.yaml"
 BESIDE = ("storage", "data_dir", "resources", "tracking")
 """Keys that do not affect results."""
 
@@ -41,6 +42,16 @@ def changes(before: str, config: StudyConfig) -> list[str]:
     new = config.model_dump(mode="json")
     old, new = ({k: v for k, v in d.items() if k not in BESIDE} for d in (old, new))
     return list(_differing(old, new, ""))
+
+
+def drawn_once(before: str) -> bool:
+    """Whether the resolved text ``before`` is of a study with one draw for all seeds: it says so,
+    or was written before the key existed."""
+    try:
+        old = yaml.safe_load(before)
+    except yaml.YAMLError:
+        return False
+    return isinstance(old, dict) and old.get("draws", "one") == "one"
 
 
 def _differing(old: Any, new: Any, place: str) -> Iterator[str]:

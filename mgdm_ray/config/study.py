@@ -23,6 +23,7 @@ from mgdm_ray.config.data import DatasetConfig, LimitsConfig, SyntheticConfig
 from mgdm_ray.config.diffusion import DenoiserConfig, GuidanceSetting, GuideConfig, SamplingConfig
 from mgdm_ray.config.downstream import DownstreamConfig
 from mgdm_ray.config.search import SearchConfig, StartPoint
+from mgdm_ray.seeding import derive_seed
 
 
 class JudgeConfig(Frozen):
@@ -154,6 +155,10 @@ class StudyConfig(Frozen):
     """Arms to compare."""
     seeds: Annotated[Seeds, distinct("seed")] = (0, 1, 2)
     """Seeds of initial weights and batch order, one cell each. A number N means 0 .. N-1."""
+    draws: Literal["images", "models", "one"] = "images"
+    """Synthetic images of each seed's cells. ``images``: a draw for each seed by the same models,
+    so that the interval covers another draw; ``models``: models for each seed as well; ``one``:
+    one draw for all seeds, cheaper, and no interval covers another."""
     seed: int = Field(0, ge=0)
     """Seed of what cells share: diffusion models, samples, search."""
     image_size: int = Field(28, ge=8, le=512)
@@ -219,6 +224,19 @@ class StudyConfig(Frozen):
         free = (space and space.guidance_scale) or (sampling.guidance_scale,)
         guided = (space and space.classifier_scale) or (sampling.classifier_scale,)
         return [(float(g), float(s)) for g in free for s in guided]
+
+    def draw_of(self, seed: int) -> int:
+        """The draw of synthetic images that cells of ``seed`` use; with ``draws: one`` it is 0."""
+        return 0 if self.draws == "one" else seed
+
+    @property
+    def first_draw(self) -> int:
+        """That of whatever needs a single one: searches, exported models, the report's pages."""
+        return self.draw_of(self.seeds[0])
+
+    def seed_of(self, draw: int) -> int:
+        """The seed that images of ``draw`` are made with: the study's for 0."""
+        return derive_seed("draw", self.seed, draw) if draw else self.seed
 
     def placed(self, point: StartPoint) -> StartPoint:
         """``point`` with its stage-1 scales filled in; ValueError if they are no candidate."""

@@ -30,7 +30,9 @@ class DatasetJobs(StageOneJobs):
         jobs: dict[str, Job],
     ) -> None:
         super().__init__(config, dataset, fingerprints, jobs)
-        self.warm = warm
+        self.warm, self.first = warm, config.first_draw
+        self.made: dict[tuple[Arm, str | None, int], tuple[dict[str, str], str | None]] = {}
+        """The needs of cells, and the job that assesses their images."""
 
     def build(self) -> None:
         curve = self.config.synthetic.curve
@@ -122,15 +124,17 @@ class DatasetJobs(StageOneJobs):
             **trained,
             "downstream": downstream,
             **self.grid(),
-            "seed": self.config.seed,
+            "seed": self.config.seed_of(self.first),
             **self.faults("clip", "label_dropout", "measurement"),
             # A score does what these jobs do.
             "versions": [VERSIONS["decode"], VERSIONS["fit_downstream"]],
         }
 
     def scoring_needs(self) -> dict[str, str]:
-        latents = self.candidates("latents")
-        return {"denoiser": self.denoiser(), "guide": self.guide(), **latents}
+        """A search looks at the images of the first draw only."""
+        latents = self.candidates("latents", self.first)
+        models = {"denoiser": self.denoiser(self.first), "guide": self.guide(self.first)}
+        return {**models, **latents}
 
     def start_points(self, search: SearchConfig) -> list[dict[str, Any]]:
         """The study's own start points, then those of the earlier study, at most ``trials``."""
@@ -140,42 +144,42 @@ class DatasetJobs(StageOneJobs):
 
     # --- stage 2 and cells --------------------------------------------------------------------
 
-    def candidates(self, role: str) -> dict[str, str]:
+    def candidates(self, role: str, draw: int) -> dict[str, str]:
         """The needs ``role/0``, ``role/1``, ...: images or latents of the stage-1 candidates."""
         make = self.generate if role == "images" else self.encode
-        return {f"{role}/{i}": make(*c) for i, c in enumerate(self.config.stage_one())}
+        return {f"{role}/{i}": make(*c, draw) for i, c in enumerate(self.config.stage_one())}
 
-    def choice(self, role: str, network: str, *, needs_setting: bool) -> dict[str, str]:
+    def choice(self, role: str, network: str, draw: int, *, needs_setting: bool) -> dict[str, str]:
         """The candidates, and the search where one must be chosen."""
-        needs = self.candidates(role)
+        needs = self.candidates(role, draw)
         if len(needs) > 1 or needs_setting:
             found = self.search(network)
             if found:
                 needs["search"] = found
         return needs
 
-    def decode(self, arm: Arm, network: str) -> str:
+    def decode(self, arm: Arm, network: str, draw: int) -> str:
         guided = arm != "roundtrip"
-        latents = self.choice("latents", network, needs_setting=guided)
-        needs = {"denoiser": self.denoiser(), **latents}
+        latents = self.choice("latents", network, draw, needs_setting=guided)
+        needs = {"denoiser": self.denoiser(draw), **latents}
         inputs: dict[str, Any] = {
             "arm": arm,
             **self.grid(),
-            "seed": self.config.seed,
+            "seed": self.config.seed_of(draw),
             **self.faults("clip", "label_dropout", *(("measurement",) if guided else ())),
         }
         if guided:
-            needs["guide"] = self.guide()
+            needs["guide"] = self.guide(draw)
             if "search" not in needs:
                 inputs["setting"] = self.config.setting.model_dump(mode="json")
         shown = self.owner(network) if "search" in needs else None
-        return self.add("decode", inputs, needs, network=shown, arm=arm)
+        return self.add("decode", inputs, needs, network=shown, arm=arm, seed=draw or None)
 
-    def added_images(self, arm: Arm, network: str) -> dict[str, str]:
+    def added_images(self, arm: Arm, network: str, draw: int) -> dict[str, str]:
         if arm == "generate":
-            return self.choice("images", network, needs_setting=False)
+            return self.choice("images", network, draw, needs_setting=False)
         if arm in ("roundtrip", "perturb", "disturb"):
-            return {"images": self.decode(arm, network)}
+            return {"images": self.decode(arm, network, draw)}
         return {}
 
     def used(self, ratio: float | None) -> dict[str, Any]:
@@ -184,10 +188,13 @@ class DatasetJobs(StageOneJobs):
         ratio = synthetic.ratio if ratio is None else ratio
         return {} if ratio == synthetic.largest else {"ratio": ratio}
 
-    def assess(self, arm: Arm, network: str, images: Mapping[str, str]) -> str | None:
-        """The judge on the images that an arm adds, for the report and ``limits``."""
+    def assess(self, arm: Arm, network: str, draw: int, images: Mapping[str, str]) -> str | None:
+        """The judge on the images that an arm adds: of the first draw, for the report, and with
+        ``limits`` of all."""
         judge = self.config.judge
         if judge is None or arm in ("real", "augment"):
+            return None
+        if draw != self.first and (arm == "duplicate" or self.config.limits == LimitsConfig()):
             return None
         seed = {"seed": self.config.seed}
         found = self.add("fit_judge", {"judge": judge.model_dump(mode="json"), **seed})
@@ -197,12 +204,20 @@ class DatasetJobs(StageOneJobs):
         shown = self.owner(network) if "search" in images else None
         if "images" in images:
             shown = self.jobs[images["images"]].network
-        return self.add("assess", inputs, {"judge": found, **images}, network=shown, arm=arm)
+        needs = {"judge": found, **images}
+        seed_shown = None if arm == "duplicate" else draw or None
+        return self.add("assess", inputs, needs, network=shown, arm=arm, seed=seed_shown)
+
+    def material(self, arm: Arm, network: str, draw: int) -> tuple[dict[str, str], str | None]:
+        """What cells of one draw need, and the job that assesses it."""
+        same = arm, self.owner(network), draw
+        if same not in self.made:
+            needs = self.added_images(arm, network, draw)
+            self.made[same] = needs, self.assess(arm, network, draw, needs)
+        return self.made[same]
 
     def cells(self, arm: Arm, network: str, ratio: float | None) -> None:
         """A cell per seed; at another ``ratio`` than the study's they are ``fit_at_ratio``."""
-        needs = self.added_images(arm, network)
-        assessed = self.assess(arm, network, needs)
         limited = self.config.limits != LimitsConfig() and arm != "duplicate"
         kind, detail, curve = "fit_downstream", "", dict[str, Any]()
         if ratio is not None:
@@ -210,6 +225,7 @@ class DatasetJobs(StageOneJobs):
             # It does what a cell does.
             curve = {"curve_ratio": ratio, "version": VERSIONS["fit_downstream"]}
         for seed in self.config.seeds:
+            needs, assessed = self.material(arm, network, self.config.draw_of(seed))
             inputs: dict[str, Any] = {
                 "arm": arm,
                 "network": network,

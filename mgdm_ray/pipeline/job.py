@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+from mgdm_ray.storage.records import Record
 
 # Raise a kind's version when its code changes results: its artefacts are then computed anew.
 VERSIONS = {
@@ -27,6 +29,8 @@ CELLS = ("fit_downstream", "fit_at_ratio")
 """Kinds that open the test split: the study's cells, and those of its ratio curve."""
 SCORINGS = ("search", "confirm")
 """Kinds that score settings: decode under each, train networks, evaluate on validation data."""
+DRAWN = (*FITS, *SAMPLINGS, "assess")
+"""Kinds that there may be one of for each draw of synthetic images; their ``seed`` is the draw."""
 FEATURES = "features.safetensors"
 """Features of the judge, in the artefacts of ``fit_judge`` and ``assess``."""
 
@@ -63,6 +67,24 @@ class Job:
         parts = [self.kind, self.dataset, self.network, self.arm]
         parts.append(None if self.seed is None else f"seed {self.seed}")
         return " ".join(p for p in [*parts, self.detail] if p)
+
+
+S = TypeVar("S", Job, Record)
+
+
+def of_draw(items: Iterable[S], draw: int) -> list[S]:
+    """``items`` without those that are of another draw; draw 0 has no seed, like what all share."""
+    items = list(items)
+
+    def group(one: S) -> tuple[str | None, ...]:
+        return one.kind, one.dataset, one.network, one.arm
+
+    own = {group(one) for one in items if one.seed == draw}
+    return [
+        one
+        for one in items
+        if one.kind not in DRAWN or one.seed == (draw if group(one) in own else None)
+    ]
 
 
 def search_seed(job: Job) -> int:

@@ -56,17 +56,24 @@ class StageOneJobs:
         found = sorted(set(concern) & set(self.config.reference))
         return {"reference": found} if found else {}
 
-    def denoiser(self) -> str:
-        inputs = self.training_inputs(self.config.denoiser)
-        return self.add("fit_denoiser", {**inputs, **self.faults("label_dropout")})
+    def of_models(self, draw: int) -> int:
+        """The draw of the models that make the images of ``draw``."""
+        return draw if self.config.draws == "models" else 0
 
-    def guide(self) -> str:
-        inputs = {**self.training_inputs(self.config.guide), **self.faults("guide_timesteps")}
+    def denoiser(self, draw: int) -> str:
+        draw = self.of_models(draw)
+        inputs = self.training_inputs(self.config.denoiser, draw)
+        inputs |= self.faults("label_dropout")
+        return self.add("fit_denoiser", inputs, seed=draw or None)
+
+    def guide(self, draw: int) -> str:
+        draw = self.of_models(draw)
+        inputs = self.training_inputs(self.config.guide, draw) | self.faults("guide_timesteps")
         if "reference" in inputs:
             inputs["num_inference_steps"] = self.config.sampling.num_inference_steps
-        return self.add("fit_guide", inputs)
+        return self.add("fit_guide", inputs, seed=draw or None)
 
-    def training_inputs(self, train: TrainConfig) -> dict[str, Any]:
+    def training_inputs(self, train: TrainConfig, draw: int) -> dict[str, Any]:
         # Checkpoints resume exactly, and the recipe is resolved into the other fields.
         excluded = {"checkpoint_every", "recipe"}
         added = ("dropout", "ema_width", "augment", "mirror")
@@ -74,13 +81,13 @@ class StageOneJobs:
         return {
             "train": train.model_dump(mode="json", exclude=excluded),
             "schedule": self.config.denoiser.schedule,
-            "seed": self.config.seed,
+            "seed": self.config.seed_of(draw),
         }
 
-    def generate(self, guidance_scale: float, classifier_scale: float) -> str:
-        needs = {"denoiser": self.denoiser()}
+    def generate(self, guidance_scale: float, classifier_scale: float, draw: int) -> str:
+        needs = {"denoiser": self.denoiser(draw)}
         if classifier_scale:
-            needs["guide"] = self.guide()
+            needs["guide"] = self.guide(draw)
         sampling = self.config.sampling
         inputs = {
             "guidance_scale": guidance_scale,
@@ -91,17 +98,17 @@ class StageOneJobs:
             "precision": sampling.precision,
             **self.guided_levels(),
             "synthetic": self.synthetic(),
-            "seed": self.config.seed,
+            "seed": self.config.seed_of(draw),
             **self.faults("label_dropout", "rank_seeds"),
         }
         detail = f"guidance {guidance_scale:g}"
         detail += f" classifier {classifier_scale:g}" if classifier_scale else ""
-        return self.add("generate", inputs, needs, detail=detail)
+        return self.add("generate", inputs, needs, detail=detail, seed=draw or None)
 
-    def encode(self, guidance_scale: float, classifier_scale: float) -> str:
+    def encode(self, guidance_scale: float, classifier_scale: float, draw: int) -> str:
         needs = {
-            "denoiser": self.denoiser(),
-            "images": self.generate(guidance_scale, classifier_scale),
+            "denoiser": self.denoiser(draw),
+            "images": self.generate(guidance_scale, classifier_scale, draw),
         }
         inputs = {
             **self.grid(),
@@ -109,8 +116,9 @@ class StageOneJobs:
             **self.faults("alignment", "label_dropout", "uint8"),
         }
         if "label_dropout" in inputs.get("reference", ()) or "encode" in inputs:
-            inputs["seed"] = self.config.seed  # otherwise encode draws nothing
-        return self.add("encode", inputs, needs, detail=self.jobs[needs["images"]].detail)
+            inputs["seed"] = self.config.seed_of(draw)  # otherwise encode draws nothing
+        detail = self.jobs[needs["images"]].detail
+        return self.add("encode", inputs, needs, detail=detail, seed=draw or None)
 
     def grid(self) -> dict[str, Any]:
         """What encode and decode must share: noise levels, arithmetic, and clipping if it is on."""

@@ -54,6 +54,8 @@ def report_context(study: Finalizer, seconds: float) -> ReportContext:
         published=[row for d in config.datasets for row in published(d, config.downstream)],
         ratio=None if config.synthetic.per_class else config.synthetic.ratio,
         margin=config.margin,
+        draws=config.draws,
+        first_draw=config.first_draw,
     )
 
 

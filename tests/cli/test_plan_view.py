@@ -88,12 +88,31 @@ def test_the_time_of_a_chain_with_cells_beside_it(tmp_path: Path) -> None:
 
 def test_half_of_the_cells_cost_half(tmp_path: Path) -> None:
     """Would catch an estimate that counts what is done: 10 of 20 cells, two at a time."""
-    study = {**TINY, "seeds": 2}
+    study = {**TINY, "seeds": 2, "draws": "one"}
     jobs = list(plan_of(study)[1].jobs.values())
     fill(Store(tmp_path), [j for j in jobs if j.seed in (None, 0)])
     half = plan_estimate(tmp_path, study)
     assert {j.seed for j in half.todo.values()} == {1}
     assert half.seconds() == pytest.approx(START_UP_S + 5 * (2 + BETWEEN_S))
+
+
+def test_the_price_of_draws_is_shown_and_counted(tmp_path: Path) -> None:
+    """Would catch draws that nobody is told of, or that the estimate forgets. By hand: a second
+    draw takes 5 + 4 + 2 x 3 = 15 s beside 30 + 20 + 5 + 4 + 9 + 2 x 3 + 20 x 2 = 114 s."""
+    fill(Store(tmp_path), list(plan_of(TINY)[1].jobs.values()))
+    new = {**TINY, "seed": 3, "seeds": 2}
+    several, one = plan_estimate(tmp_path, new), plan_estimate(tmp_path, {**new, "draws": "one"})
+    seconds = [3600 * sum(e.hours(list(e.todo.values()))) for e in (several, one)]
+    assert seconds[0] - seconds[1] == pytest.approx(15)
+    assert len(several.plan.jobs) - len(one.plan.jobs) == 4
+    text = plan_view.draws(several)
+    assert re.search(r"\b2 \(images\), 4 jobs\b.*1 generate, 1 encode, 2 decode", text)
+    assert f"{100 * 15 / seconds[1]:.0f} %" in text
+    assert re.search(r"\bone\b.*\bno interval\b", plan_view.draws(one))
+    models = plan_view.draws(plan_estimate(tmp_path, {**new, "draws": "models"}))
+    assert re.search(r"\b6 jobs\b.*1 fit_denoiser, 1 generate", models)
+    assert not plan_view.draws(plan_estimate(tmp_path, {**new, "seeds": 1}))
+    assert not plan_view.draws(plan_estimate(tmp_path, {**new, "arms": ["real", "duplicate"]}))
 
 
 def test_what_is_shared() -> None:

@@ -2,7 +2,8 @@
 
 ``keys.json`` was written before that change and holds the ``VERSIONS`` of then, with which the
 plans are made here: a kind whose version was raised since, for a deliberate change of a result, has
-other keys, but all that enters them besides is still proved to be the same. New cases:
+other keys, but all that enters them besides is still proved to be the same. They are of one draw of
+synthetic images, as all studies of then; a case may say otherwise. New cases:
 ``python -m tests.pipeline.test_keys`` writes the file again, with the versions that it holds.
 """
 
@@ -100,6 +101,8 @@ VARIANTS: dict[str, list[str]] = {
         "licence: CC0, pictures: false}]"
     ],
     "seeds": ["seeds=[3, 5]", "seed=9", "image_size=32"],
+    "draws of images": ["draws=images"],
+    "draws of models": ["draws=models"],
     "where it runs": [
         "resources={train_workers: [1, 2], gpus_per_task: 0.5, compile: never}",
         "deterministic=true", "sampling.batch_size=8", "denoiser.checkpoint_every=7",
@@ -108,7 +111,7 @@ VARIANTS: dict[str, list[str]] = {
 
 
 def keys(study: str, overrides: list[str]) -> dict[str, Any]:
-    config, _ = read_study(ROOT / "studies" / f"{study}.yaml", overrides)
+    config, _ = read_study(ROOT / "studies" / f"{study}.yaml", ["draws=one", *overrides])
     contents = {d.name: f"content of {d.name}" for d in config.datasets}
     searched = config.search.networks if config.search else ()
     contents |= {f"weights/{n}": f"weights of {n}" for n in (*config.networks, *searched)}

@@ -364,6 +364,6 @@ def test_the_shipped_top_up_fills_rare_classes_of_imbalanced_data() -> None:
         assert len(added) > len(labels) / 6
     plan = make_plan(config, {d.name: "x" for d in config.datasets})
     drawn = [job.inputs["synthetic"] for job in plan.jobs.values() if job.kind == "generate"]
-    assert len(drawn) == 2
+    assert len(drawn) == 2 * len(config.seeds)
     assert all(one["balance"] == "top_up" and one["per_class"] == per_class for one in drawn)
     assert {job.arm for job in plan.cells()} == set(config.arms)

@@ -69,7 +69,7 @@ def export(
         guide=GuideFile(**guide, config=config.guide) if guide else None,
         sampling=chosen.sampling,
         setting=chosen.setting,
-        seed=config.seed,
+        seed=config.seed_of(config.first_draw),
         reference=config.reference,
     )
     (folder / CONFIG_FILE).write_text(models.model_dump_json(indent=1) + "\n", encoding="utf-8")

@@ -22,7 +22,9 @@ from mgdm_ray.config import (
     load_study,
     require_known,
 )
-from mgdm_ray.pipeline.job import Job
+from mgdm_ray.config.file import read_study
+from mgdm_ray.config.resolved import RESOLVED_FILE
+from mgdm_ray.pipeline.job import Job, of_draw
 from mgdm_ray.pipeline.plan import Plan, make_plan
 from mgdm_ray.pipeline.staging import bring_notes, open_storage
 from mgdm_ray.pipeline.warm_start import warm_points
@@ -31,7 +33,6 @@ from mgdm_ray.storage.records import Record
 from mgdm_ray.storage.store import Store
 
 STAGE_ONE = ("guidance_scale", "classifier_scale")
-RESOLVED = "study.resolved.yaml"
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,10 @@ class FinishedStudy:
         return prepare(chosen, self.config.data_dir, self.store.root / "data")
 
     def jobs(self, kind: str, dataset: str, arm: str | None = None) -> list[Job]:
+        """Those of the first draw, where there is one for each draw of synthetic images."""
         found = [j for j in self.plan.jobs.values() if (j.kind, j.dataset) == (kind, dataset)]
-        return [job for job in found if arm is None or job.arm == arm]
+        first = of_draw(found, self.config.first_draw)
+        return [job for job in first if arm is None or job.arm == arm]
 
     def records(self, kind: str, dataset: str) -> list[Record]:
         """The records of those jobs that are done."""
@@ -119,7 +122,7 @@ class FinishedStudy:
 
     def finished(self, job: Job) -> Job:
         """``job``, if it is complete and undamaged in the store; else InputError."""
-        resolved = str(self.store.root / "studies" / self.config.name / RESOLVED)
+        resolved = str(self.store.root / "studies" / self.config.name / RESOLVED_FILE)
         from_file = Path(self.given).is_file()
         file = self.given if from_file else resolved
         again = f"python -m mgdm_ray.study {file} --storage {self.store.location}"
@@ -128,7 +131,7 @@ class FinishedStudy:
             raise InputError(
                 f"study {self.config.name} is not finished: job '{job.label}' is missing in "
                 f"{self.store.location}; run it first: {again}"
-                + (by_name if from_file and not file.endswith(RESOLVED) else "")
+                + (by_name if from_file and not file.endswith(RESOLVED_FILE) else "")
             )
         self.store.here(job.kind, job.key)
         if wrong := self.store.verify(job.kind, job.key):
@@ -226,14 +229,16 @@ def label_of(value: int | str, classes: Sequence[str]) -> int:
 
 def _resolved(store: Store, name: str) -> StudyConfig:
     """The configuration that the study ``name`` ran with."""
-    known = sorted(path.parent.name for path in store.root.glob(f"studies/*/{RESOLVED}"))
+    known = sorted(path.parent.name for path in store.root.glob(f"studies/*/{RESOLVED_FILE}"))
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise InputError(f"{name!r} is neither an existing study file nor the name of a study")
-    path = store.root / "studies" / name / RESOLVED
+    path = store.root / "studies" / name / RESOLVED_FILE
     store.bring(path, anew=True)
     if not path.is_file():
         found = f"found: {', '.join(known)}" if known else "it has no studies"
         raise InputError(
             f"no study {name!r} in {store.location} ({found}); give a study file, or --storage"
         )
-    return load_study(path)
+    config, source = read_study(path)
+    # Written before the key existed, it had one draw.
+    return config if "draws" in source.data else config.model_copy(update={"draws": "one"})

@@ -41,7 +41,7 @@ class Request:
     first: int = 0
     """Index of the first image."""
     seed: int | None = None
-    """None: the study's, which gives the study's own images."""
+    """None: the study's, which gives the study's own images of its first draw."""
     label: str | None = None
     """Name or number of the only class; None: ``mix``."""
     mix: Mix = "study"
@@ -62,7 +62,8 @@ class MadeImages:
         self.study, self.dataset, self.request = study, dataset, request
         self.info = dataset_info(dataset, study.config.data_dir)
         self.chosen = study.choose(dataset.name, request.arm, request.network, request.changes)
-        self.seed = study.config.seed if request.seed is None else request.seed
+        own = study.config.seed_of(study.config.first_draw)
+        self.seed = own if request.seed is None else request.seed
         guided = request.arm in GUIDED_ARMS or self.chosen.sampling.classifier_scale != 0
         self.denoiser = self._model("denoiser")
         self.guide = self._model("guide") if guided else None

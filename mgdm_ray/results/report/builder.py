@@ -17,6 +17,7 @@ from mgdm_ray.evaluation.chance import networks_at_chance
 from mgdm_ray.evaluation.stats.images import image_contrast
 from mgdm_ray.evaluation.stats.intervals import Interval
 from mgdm_ray.evaluation.stats.paired import PRIMARY, CellId, Contrast, contrast_table
+from mgdm_ray.pipeline.job import of_draw
 from mgdm_ray.results.report import artefacts, cells, page
 from mgdm_ray.results.report.figures import base
 from mgdm_ray.results.report.table import Cell, Table, csv_text
@@ -62,6 +63,10 @@ class ReportContext:
     """Added images per real one in the cells; None where another setting fixes their number."""
     margin: float | None = None
     """The study's: differences up to it do not matter."""
+    draws: str = "one"
+    """As in the study: whether each seed has synthetic images of its own."""
+    first_draw: int = 0
+    """The one that is shown and assessed."""
 
 
 class Builder:
@@ -97,7 +102,8 @@ class Builder:
         self.secondary = self.contrasts(cells.SECONDARY)
         self.trials = artefacts.read_trials(self.records, context.artefact)
         self.judges = artefacts.judges(self.records, context.artefact)
-        self.assessed = artefacts.assessments(self.records, context.artefact)
+        self.of_first_draw = of_draw(self.records, context.first_draw)
+        self.assessed = artefacts.assessments(self.of_first_draw, context.artefact)
         self.problems = cells.problems(self.records, self.expected)
 
     def contrasts(
@@ -122,6 +128,11 @@ class Builder:
             over_images,
             self.context.margin,
         )
+
+    @property
+    def has_draws(self) -> bool:
+        """Whether seeds differ in their synthetic images."""
+        return self.context.draws != "one" and len(self.seeds) > 1
 
     def absent(self, contrast: Contrast) -> int:
         """Planned cells of the contrast's arms that are missing."""

@@ -26,11 +26,11 @@ MODELS = {"fit_denoiser": "denoiser", "fit_guide": "guide (noisy classifier)"}
 
 
 def models(report: Builder) -> Markup | None:
-    """Noisy classifier over t, and the training curves."""
+    """Noisy classifier over t, and the training curves; models of the first draw."""
     curves: dict[str, Curve] = {}
     errors: dict[str, Curve] = {}
     at_chance = []
-    for record in report.records:
+    for record in report.of_first_draw:
         guide = record.kind == "fit_guide"
         table = report.json(record, "accuracy_over_t.json") if guide else None
         if not table or not table["t"]:
@@ -54,7 +54,7 @@ def _losses(report: Builder) -> dict[str, dict[str, dict[str, Curve]]]:
     """By figure, panel and line: of the diffusion models, and means of the evaluated networks."""
     diffusion: dict[str, dict[str, Curve]] = {}
     networks: dict[str, dict[str, list[Curve]]] = {}
-    for record in report.records:
+    for record in report.of_first_draw:
         known = record.kind in MODELS or record.is_cell
         history = report.json(record, "history.json") if known else None
         if not history:
@@ -100,14 +100,15 @@ def images(report: Builder) -> Markup | None:
 def _grids(report: Builder, dataset: str) -> list[tuple[str, str, Path]]:
     """(arm, setting, file) for every arm of the study that has images of its own, and real.
 
-    Of several grids of an arm, that of the images which the first network was trained on.
+    Of several grids of an arm, that of the images of the first draw which the first network was
+    trained on.
     """
     used: dict[str, Record] = {}
     for record in sorted(report.records, key=lambda r: (r.network or "", r.seed or 0)):
         if record.is_cell and record.dataset == dataset and record.status == "done" and record.arm:
             used.setdefault(record.arm, record)
     found: dict[str, tuple[str, Path]] = {}
-    for record in report.records:
+    for record in report.of_first_draw:
         if record.dataset != dataset or record.kind not in ("fit_denoiser", "generate", "decode"):
             continue
         real = record.kind == "fit_denoiser"

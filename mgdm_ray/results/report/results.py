@@ -34,7 +34,7 @@ def question(report: Builder) -> Markup:
     header = ["arm", "what is added to the real training set"]
     arms = report.table("arms", header, rows, words=(1,))
     counts = [f"{n} {kind}" for kind, n in report.context.plan_counts.items()]
-    return render("question", arms=arms, counts=", ".join(counts))
+    return render("question", report=report, arms=arms, counts=", ".join(counts))
 
 
 def results(report: Builder) -> Markup:

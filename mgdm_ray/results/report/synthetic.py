@@ -47,6 +47,7 @@ def synthetic(report: Builder) -> Markup | None:
     return render(
         "synthetic",
         assessed=bool(report.assessed),
+        several=report.has_draws,
         judges=_judges(report),
         at_chance=", ".join(name for name, judge in report.judges.items() if judge.at_chance),
         overall=[_overall(report, dataset, rows) for dataset, rows in report.assessed.items()],
@@ -75,7 +76,7 @@ def copies(report: Builder) -> Markup | None:
     header = ["dataset", "arm", "near-copies", "near-copies, real", "nearest (median)",
               "nearest, real", "threshold"]  # fmt: skip
     table = report.table("copies", header, rows, words=(1,))
-    return render("copies", table=table, pictures=pictures)
+    return render("copies", table=table, pictures=pictures, several=report.has_draws)
 
 
 def pictures_of(report: Builder, dataset: str, what: str) -> list[dict[str, str]]:
