@@ -54,14 +54,14 @@ class PlanEstimate:
     """CPU and GPU of this machine."""
     retry_failed: bool = False
     test_counts: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """Test images per class by dataset; absent datasets are missing."""
+    """Patients (test images where unknown) per class by dataset; absent datasets are missing."""
 
     @staticmethod
     def of(study: OpenedStudy, *, retry_failed: bool) -> PlanEstimate:
         """The estimate for this machine and the storage as it is now."""
         sources = {d.name: data_source(d, study.config.data_dir) for d in study.config.datasets}
         train = {name: source.train_images() for name, source in sources.items()}
-        tests = {name: source.counts("test") for name, source in sources.items()}
+        tests = {name: source.units("test") for name, source in sources.items()}
         manifests = manifests_in(study.store)
         failures = study.status.lasting_failures()
         return PlanEstimate(

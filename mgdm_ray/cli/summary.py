@@ -145,7 +145,7 @@ def _seeds_to_see(finalizer: Finalizer, difference: float, records: list[Record]
         for record in records
         if record.is_cell
     ]
-    counts = {name: n for name, source in sources.items() if (n := source.counts("test"))}
+    counts = {name: n for name, source in sources.items() if (n := source.units("test"))}
     return seeds_to_see(difference, finalizer.config, counts, cells)
 
 

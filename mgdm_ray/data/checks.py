@@ -80,11 +80,11 @@ def nearest(
     Pearson's over all pixels and channels, of images averaged down to at most 32 pixels a side. A
     constant image correlates 0 with everything.
     """
-    ours = _standardised(images)
+    ours = standardised(images)
     best = np.full(len(ours), -1, dtype=np.float32)
     which = np.zeros(len(ours), dtype=np.int64)
     for start in range(0, len(others), BLOCK):
-        block = _standardised(others[start : start + BLOCK])
+        block = standardised(others[start : start + BLOCK])
         for first in range(0, len(ours), BLOCK):
             rows = slice(first, first + BLOCK)
             found = ours[rows] @ block.T
@@ -105,7 +105,7 @@ def near(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> list[tuple[flo
     return [(float(best[i]), int(which[i]), int(i)) for i in np.flatnonzero(best > NEAR)]
 
 
-def _standardised(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def standardised(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """One row per image, mean 0 and norm 1, or all 0."""
     data = images.astype(np.float32)
     factor = -(-max(data.shape[1:3]) // COARSE)

@@ -78,6 +78,14 @@ class DataSource(ABC):
         """
         return None
 
+    def patients(self, split: SplitName) -> NDArray[np.int64] | None:  # noqa: ARG002
+        """A number per image of ``split``, without ``train_size``; None where unknown."""
+        return None
+
+    def units(self, split: SplitName) -> list[int] | None:
+        """Patients per class where they are known, else images. No pixels."""
+        return self.counts(split)
+
     def download(self) -> None:  # noqa: B027
         """Fetch the official file unless it exists; it appears whole or not at all."""
 
@@ -150,6 +158,10 @@ class Phantom(DataSource):
         classes = dataset_info(self.config, self.data_dir).num_classes
         return [int(n) for n in class_counts(number, classes, self.phantom.imbalance)]
 
+    def patients(self, split: SplitName) -> NDArray[np.int64]:
+        """Each image is drawn alone."""
+        return np.arange(getattr(self.phantom, split))
+
     def read(self, split: SplitName) -> Split:
         return Split(*draw_split(self.config.origin, self.phantom, self.config.size, split))
 
@@ -207,6 +219,21 @@ class Npz(DataSource):
             found = npz.read_array(archive, name).astype(np.uint8, copy=False)
         return found[self._kept(split, labels), :, :, None]
 
+    def patients(self, split: SplitName) -> NDArray[np.int64] | None:
+        with npz.open_npz(self._existing()) as archive:
+            labels = npz.read_labels(archive, split + npz.LABEL_SUFFIX)
+            found = npz.read_groups(archive, split + npz.GROUP_SUFFIX, len(labels))
+        return None if found is None else npz.numbered(found)
+
+    def units(self, split: SplitName) -> list[int] | None:
+        counts = self.counts(split)
+        patients = None if counts is None else self.patients(split)
+        if patients is None:
+            return counts
+        with npz.open_npz(self.path) as archive:
+            labels = npz.read_labels(archive, split + npz.LABEL_SUFFIX)
+        return [len(np.unique(patients[labels == label])) for label in range(len(counts or ()))]
+
     def check(self) -> list[str]:
         """Warnings about the file; small files are verified whole, large ones by their headers.
 
@@ -217,6 +244,7 @@ class Npz(DataSource):
         small = path.stat().st_size <= _VERIFY_BYTES
         with npz.open_npz(path) as archive:
             warnings = [w for split in SPLITS for w in self._check_split(archive, split, info)]
+            npz.require_apart(archive)
             if small and (broken := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"wrong checksum of {broken}")
         if info.md5 is not None and small and (found := _md5(path)) != info.md5:
@@ -314,6 +342,9 @@ class OwnImages(Npz):
 
     def counts(self, split: SplitName) -> list[int]:
         return list_own(self.config, self.data_dir).counts(split)
+
+    def units(self, split: SplitName) -> list[int]:
+        return list_own(self.config, self.data_dir).patients(split)
 
 
 def data_source(config: DatasetConfig, data_dir: str | Path | None = None) -> DataSource:

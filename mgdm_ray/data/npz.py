@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Literal, NamedTuple, get_args
+from typing import IO, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ DATA_DIR_VARIABLE = "MGDM_DATA_DIR"
 IMAGE_SUFFIX = "_images"
 LABEL_SUFFIX = "_labels"
 THUMBNAIL_SUFFIX = "_thumbnails"
+GROUP_SUFFIX = "_groups"
+"""Optional arrays `[N]`, integer or text: images of one patient have one value."""
 THUMBNAIL = 32
 """Side of the small stretched copies of own images, in which duplicates are searched."""
 LARGEST_RATIO = 1032
@@ -193,6 +195,45 @@ def read_labels(archive: zipfile.ZipFile, name: str) -> NDArray[np.int64]:
     if low < 0:
         raise InputError(f"array {name!r} has label {low}; labels start at 0")
     return labels
+
+
+def read_groups(archive: zipfile.ZipFile, name: str, number: int) -> NDArray[Any] | None:
+    """The patient of each of ``number`` images, where the file has them; InputError for others."""
+    if f"{name}.npy" not in archive.namelist():
+        return None
+    header = read_header(archive, name)
+    text = header.dtype.kind == "U" and header.dtype.itemsize <= MAX_NAME_BYTES
+    if not (text or header.dtype.kind in "iu") or header.shape not in ((number,), (number, 1)):
+        raise InputError(
+            f"array {name!r} has dtype {header.dtype} and shape {list(header.shape)}; one patient "
+            f"per image is needed, {number} integers or texts of at most {MAX_NAME_BYTES // 4} "
+            "characters. Rename the array if it holds something else"
+        )
+    return read_array(archive, name).reshape(-1)
+
+
+def require_apart(archive: zipfile.ZipFile) -> None:
+    """Raise InputError where one patient is in several splits."""
+    found: dict[str, set[str]] = {}
+    for split in SPLITS:
+        number = len(read_labels(archive, split + LABEL_SUFFIX))
+        groups = read_groups(archive, split + GROUP_SUFFIX, number)
+        for group in () if groups is None else np.unique(groups):
+            found.setdefault(str(group), set()).add(split)
+    twice = {group: splits for group, splits in found.items() if len(splits) > 1}
+    if twice:
+        group, splits = min(twice.items())
+        raise InputError(
+            f"{len(twice)} patient(s) are in more than one split, so the test is not held out: "
+            f"{group[:80]!r} is in {' and '.join(s + GROUP_SUFFIX for s in SPLITS if s in splits)}"
+            ". Put each patient into one split and write the file again"
+        )
+
+
+def numbered(values: NDArray[Any]) -> NDArray[np.int64]:
+    """0, 1, ... for equal values, in the order of first appearance."""
+    _, first, place = np.unique(values, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first)).astype(np.int64)[place]
 
 
 def read_class_names(archive: zipfile.ZipFile) -> tuple[str, ...] | None:

@@ -40,8 +40,8 @@ def resolution(
 ) -> list[str]:
     """Lines to print.
 
-    ``test_counts``: test images per class, by dataset whose data is available. ``manifests``: of
-    finished artefacts; the spread of their cells replaces the assumed one.
+    ``test_counts``: patients (test images where unknown) per class, by dataset at hand.
+    ``manifests``: of finished artefacts; the spread of their cells replaces the assumed one.
     """
     pairs = [pair for pair in PRIMARY if set(pair) <= set(config.arms)]
     if not pairs:

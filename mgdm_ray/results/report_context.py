@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from mgdm_ray.data.checks import Finding, check_splits, leaked
+from mgdm_ray.data.groups import groups_of_test
 from mgdm_ray.data.info import dataset_info
 from mgdm_ray.data.load import data_source
 from mgdm_ray.data.npz import SPLITS
@@ -27,6 +28,7 @@ def report_context(study: Finalizer, seconds: float) -> ReportContext:
     """``seconds``: duration of this invocation so far. Opens test data."""
     config, data_dir = study.config, study.config.data_dir
     findings = {dataset.name: _findings(dataset, data_dir) for dataset in study.read}
+    groups = {dataset.name: groups_of_test(dataset, data_dir) for dataset in study.read}
     return ReportContext(
         study_name=config.name,
         config_yaml=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
@@ -41,11 +43,16 @@ def report_context(study: Finalizer, seconds: float) -> ReportContext:
         without_pictures=frozenset(d.name for d in config.datasets if not d.pictures),
         datasets=[asdict(dataset_info(d, data_dir)) for d in study.read],
         findings={
-            d.name: [f.message for f in findings[d.name] if f.serious] + _own_data(d, data_dir)
+            d.name: [
+                *(f.message for f in findings[d.name] if f.serious),
+                *groups[d.name].problems(),
+                *_own_data(d, data_dir),
+            ]
             for d in config.datasets
         },
         origins={d.name: d.origin for d in config.datasets},
         leaked={name: leaked(found) for name, found in findings.items()},
+        groups=groups,
         expected_cells=[
             (job.dataset, str(job.network), str(job.arm), int(job.seed or 0))
             for job in study.plan.cells()

@@ -80,11 +80,12 @@ def _survey_npz(source: Source, size: int) -> Survey:
     data = data_source(config, source.data_dir)
     warnings, classes = data.check(), dataset_info(config, source.data_dir).classes
     splits = {split: data.load(split) for split in SPLITS}
-    items = [
-        Item(f"{name}[{index}]", int(label), name)
-        for name, split in splits.items()
-        for index, label in enumerate(split.labels)
-    ]
+    items = []
+    for name, split in splits.items():
+        patients = None if config.train_size and name == "train" else data.patients(name)
+        for index, label in enumerate(split.labels):
+            group = None if patients is None else f"{name} {patients[index]}"
+            items.append(Item(f"{name}[{index}]", int(label), name, group))
     found = _empty(source, Listing(source.path.parent, classes, tuple(items)), size)
     found.warnings, found.given_splits = warnings, True
     rows = (image for split in splits.values() for image in split.images)

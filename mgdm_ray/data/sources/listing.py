@@ -72,6 +72,12 @@ class Listing:
         found = Counter(item.label for item in self.of(split))
         return [found[label] for label in range(len(self.classes))]
 
+    def patients(self, split: SplitName) -> list[int]:
+        """Patients per class; an image of an unknown one counts as a patient."""
+        found = {(i.label, i.group or (i.path, i.slice)) for i in self.of(split)}
+        counts = Counter(label for label, _ in found)
+        return [counts[label] for label in range(len(self.classes))]
+
     def split_groups(self) -> list[str]:
         """Patients whose images are in several splits, sorted."""
         splits: dict[str, set[SplitName]] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from mgdm_ray.config import DatasetConfig
 from mgdm_ray.data import npz
 from mgdm_ray.data.npz import SPLITS, THUMBNAIL
 from mgdm_ray.data.sources.image_files import Raw, Unreadable, square, thumbnail, to_uint8
-from mgdm_ray.data.sources.listing import Listing, shown
+from mgdm_ray.data.sources.listing import Item, Listing, shown
 from mgdm_ray.data.sources.source import own_listing, read_item, unreadable, with_progress
 from mgdm_ray.seeding import content_key
 from mgdm_ray.storage.files import replacing
@@ -44,7 +44,7 @@ def prepare(
     listing = own_listing(config, data_dir)
     if listing is None:
         return config
-    path = folder / f"{config.origin}-{own_fingerprint(config, listing)}.npz"
+    path = folder / f"{config.origin}-{own_fingerprint(config, listing)}{_patients(listing)}.npz"
     for sentence in (*tiny_classes(listing), *patients_tested(listing)):
         say(f"warning: {config.name}: {sentence}")
     for name, why in listing.missing:
@@ -55,6 +55,21 @@ def prepare(
         with replacing(path) as temporary:
             _write(config, listing, temporary, say)
     return config.model_copy(update={"path": str(path.absolute())})
+
+
+def _patients(listing: Listing) -> str:
+    """The division of the test images into patients, for the name of the file that holds it: it
+    changes no image, so it is in no key. Empty where no patient is known."""
+    numbers = patient_numbers(listing.of("test"))
+    return "" if numbers is None else f"-{content_key(numbers.tolist())[:8]}"
+
+
+def patient_numbers(items: Sequence[Item]) -> NDArray[np.int64] | None:
+    """In the order of appearance: no name, and nothing to look up. None if no patient is known; an
+    image of an unknown one has a number of its own."""
+    if not any(item.group for item in items):
+        return None
+    return npz.numbered(np.array([i.group or f"\0{row}" for row, i in enumerate(items)]))
 
 
 def tiny_classes(listing: Listing) -> list[str]:
@@ -77,13 +92,13 @@ def tiny_classes(listing: Listing) -> list[str]:
 
 
 def patients_tested(listing: Listing) -> list[str]:
-    """A sentence where patients have several test images, which statistics take as independent."""
+    """A sentence where patients have several test images."""
     groups = [item.group or item.path for item in listing.of("test")]
     if len(set(groups)) == len(groups):
         return []
     return [
-        f"the {len(groups)} test images are of {len(set(groups))} patients: confidence intervals "
-        "treat images as independent and are too narrow here"
+        f"the {len(groups)} test images are of {len(set(groups))} patients: intervals and verdicts "
+        "count patients, so they are wider than the number of images suggests"
     ]
 
 
@@ -147,6 +162,9 @@ def _write(config: DatasetConfig, listing: Listing, path: Path, say: Callable[[s
             arrays[split + npz.IMAGE_SUFFIX] = _grey(pixels[rows]) if grey else pixels[rows]
             arrays[split + npz.LABEL_SUFFIX] = np.array(labels, dtype=np.int64)
             arrays[split + npz.THUMBNAIL_SUFFIX] = thumbnails[rows]
+            if split == "test":
+                patients = patient_numbers([listing.items[row] for row in rows])
+                arrays |= {} if patients is None else {split + npz.GROUP_SUFFIX: patients}
         with path.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
     finally:

@@ -34,9 +34,9 @@ contrasts of docs/results/grid-cpu, 0.016 to 0.038 against real alone."""
 class Design:
     """What a contrast on one dataset rests on.
 
-    ``test_counts``: test images per class; ``cells``: pairs (networks x seeds); ``sd``: of the
-    observed differences over cells where some were measured, else None: then it is derived from
-    the assumed numbers.
+    ``test_counts``: patients per class in the test split (images where patients are unknown);
+    ``cells``: pairs (networks x seeds); ``sd``: of the observed differences over cells where some
+    were measured, else None: then it is derived from the assumed numbers.
     """
 
     test_counts: Sequence[int]

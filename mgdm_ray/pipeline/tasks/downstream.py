@@ -1,4 +1,4 @@
-"""Job ``fit_downstream``: one cell of the study. The only place that opens the test split."""
+"""Job ``fit_downstream``: one cell of the study, evaluated on the test split."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from mgdm_ray.classifiers.networks import build_network
 from mgdm_ray.classifiers.pretrained import Source
 from mgdm_ray.classifiers.weights import HUB, weights_file
 from mgdm_ray.config import SyntheticConfig, Training
+from mgdm_ray.data.groups import groups_of_test
 from mgdm_ray.data.info import DatasetInfo
 from mgdm_ray.data.load import Split, to_tensor
 from mgdm_ray.data.mix import duplicate_indices, synthetic_labels, training_set
@@ -70,7 +71,7 @@ def _used(job: Job, real: Split, drawn: int) -> int:
 
 
 def fit_downstream(job: Job, context: Context, folder: Path) -> Outcome:
-    """One cell: train on real plus the arm's images, then open the test split, once."""
+    """One cell: train on real plus the arm's images, then predict the test split."""
     assert job.network is not None
     info = info_of(job, context)
     real = open_split(job, context, "train")
@@ -108,6 +109,9 @@ def fit_downstream(job: Job, context: Context, folder: Path) -> Outcome:
     for name, split in evaluated.items():
         found = result.probabilities[name]
         tensors = {"probabilities": found, "labels": split.labels}
+        if name == "test":
+            dataset = context.datasets[job.dataset]
+            tensors["groups"] = groups_of_test(dataset, context.data_dir).numbers
         save_file(tensors, folder / f"{name}_predictions.safetensors")
         scores = score(found, split.labels, info.task)
         metrics |= {f"val_{k}" if name == "val" else k: v for k, v in scores.items()}

@@ -9,6 +9,7 @@ from mgdm_ray.results.report import (
     answer,
     evidence,
     page,
+    per_image,
     results,
     robustness,
     searches,
@@ -37,7 +38,7 @@ SECTIONS = (
 
 def write_report(folder: Path, records: Sequence[Record], context: ReportContext) -> Path:
     """Write ``report.html`` and the files beside it in ``folder``: ``headline.json``,
-    ``answer.txt``, ``figures/*.png``, ``tables/*``.
+    ``answer.txt``, ``figures/*.png``, ``tables/*`` with the predictions.
 
     Works at any time of a study. Each file is replaced in one step, the page last. Returns the
     page's path.
@@ -46,6 +47,7 @@ def write_report(folder: Path, records: Sequence[Record], context: ReportContext
     head = answer.head(report)
     built = [(anchor, name, section(report)) for anchor, name, section in SECTIONS]
     answer.save_headline(report)
+    per_image.save_predictions(report)
     title = f"{context.study_name}: mgdm-ray report"
     shown = [part for part in built if part[2] is not None]
     html = words.unbroken(page.render("page", title=title, head=head, sections=shown))

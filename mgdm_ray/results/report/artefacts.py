@@ -169,21 +169,33 @@ def assessments(records: Iterable[Record], artefact: Artefact) -> dict[str, list
 
 @dataclass(frozen=True)
 class Predictions:
-    """``right`` bool `[images]`: whether the most probable class is the label; ``labels``."""
+    """``right`` bool `[images]`: whether the most probable class is the label; ``labels``;
+    ``groups``: which images belong together, empty in files of earlier versions."""
 
     right: NDArray[np.bool_]
     labels: NDArray[np.int64]
+    groups: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
-def read_predictions(records: Iterable[Record], artefact: Artefact) -> dict[CellId, Predictions]:
-    """By cell, of done cells with stored predictions."""
+def read_predictions(
+    records: Iterable[Record],
+    artefact: Artefact,
+    groups: Mapping[str, NDArray[np.int64]] | None = None,
+) -> dict[CellId, Predictions]:
+    """By cell, of done cells with stored predictions.
+
+    ``groups`` of the test images by dataset, as they are now, replace those stored with the cells.
+    """
     found = {}
     for record in records:
         done = record.is_cell and record.status == "done"
         if stored := arrays_of(record, artefact, PREDICTIONS) if done else None:
             labels = stored["labels"].astype(np.int64)
             right = stored["probabilities"].argmax(axis=1) == labels
-            found[cell_id(record)] = Predictions(right, labels)
+            own = (groups or {}).get(str(record.dataset))
+            if own is None or len(own) != len(labels):
+                own = stored.get("groups", np.zeros(0)).astype(np.int64)
+            found[cell_id(record)] = Predictions(right, labels, own)
     return found
 
 
@@ -209,9 +221,9 @@ def pair_predictions(
             rows.setdefault(name, []).append((answered[a], answered[b]))
     found = {}
     for name, group in rows.items():
-        labels = group[0][0].labels
+        labels, groups = group[0][0].labels, group[0][0].groups
         if any(not np.array_equal(labels, one.labels) for two in group for one in two):
             return None
         difference = np.stack([a.right.astype(float) - b.right for a, b in group])
-        found[name] = PairedPredictions(difference, labels)
+        found[name] = PairedPredictions(difference, labels, groups)
     return found or None

@@ -12,6 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from mgdm_ray.data.groups import ImageGroups
 from mgdm_ray.data.published import Published
 from mgdm_ray.evaluation.chance import networks_at_chance
 from mgdm_ray.evaluation.stats.images import image_contrast
@@ -46,6 +47,8 @@ class ReportContext:
     """The dataset whose images a variant uses, by its name. Default: its own name."""
     leaked: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Per dataset the test images that are (nearly) in another split as well."""
+    groups: Mapping[str, ImageGroups] = field(default_factory=dict)
+    """Per dataset which test images belong together."""
     storage: str = ""
     mlflow_command: str = ""
     artefact: artefacts.Artefact = lambda record: None  # noqa: ARG005
@@ -97,7 +100,8 @@ class Builder:
         self.trained = {cell[:2] for cell in self.cells}
         self.at_chance = networks_at_chance(self.cells, self.chance, self.arms)
         self.origins = {d: context.origins.get(d, d) for d in self.datasets}
-        self.predictions = artefacts.read_predictions(self.records, context.artefact)
+        numbers = {name: found.numbers for name, found in context.groups.items()}
+        self.predictions = artefacts.read_predictions(self.records, context.artefact, numbers)
         self.primary = self.contrasts(PRIMARY)
         self.secondary = self.contrasts(cells.SECONDARY)
         self.trials = artefacts.read_trials(self.records, context.artefact)

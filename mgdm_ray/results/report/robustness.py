@@ -32,6 +32,7 @@ def robustness(report: Builder) -> Markup | None:
     return render(
         "robustness",
         by_dataset=_by_dataset(report),
+        units=[_unit(report, dataset) for dataset in report.datasets],
         at_chance="; ".join(f"{name} ({', '.join(where)})" for name, where in by_network.items()),
         near=f"{NEAR_CHANCE:g}",
         above_chance=_above_chance(report) if by_network else "",
@@ -39,6 +40,17 @@ def robustness(report: Builder) -> Markup | None:
         without_leaked=_without_leaks(report, leaked) if leaked else "",
         ranks=_ranks(report),
     )
+
+
+def _unit(report: Builder, dataset: str) -> str:
+    """What counts as a patient."""
+    found = report.context.groups.get(dataset)
+    stored = any(len(p.groups) for cell, p in report.predictions.items() if cell[0] == dataset)
+    if found is None:
+        return f"{dataset}: " + ("as stored" if stored else "no groups stored, each image counts")
+    known = "unknown" if found.patients is None else str(found.patients)
+    images = len(found.numbers)
+    return f"{dataset}: {images} images, patients {known}, {len(found)} groups"
 
 
 def _tested(report: Builder) -> list[Contrast]:
@@ -62,7 +74,7 @@ def _by_dataset(report: Builder) -> Markup:
         for dataset in filter(by_dataset.get, report.datasets):
             paired = by_dataset[dataset]
             found[dataset] = image_contrast([paired])
-            smallest[dataset] = str(min(len(k) for k in paired.classes()))
+            smallest[dataset] = str(min(paired.groups_by_class()))
         adjusted = holm([one.p if one else math.nan for one in found.values()])
         for (dataset, one), p in zip(found.items(), adjusted, strict=True):
             rows += _row(contrast.name, dataset, one, p, smallest[dataset])
@@ -70,7 +82,7 @@ def _by_dataset(report: Builder) -> Markup:
             rows += _row(contrast.name, ALL, contrast.here.estimate, contrast.here.p, DASH)
     header = ["contrast", "dataset", "difference", "95 % interval", "p (Holm)",
               "variance from test images", "pairs of cells", "test images",
-              "test images of the rarest class"]  # fmt: skip
+              "patients", "patients of the rarest class"]  # fmt: skip
     return report.table("contrasts_by_dataset", header, rows, words=(1,))
 
 
@@ -80,7 +92,7 @@ def _row(name: str, dataset: str, found: Interval | None, p: float, smallest: st
         return []
     share = found.image_share
     shown = Cell(DASH) if math.isnan(share) else Cell(percent(share), share)
-    counts = str(found.cells), str(found.images), smallest
+    counts = str(found.cells), str(found.images), str(found.groups), smallest
     return [[name, dataset, *_numbers(found), p_value(p), shown, *counts]]
 
 

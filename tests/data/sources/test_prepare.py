@@ -18,6 +18,7 @@ from mgdm_ray.data.load import data_source
 from mgdm_ray.data.npz import SPLITS
 from mgdm_ray.data.sources.prepare import patients_tested, prepare, tiny_classes
 from mgdm_ray.data.sources.source import own_listing
+from mgdm_ray.data.sources.splits import splits_csv
 from tests.data.sources.files import picture, ramp, tree
 
 
@@ -168,6 +169,40 @@ def test_patients_with_several_test_images_are_told(tmp_path: Path) -> None:
     assert known is not None
     assert patients_tested(strangers) == []
     assert re.findall(r"\d+", patients_tested(known)[0]) == ["12", "4"]
+
+
+def test_patients_are_stored_as_numbers(tmp_path: Path) -> None:
+    """Catches names of patients in the prepared file, groups that are not the listing's, and a
+    file that stays when another division into patients is given; keys and pixels stay."""
+    tree(tmp_path / "tree", {"a": 30, "b": 30})
+    by = {"group": r"/[0-9]*([0-9])\."}
+    known, strangers = config(split=by), config()
+    ready = prepare(known, tmp_path, tmp_path / "data")
+    listing = own_listing(known, tmp_path)
+    assert listing is not None
+    groups = [item.group for item in listing.of("test")]
+    assert len(set(groups)) < len(groups)
+    found = data_source(ready, tmp_path).patients("test")
+    assert found is not None
+    assert {(a, int(b)) for a, b in zip(groups, found, strict=True)} == set(
+        zip(dict.fromkeys(groups), range(len(set(groups))), strict=True)
+    )
+    assert data_source(known, tmp_path).units("test") == data_source(ready, tmp_path).units("test")
+    with np.load(str(ready.path)) as arrays:
+        assert arrays["test_groups"].dtype == np.int64
+        assert "train_groups" not in arrays
+    # The same split, of other patients: the same key, another file.
+    splits = tmp_path / "splits.csv"
+    splits.write_text(splits_csv(listing))
+    fixed = {"file": str(splits)}
+    files = {
+        str(prepare(one, tmp_path, tmp_path / "data").path)
+        for one in (config(split=fixed), config(split={**fixed, **by}))
+    }
+    prints = {data_source(config(split=s), tmp_path).fingerprint() for s in (fixed, fixed | by)}
+    assert (len(files), len(prints)) == (2, 1)
+    bare = data_source(prepare(strangers, tmp_path, tmp_path / "data"), tmp_path)
+    assert bare.patients("test") is None
 
 
 def test_names_of_a_medmnist_file(tmp_path: Path) -> None:

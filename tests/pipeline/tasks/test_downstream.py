@@ -170,7 +170,10 @@ def test_stored_predictions_give_every_metric_again(bench: Bench) -> None:
     for prefix, split in (("", "test"), ("val_", "val")):
         stored = load_file(folder / f"{split}_predictions.safetensors")
         found = score(stored["probabilities"], stored["labels"], "ordinal")
+        assert ("groups" in stored) == (split == "test")
         again |= {prefix + name: value for name, value in found.items()}
+    groups = load_file(folder / "test_predictions.safetensors")["groups"]
+    assert groups.tolist() == list(range(len(groups))), "phantoms are strangers"
     assert again == {name: v for name, v in record.metrics.items() if name != "train_images"}
     for name in (
         "accuracy", "balanced_accuracy", "macro_f1", "auroc", "average_precision",

@@ -100,7 +100,10 @@ def test_sentences() -> None:
         lines += [f"{sentence}: {say(sentence, CASES['better here'], absent)}" for absent in (0, 1)]
     judges = {name: SimpleNamespace(at_chance=["test"]) for name in "de"}
     report = SimpleNamespace(
-        at_chance=[1], trained=range(4), judges=judges, context=SimpleNamespace(leaked={"d": [7]})
+        at_chance=[1],
+        trained=range(4),
+        judges=judges,
+        context=SimpleNamespace(leaked={"d": [7]}, groups={}),
     )
     guide = Record("g", "fit_guide", "done", dataset="d", metrics={"share_of_t_at_chance": 0.75})
     lines.append(f"caveats: {say('caveats', 'rough', report, [guide])}")

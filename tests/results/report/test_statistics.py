@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from scipy import stats as scipy_stats
 from sklearn.metrics import balanced_accuracy_score
 from statsmodels.stats.weightstats import DescrStatsW
 
+from mgdm_ray.data.groups import ImageGroups
 from mgdm_ray.evaluation.stats.images import PairedPredictions, image_contrast
 from mgdm_ray.evaluation.stats.intervals import holm, over_cells
 from mgdm_ray.results import HEADLINE_FILE
@@ -92,8 +94,8 @@ def test_numbers_agree_with_the_metrics_of_the_cells(tmp_path: Path) -> None:
         (row,) = [r for r in rows if r["dataset"] == dataset]
         assert float(row["difference"]) == pytest.approx(expected)
         assert float(row["95 % interval low"]) < expected < float(row["95 % interval high"])
-        counts = (row["pairs of cells"], row["test images"], row["test images of the rarest class"])
-        assert counts == ("12", "65", "25")
+        counts = [row[name] for name in ("pairs of cells", "test images", "patients")]
+        assert [*counts, row["patients of the rarest class"]] == ["12", "65", "65", "25"]
     (primary, *_) = rows_of(path, "contrasts")
     (all_row,) = [r for r in rows if r["dataset"].startswith("all")]
     assert float(all_row["difference"]) == pytest.approx(float(primary["difference"]))
@@ -102,6 +104,62 @@ def test_numbers_agree_with_the_metrics_of_the_cells(tmp_path: Path) -> None:
     page, _ = read_page(path)
     assert "statistics" in page.ids
     assert page.badges[0] == primary["verdict"] == "better here"
+
+
+def test_patients_are_the_unit(tmp_path: Path) -> None:
+    """Catches a report that ignores which test images belong together: those of the data at hand,
+    else those stored with the predictions, else each image alone; and says which."""
+    study = Study(tmp_path / "a", ["p"], EFFECT, common=True)
+    five = np.arange(65) // 5
+    groups = {"p": ImageGroups(five, 13, 0)}
+    patients, images, unknown = ({}, {}, {})
+    for name, kept, context in (
+        ("now", patients, study.context(groups=groups)),
+        ("none", images, study.context()),
+        ("other", unknown, study.context(groups={"p": ImageGroups(np.arange(65), None, 2)})),
+    ):
+        path = write_report(tmp_path / name, study.records, context)
+        (row, _) = rows_of(path, "contrasts_by_dataset")[:2]
+        kept |= row | {"page": path.read_text()}
+    assert (patients["patients"], patients["patients of the rarest class"]) == ("13", "5")
+    assert (images["patients"], unknown["patients"]) == ("65", "65")
+    assert patients["95 % interval low"] != images["95 % interval low"]
+    assert unknown["95 % interval low"] == images["95 % interval low"]
+    assert "p: 65 images, patients 13, 13 groups" in patients["page"]
+    assert "no groups stored" in images["page"]
+    assert "Patients unknown" in unknown["page"]
+    assert "Patients unknown" not in patients["page"]
+    for record in study.records:
+        file = study.root / record.key / PREDICTIONS
+        save_file({**load_file(file), "groups": five}, file)
+    stored = write_report(tmp_path / "stored", study.records, study.context())
+    row = rows_of(stored, "contrasts_by_dataset")[0]
+    assert row["95 % interval low"] == patients["95 % interval low"]
+
+
+def test_a_contrast_is_recomputed_from_the_files_beside_the_report(tmp_path: Path) -> None:
+    """Catches per-image results that do not suffice: difference, interval and its patients from
+    tables/predictions-NAME.csv alone."""
+    study = Study(tmp_path / "a", ["p", "q"], EFFECT)
+    five = np.arange(65) // 5
+    groups = {name: ImageGroups(five, 13, 0) for name in ("p", "q")}
+    path = write_report(tmp_path, study.records, study.context(groups=groups))
+    found = []
+    for name in ("p", "q"):
+        table = pd.read_csv(path.parent / "tables" / f"predictions-{name}.csv")
+        assert set(table.columns[:2]) == {"class", "group"}
+        assert table.shape == (65, 2 + len(NETWORKS) * len(ARMS) * len(SEEDS))
+        cells = [f"{n} ARM {s}" for n in sorted(NETWORKS) for s in SEEDS]
+        a, b = (
+            table[[cell.replace("ARM", arm) for cell in cells]].to_numpy(float).T
+            for arm in ("disturb", "duplicate")
+        )
+        found.append(PairedPredictions(a - b, table["class"].to_numpy(), table["group"].to_numpy()))
+    again = image_contrast(found)
+    assert again is not None
+    numbers = json.loads((path.parent / HEADLINE_FILE).read_text())
+    shown = [numbers[f"contrast/disturb-duplicate/{n}"] for n in ("difference", "here/low")]
+    assert shown == pytest.approx([again.difference, again.low])
 
 
 def paired_of(report: Builder) -> dict[str, PairedPredictions]:
