@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from mgdm_ray.config.base import Frozen, MeasurementName, Positive
 
@@ -18,6 +18,11 @@ def _ordered(value: tuple[int, int]) -> tuple[int, int]:
 
 Timestep = Annotated[int, Field(ge=0, le=999)]
 Interval = Annotated[tuple[Timestep, Timestep], AfterValidator(_ordered)]
+IntervalOrAuto = Annotated[
+    Annotated[Interval, Tag("levels")] | Annotated[Literal["auto"], Tag("auto")],
+    # One message for a wrong value, not one for each form.
+    Discriminator(lambda value: "auto" if isinstance(value, str) else "levels"),
+]
 
 
 class UNetConfig(Frozen):
@@ -203,8 +208,16 @@ class GuidanceControls(Frozen):
     any other value changes images even at gamma 0."""
     label_scale: float = Field(0.0, ge=0, le=1000)
     """Weight of log p(y | x_t) added to the measurement, to preserve labels; 0 is off."""
-    interval: Interval = (0, 999)
-    """First and last timestep (0 is clean, 999 is noise) at which guidance acts."""
+    interval: IntervalOrAuto = (0, 999)
+    """First and last timestep (0 is clean, 999 is noise) at which guidance acts; ``auto``: where
+    the guide's accuracy on noisy validation images is above chance, the longest range."""
+
+    @property
+    def levels(self) -> tuple[int, int]:
+        """``interval``; ValueError for ``auto``, which the jobs of a study replace."""
+        if self.interval == "auto":
+            raise ValueError("interval 'auto' needs the guide's curve of a study: give two levels")
+        return self.interval
 
 
 class GuidanceSetting(GuidanceControls):

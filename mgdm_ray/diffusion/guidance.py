@@ -152,7 +152,7 @@ def guided(
     if setting is None or (setting.uncertainty_scale == 0 and strengths is None):
         return towards
     name = require_known(setting.measurement, "measurement", MEASUREMENTS)
-    first, last = setting.interval
+    first, last = setting.levels
     # The sum of raw terms is the gradient of one function, in which s is a weight beside beta.
     linear = setting.gradient == "raw" and noise is None and strengths is None
 

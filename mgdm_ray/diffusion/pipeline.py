@@ -295,7 +295,7 @@ def forwards_per_image(
         return guidance_scale not in (0, 1)
 
     levels = _depth(config, num_train_timesteps)
-    first, last = setting.interval
+    first, last = setting.levels
     measured = sum(first <= t <= last for t, _ in levels) if setting.uncertainty_scale else 0
     stage_one = config.num_inference_steps
     if twice(config.guidance_scale):

@@ -39,6 +39,7 @@ from mgdm_ray.pipeline.tasks.base import (
     silent,
     trial_scorer,
 )
+from mgdm_ray.pipeline.tasks.guide_levels import with_levels
 from mgdm_ray.pipeline.trials import Trial, best_trial, write_trials
 from mgdm_ray.runtime.importance import importance, write_importance
 from mgdm_ray.runtime.job_task import device_here
@@ -293,6 +294,7 @@ def search(
     missing because their actors died more often than ``resources.max_retries``.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    job = with_levels(job, context)
     ledger = open_ledger(job, context)
     if ledger.missing:
         context = replace(context, progress=silent)

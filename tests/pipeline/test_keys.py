@@ -84,6 +84,7 @@ VARIANTS: dict[str, list[str]] = {
                            "denoiser.augment=0.12", "denoiser.mirror=true",
                            "denoiser.ema_width=0.1"],
     "guided levels": ["sampling.guidance_interval=[100, 700]"],
+    "levels of the guide": ["search.space.interval=auto"],
     "guide": ["guide.label_smoothing=0.1", "guide.dropout=0.1"],
     "downstream": [
         "downstream.class_weighted=true", "downstream.pretrained=hub",

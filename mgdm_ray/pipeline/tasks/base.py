@@ -76,6 +76,8 @@ class TrainingTask:
 
 
 WEIGHTS = "weights.safetensors"
+ACCURACY_FILE = "accuracy_over_t.json"
+"""Of a guide, on noisy validation images."""
 
 Launcher = Callable[[TrainingTask, Progress], Path]
 Spread = Callable[["Job", "Context", Sequence[Sequence[range]]], None]

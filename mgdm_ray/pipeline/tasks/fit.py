@@ -23,6 +23,7 @@ from mgdm_ray.data.pixels import to_pixels
 from mgdm_ray.diffusion import STATE_FILE, TENSORS_FILE
 from mgdm_ray.evaluation.chance import chance_limit
 from mgdm_ray.pipeline.tasks.base import (
+    ACCURACY_FILE,
     WEIGHTS,
     Context,
     Outcome,
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 Kind = type[DenoiserConfig | GuideConfig]
 
 ACCURACY_TIMESTEPS = (0, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)
-ACCURACY_FILE = "accuracy_over_t.json"
 SPEED_FILE = "speed.json"
 """Seconds of the optimiser steps alone; the record's include waiting for workers."""
 MEMORY_FILE = "memory.json"

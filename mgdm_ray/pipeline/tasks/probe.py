@@ -183,13 +183,17 @@ def _guide(job: Job, jobs: Mapping[str, Job], channels: int, classes: int) -> nn
 
 
 def _setting(job: Job, jobs: Mapping[str, Job]) -> GuidanceSetting | None:
-    """The job's setting, or one that its search may find."""
+    """The job's setting, or one that its search may find; guided at all levels where ``auto``."""
     if "guide" not in job.needs:
         return None
+    everywhere = {"interval": (0, 999)}
     if "setting" in job.inputs:
-        return GuidanceSetting.model_validate(job.inputs["setting"])
+        given = job.inputs["setting"]
+        given = {**given, **everywhere} if given["interval"] == "auto" else given
+        return GuidanceSetting.model_validate(given)
     space = (job if job.kind == "search" else jobs[job.needs["search"]]).inputs["space"]
     controls = {name: space[name] for name in GuidanceControls.model_fields}
+    controls |= everywhere if controls["interval"] == "auto" else {}
     return GuidanceSetting(
         measurement=space["measurement"][0],
         uncertainty_scale=space["uncertainty_scale"]["low"],

@@ -32,6 +32,7 @@ from mgdm_ray.pipeline.tasks.base import (
     sampling_config,
     stored_record,
 )
+from mgdm_ray.pipeline.tasks.guide_levels import with_levels
 from mgdm_ray.pipeline.tasks.images import (
     count_images,
     draw_grid,
@@ -144,6 +145,7 @@ def _chosen(job: Job, context: Context) -> tuple[str, GuidanceSetting | None]:
     latents_key = chosen_stage_one(job, context, "latents")
     if job.arm == "roundtrip":
         return latents_key, None
+    job = with_levels(job, context)
     return latents_key, GuidanceSetting.of(best_setting(job, context) or job.inputs["setting"])
 
 

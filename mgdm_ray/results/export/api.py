@@ -174,14 +174,18 @@ def two_stage(
 
 
 def _setting(given: GuidanceSetting | Mapping[str, Any] | None) -> GuidanceSetting | None:
-    if given is None or isinstance(given, GuidanceSetting):
-        return given
-    for name in given:
-        known_name("setting", name, "key", GuidanceSetting.model_fields)
-    try:
-        return GuidanceSetting.model_validate(dict(given))
-    except ValidationError as error:
-        raise InputError(mistakes(error, "setting.")) from None
+    if isinstance(given, Mapping):
+        for name in given:
+            known_name("setting", name, "key", GuidanceSetting.model_fields)
+        try:
+            given = GuidanceSetting.model_validate(dict(given))
+        except ValidationError as error:
+            raise InputError(mistakes(error, "setting.")) from None
+    if given is not None and given.interval == "auto":
+        raise InputError(
+            "setting.interval: 'auto' is chosen while a study runs; give [first, last]"
+        )
+    return given
 
 
 def _labels(given: Sequence[int | str], classes: tuple[str, ...]) -> list[int]:

@@ -27,6 +27,8 @@ from mgdm_ray.config.resolved import RESOLVED_FILE
 from mgdm_ray.pipeline.job import Job, of_draw
 from mgdm_ray.pipeline.plan import Plan, make_plan
 from mgdm_ray.pipeline.staging import bring_notes, open_storage
+from mgdm_ray.pipeline.tasks.base import JobError
+from mgdm_ray.pipeline.tasks.guide_levels import levels_of
 from mgdm_ray.pipeline.warm_start import warm_points
 from mgdm_ray.results.export.models_file import ModelsFile
 from mgdm_ray.storage.records import Record
@@ -161,7 +163,7 @@ class FinishedStudy:
         Raises InputError for changes that are unknown, out of range, or without effect.
         """
         search, candidates = self.search(dataset, network), self.config.stage_one()
-        values = dict(zip(STAGE_ONE, candidates[0], strict=True))
+        values: dict[str, Any] = dict(zip(STAGE_ONE, candidates[0], strict=True))
         values |= self.config.setting.model_dump(mode="json")
         origin = "the study's"
         if search is not None and (arm in GUIDED_ARMS or len(candidates) > 1):
@@ -174,7 +176,12 @@ class FinishedStudy:
         allowed = [*STAGE_ONE, *(GuidanceSetting.model_fields if arm in GUIDED_ARMS else ())]
         for name in given:
             known_name(f"--set {name} (arm {arm})", name, "key", allowed)
-        sampling, setting = self._validated({**values, **given})
+        values |= given
+        if arm in GUIDED_ARMS and values["interval"] == "auto":
+            guide = self.model("fit_guide", dataset)
+            if guide is not None:  # else the request is refused
+                values["interval"] = _levels(self.store.folder(guide.kind, guide.key))
+        sampling, setting = self._validated(values)
         return Chosen(sampling, setting if arm in GUIDED_ARMS else None, origin)
 
     def _validated(self, values: Mapping[str, Any]) -> tuple[SamplingConfig, GuidanceSetting]:
@@ -189,6 +196,13 @@ class FinishedStudy:
         except ValidationError as error:
             raise InputError(mistakes(error, "--set ", skip=1)) from None
         return found.sampling, found.setting
+
+
+def _levels(guide: Path) -> tuple[int, int]:
+    try:
+        return levels_of(guide)
+    except JobError as error:
+        raise InputError(f"--set interval: {error}") from None
 
 
 def mistakes(error: ValidationError, prefix: str, skip: int = 0) -> str:

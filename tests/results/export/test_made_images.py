@@ -11,6 +11,8 @@ import pytest
 
 from mgdm_ray.config import REFERENCE_FAULTS, InputError
 from mgdm_ray.data.load import to_uint8
+from mgdm_ray.pipeline.tasks.base import ACCURACY_FILE
+from mgdm_ray.pipeline.tasks.guide_levels import informed_levels
 from mgdm_ray.pipeline.tasks.images import read_rows
 from mgdm_ray.results.export.finished import FinishedStudy
 from mgdm_ray.results.export.made_images import MadeImages, Mix, Request, mixed_labels
@@ -95,6 +97,17 @@ def test_what_a_study_lacks_is_named(study: FinishedStudy) -> None:
     changed = study.choose(name, "disturb", changes=["interval=[10, 500]", "label_scale=1"])
     assert changed.setting is not None
     assert changed.setting.interval == (10, 500)
+    guide = study.model("fit_guide", name)
+    assert guide is not None
+    curve = json.loads((study.store.folder("fit_guide", guide.key) / ACCURACY_FILE).read_text())
+    auto = ["interval=auto"]
+    if max(curve["balanced_accuracy"]) > curve["chance_below"]:
+        found = study.choose(name, "disturb", changes=auto).setting
+        assert found is not None
+        assert found.interval == informed_levels(curve)
+    else:
+        with pytest.raises(InputError, match=r"--set interval: .*guide\.steps"):
+            study.choose(name, "disturb", changes=auto)
     with pytest.raises(InputError, match=r"mutual_information.*guide\.dropout"):
         study.choose(name, "disturb", changes=["measurement=mutual_information"])
     with pytest.raises(InputError, match=r"--set setting\.interval|--set interval"):
