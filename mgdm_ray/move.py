@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from mgdm_ray.config import InputError
 from mgdm_ray.pipeline.cost_model import PROBES_FILE
 from mgdm_ray.pipeline.staging import open_storage
+from mgdm_ray.results.openings import FOLDER as OPENINGS
 from mgdm_ray.storage.files import within
 from mgdm_ray.storage.store import Store
 
@@ -22,7 +23,7 @@ FACTS = ("kind", "key", "record", "files")
 
 
 def copy(source: Store, target: Store, on_artefact: Callable[[str], None]) -> int:
-    """Copy artefacts, records, reports and probes; return how many artefacts were copied.
+    """Copy artefacts, records, openings, reports and probes; return how many artefacts were copied.
 
     Raises OSError if an artefact does not match the checksums in its manifest.
     """
@@ -42,9 +43,10 @@ def copy(source: Store, target: Store, on_artefact: Callable[[str], None]) -> in
             target.commit(kind, key, temporary, manifest["record"], provenance)
         source.release()
         target.release()
-    for name in ("studies", PROBES_FILE):
+    for name in ("studies", OPENINGS, PROBES_FILE):
         source.bring(source.root / name, anew=True)
-    for path in [*(source.root / "studies").rglob("*"), source.root / PROBES_FILE]:
+    folders = (source.root / "studies", source.root / OPENINGS)
+    for path in [*(p for f in folders for p in f.rglob("*")), source.root / PROBES_FILE]:
         if path.is_file() and path.suffix != ".db":
             to = target.root / path.relative_to(source.root)
             to.parent.mkdir(parents=True, exist_ok=True)

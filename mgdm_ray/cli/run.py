@@ -15,7 +15,7 @@ from mgdm_ray.cli.signals import catch_signals, stop_if_interrupted
 from mgdm_ray.config import InputError
 from mgdm_ray.config.resolved import RESOLVED_FILE, changes, resolved_text
 from mgdm_ray.environment import StartError
-from mgdm_ray.pipeline.job import Job
+from mgdm_ray.pipeline.job import OPENS_TEST, Job
 from mgdm_ray.pipeline.requests import fixed_trials
 from mgdm_ray.pipeline.staging import share_notes
 from mgdm_ray.results.finalize import RECORDS_FILE, REPORT_FILE, Finalizer
@@ -182,6 +182,8 @@ def compute(
         engine.require_resources(todo.values(), config.resources, growth, waits)
         trials = fixed_trials(config)
         options = RunOptions(config.resources, trials, config.limits, call.fail_fast, growth)
+        if opening := [job for job in todo.values() if job.kind in OPENS_TEST]:
+            finalizer.opens_test(opening)
         engine.run_plan(todo, known, study.context(), options, study.locks, take)
         if local:
             display.say(f"computed in {busy}")

@@ -26,7 +26,9 @@ KINDS = tuple(VERSIONS)
 FITS = ("fit_denoiser", "fit_guide")
 SAMPLINGS = ("generate", "encode", "decode")
 CELLS = ("fit_downstream", "fit_at_ratio")
-"""Kinds that open the test split: the study's cells, and those of its ratio curve."""
+"""The study's cells, and those of its ratio curve: they evaluate networks on the test split."""
+OPENS_TEST = (*CELLS, "fit_judge", "assess")
+"""Kinds that open the test split; the judge and ``assess`` for a baseline on held-out images."""
 SCORINGS = ("search", "confirm")
 """Kinds that score settings: decode under each, train networks, evaluate on validation data."""
 DRAWN = (*FITS, *SAMPLINGS, "assess")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from mgdm_ray.config import DatasetConfig, StudyConfig
+from mgdm_ray.pipeline.job import Job
 from mgdm_ray.pipeline.plan import Plan
 from mgdm_ray.pipeline.trials import read_trials
 from mgdm_ray.provenance import git_commit, versions
-from mgdm_ray.results import ANSWER_FILE, HEADLINE_FILE
+from mgdm_ray.results import ANSWER_FILE, HEADLINE_FILE, openings
 from mgdm_ray.results.mlflow import Tracker, ui_address
+from mgdm_ray.results.openings import Opening
 from mgdm_ray.seeding import content_key
 from mgdm_ray.storage.records import Record, write_records
 from mgdm_ray.storage.store import Store
@@ -85,6 +88,11 @@ class Finalizer:
         trials = read_trials(self.store.here("search", record.key))
         return [record, *(trial.record(record) for trial in trials)]
 
+    def opens_test(self, jobs: Iterable[Job] = ()) -> None:
+        """Record that the test split is opened: by ``jobs`` that begin, else by a report."""
+        opening = Opening.of(self.config, self.plan, self.fingerprints, jobs)
+        openings.record(self.store, opening)
+
     def close(self, known: dict[str, Record], seconds: float, *, anew: bool = False) -> None:
         """Bring records.jsonl, MLflow and report up to date with ``known``.
 
@@ -103,6 +111,8 @@ class Finalizer:
             return
         if len(records) > MANY:
             print(f"writing {len(records)} records to MLflow, and the report", flush=True)
+        if any(record.is_cell and record.status == "done" for record in records):
+            self.opens_test()
         tracker = self.connect_mlflow()
         for record in records:
             tracker.log(record, self.artefact(record))

@@ -17,6 +17,7 @@ from mgdm_ray.data.sources.prepare import patients_tested, tiny_classes
 from mgdm_ray.data.sources.source import own_listing
 from mgdm_ray.provenance import git_commit, versions
 from mgdm_ray.results.mlflow import ui_command
+from mgdm_ray.results.openings import of_datasets, read_openings
 from mgdm_ray.results.report.builder import ReportContext
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def report_context(study: Finalizer, seconds: float) -> ReportContext:
         origins={d.name: d.origin for d in config.datasets},
         leaked={name: leaked(found) for name, found in findings.items()},
         groups=groups,
+        openings=of_datasets(read_openings(study.store), study.fingerprints.values()),
         expected_cells=[
             (job.dataset, str(job.network), str(job.arm), int(job.seed or 0))
             for job in study.plan.cells()

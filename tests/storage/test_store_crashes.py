@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from mgdm_ray.pipeline.tasks import images
+from mgdm_ray.results.openings import Opening, read_openings, record
 from mgdm_ray.storage.records import Record, append_record, read_records, write_records
 from mgdm_ray.storage.store import Store
 from tests.crash_points import SORTS, Operation, calls_of, every_fault, power_failures
@@ -159,6 +160,22 @@ def only_the_shard(root: Path) -> None:
     assert names == ["images-00000000-00000006.safetensors"]
 
 
+OPENING = Opening("s", "2026-01-01T00:00:00.000000+00:00", "report", "p", {"d": "f"}, ["n"], [0])
+
+
+def record_opening(root: Path) -> None:
+    record(Store(root), OPENING)
+
+
+def whole_openings(root: Path) -> None:
+    assert all(one == OPENING for one in read_openings(Store(root)))
+
+
+def some_openings(root: Path) -> None:
+    whole_openings(root)
+    assert read_openings(Store(root))
+
+
 FILE_OPERATIONS = [
     Operation("first records", no_records, write_new, old_or_new, only_new),
     Operation("write_records", old_records, write_new, old_or_new, only_new),
@@ -172,6 +189,9 @@ FILE_OPERATIONS = [
         ((images, "save_file"),),
     ),
 ]
+FILE_OPERATIONS.append(
+    Operation("opening", no_records, record_opening, whole_openings, some_openings)
+)
 OPERATIONS = [*STORE_OPERATIONS, *FILE_OPERATIONS]
 LONG = ("commit after another", "commit over rubbish")
 BY_NAME = pytest.mark.parametrize(

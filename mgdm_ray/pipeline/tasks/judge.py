@@ -1,7 +1,7 @@
 """Job ``fit_judge``: an independent classifier, trained on real training images only.
 
-It neither guides nor is evaluated, and nothing is selected by it. The test split is opened here as
-the baseline of held-out images, for the report and for ``limits``.
+It neither guides nor is evaluated. It opens the test split: as a part of the baseline of held-out
+images, for the report and for ``limits``, by which sets of synthetic images are refused.
 """
 
 from __future__ import annotations

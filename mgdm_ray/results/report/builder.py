@@ -19,6 +19,7 @@ from mgdm_ray.evaluation.stats.images import image_contrast
 from mgdm_ray.evaluation.stats.intervals import Interval
 from mgdm_ray.evaluation.stats.paired import PRIMARY, CellId, Contrast, contrast_table
 from mgdm_ray.pipeline.job import of_draw
+from mgdm_ray.results.openings import Opening, added_after_a_look
 from mgdm_ray.results.report import artefacts, cells, page
 from mgdm_ray.results.report.figures import base
 from mgdm_ray.results.report.table import Cell, Table, csv_text
@@ -49,6 +50,8 @@ class ReportContext:
     """Per dataset the test images that are (nearly) in another split as well."""
     groups: Mapping[str, ImageGroups] = field(default_factory=dict)
     """Per dataset which test images belong together."""
+    openings: Sequence[Opening] = ()
+    """Of the test splits of the study's datasets, by all studies of the storage."""
     storage: str = ""
     mlflow_command: str = ""
     artefact: artefacts.Artefact = lambda record: None  # noqa: ARG005
@@ -104,6 +107,7 @@ class Builder:
         self.predictions = artefacts.read_predictions(self.records, context.artefact, numbers)
         self.primary = self.contrasts(PRIMARY)
         self.secondary = self.contrasts(cells.SECONDARY)
+        self.first_look, self.late = added_after_a_look(context.openings, context.study_name)
         self.trials = artefacts.read_trials(self.records, context.artefact)
         self.judges = artefacts.judges(self.records, context.artefact)
         self.of_first_draw = of_draw(self.records, context.first_draw)

@@ -10,6 +10,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from mgdm_ray.evaluation.stats.paired import summarise
+from mgdm_ray.results.openings import table_rows
 from mgdm_ray.results.report import cells
 from mgdm_ray.results.report.builder import Builder
 from mgdm_ray.results.report.figures import models as figures
@@ -171,9 +172,13 @@ def provenance(report: Builder) -> Markup:
         for name, info in report.info.items()
     ]  # fmt: skip
     header = ["dataset", "task", "classes", "licence", "source"]
+    opened = ["study", "plan", "first", "last", "jobs", "reports"]
     return render(
         "provenance",
         report=report,
+        openings=report.table(
+            "openings", opened, table_rows(report.context.openings), words=range(1, 5)
+        ),
         commits=Counter(r.git_commit or "unknown" for r in made),
         packages=Counter(_versions(r.versions) or "unknown" for r in made),
         versions=_versions(report.context.versions),

@@ -103,6 +103,7 @@ def test_sentences() -> None:
         at_chance=[1],
         trained=range(4),
         judges=judges,
+        late={},
         context=SimpleNamespace(leaked={"d": [7]}, groups={}),
     )
     guide = Record("g", "fit_guide", "done", dataset="d", metrics={"share_of_t_at_chance": 0.75})

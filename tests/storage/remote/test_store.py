@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from mgdm_ray.results.openings import Opening, read_openings, record
 from mgdm_ray.storage.remote.cache import Cache
 from mgdm_ray.storage.remote.objects import Objects
 from mgdm_ray.storage.remote.store import RemoteStore, open_store
@@ -209,6 +210,23 @@ def test_what_has_changed_is_brought_anew(machine: Callable[[str], RemoteStore])
         second.bring(second.root / "studies", anew=True)
         assert (second.root / "studies" / "closed").read_text() == text
     second.bring(second.root / "nothing")
+
+
+def test_openings_of_two_machines_stand_side_by_side(machine: Callable[[str], RemoteStore]) -> None:
+    """Would catch a machine whose stale copy replaces what another one recorded."""
+    first, second = (
+        Opening("s", f"2026-01-0{day}T00:00:00.000000+00:00", "report", "p", {"d": "f"}, ["n"], [0])
+        for day in (1, 2)
+    )
+    one, two = machine("one"), machine("two")
+    before = len(read_openings(two))
+    record(one, first)
+    record(two, second)
+    for name in ("one", "two", "three"):
+        found = read_openings(machine(name))
+        assert len(found) == before + 2
+        assert first in found
+        assert second in found
 
 
 def test_a_full_cache_drops_what_nobody_uses(
