@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 from mgdm_ray.config import DatasetConfig, InputError, load_study
 from mgdm_ray.data.checks import check_splits, leaked
@@ -245,6 +246,10 @@ def test_a_whole_study_on_own_images(
     assert listing is not None
     [told] = patients_tested(listing)
     assert told in page
+    groups = [load_file(file)["groups"] for file in (folder / "runs").rglob("test_pred*")]
+    patients = [item.group for item in listing.of("test")]
+    assert all(len(set(g.tolist())) == len(set(patients)) < len(g) for g in groups)
+    assert f"patients {len(set(patients))}" in page
     capfd.readouterr()
     tiny["datasets"] = [
         {
