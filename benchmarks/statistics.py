@@ -7,6 +7,11 @@ the sum of what image, cell and arm share, so the true difference of every datas
 
     python -m benchmarks.statistics [--studies 2000] [--datasets 1 2 3 4 8] [--cells 6 3]
     python -m benchmarks.statistics --grouped
+    python -m benchmarks.statistics --draws 0 0.01 0.019 [--one-draw]
+
+With ``--draws`` every seed has a draw of synthetic images, which all its networks share and whose
+true difference varies by that standard deviation; a table each. Truth is the mean over draws. With
+``--one-draw`` all seeds share one draw, as in studies with ``draws: one``.
 """
 
 from __future__ import annotations
@@ -64,6 +69,14 @@ class World:
     grouping: Grouping = ""
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Standard deviation of the true difference over draws, and whether each seed has its own."""
+
+    sd: float
+    each: bool = True
+
+
 SPREAD = World(between=BETWEEN, networks=NETWORK_SD)
 NULL = World()
 """No arm differs from another on any dataset."""
@@ -90,7 +103,13 @@ class Study:
         return [[one.cells() for one in groups] for groups in self.predictions]
 
 
-def draw(rng: np.random.Generator, datasets: int, world: World, cells: tuple[int, int]) -> Study:
+def draw(
+    rng: np.random.Generator,
+    datasets: int,
+    world: World,
+    cells: tuple[int, int],
+    drawn: Drawn | None = None,
+) -> Study:
     """A study of ``cells`` = (networks, seeds); all contrasts share their first arm."""
     from scipy.special import ndtr, ndtri
 
@@ -99,6 +118,11 @@ def draw(rng: np.random.Generator, datasets: int, world: World, cells: tuple[int
     found: list[list[PairedPredictions]] = [[] for _ in world.effects]
     own = np.array(world.effects) + rng.normal(0, world.between, (datasets, 1, contrasts))
     truth: Floats = own + rng.normal(0, world.networks, (datasets, networks, contrasts))
+    effects, draws = np.zeros((datasets, contrasts + 1, n)), None
+    if drawn:  # each arm's images have an effect of their own
+        images = rng.normal(0, drawn.sd / math.sqrt(2), (datasets, contrasts + 1, seeds))
+        effects += np.tile(images if drawn.each else images[..., :1].repeat(seeds, -1), networks)
+        draws = np.tile(np.arange(seeds), networks) if drawn.each else None
     for place in range(datasets):
         kind = place % len(CLASSES)
         counts = [min(count, CUT) for count in CLASSES[kind]]
@@ -108,12 +132,12 @@ def draw(rng: np.random.Generator, datasets: int, world: World, cells: tuple[int
         seed_sd = CELL_SD[kind] * math.sqrt(math.pi) * math.exp(z * z / 2)  # over phi(z) sqrt(2)
         wide = math.sqrt(1 + seed_sd**2)
         base = score.draw(IMAGE) + score.draw((1 - IMAGE) / 2, n)
-        first = _arm(score, base, seed_sd, np.full(n, -z * wide))
+        first = _arm(score, base, seed_sd, -ndtri(ndtr(z) + effects[place, -1]) * wide)
         for index in range(contrasts):
             # Where the second arm is right on a share that is smaller by the true difference.
-            lower = ndtri(ndtr(z) - truth[place, :, index])
-            other = _arm(score, base, seed_sd, np.repeat(-lower * wide, seeds))
-            found[index].append(PairedPredictions(first - other, labels, score.groups))
+            less = np.repeat(truth[place, :, index], seeds) + effects[place, index]
+            other = _arm(score, base, seed_sd, -ndtri(ndtr(z) - less) * wide)
+            found[index].append(PairedPredictions(first - other, labels, score.groups, draws))
     return Study(found, truth)
 
 
@@ -211,7 +235,12 @@ def _by_part(study: Study, cells: tuple[int, int], counts: Counts) -> None:
         _cover(counts, "one dataset", image_contrast([one]), study.truth[place, :, 0].mean())
     for network in range(min(networks, 2)):
         rows = slice(network * seeds, (network + 1) * seeds)
-        mine = [replace(g, difference=g.difference[rows]) for g in study.predictions[0]]
+        mine = [
+            replace(
+                g, difference=g.difference[rows], draws=None if g.draws is None else g.draws[rows]
+            )
+            for g in study.predictions[0]
+        ]
         _cover(counts, "one network", image_contrast(mine), study.truth[:, network, 0].mean())
 
 
@@ -234,6 +263,7 @@ def simulate(
     cells: tuple[int, int] = (NETWORKS, SEEDS),
     seed: int = 0,
     worlds: tuple[World, ...] = WORLDS,
+    drawn: Drawn | None = None,
 ) -> dict[str, float]:
     """Shares by name: ``covered: here``, ``false: better`` and so on; see ``observe``.
 
@@ -243,7 +273,7 @@ def simulate(
     counts: Counts = Counter()
     for _ in range(studies):
         for world in worlds:
-            observe(draw(rng, datasets, world, cells), world, cells, counts)
+            observe(draw(rng, datasets, world, cells, drawn), world, cells, counts)
     return {
         name: counts[name] / total
         for key, total in counts.items()
@@ -260,14 +290,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--grouped", action="store_true",
                         help="several test images per patient, and duplicated ones")  # fmt: skip
+    parser.add_argument("--draws", type=float, nargs="+", metavar="SD", default=[None])
+    parser.add_argument("--one-draw", action="store_true", help="shared by all seeds")
     options = parser.parse_args()
+    for sd in options.draws:
+        table(options, None if sd is None else Drawn(sd, not options.one_draw))
+
+
+def table(options: argparse.Namespace, drawn: Drawn | None) -> None:
     worlds = GROUPED if options.grouped else WORLDS
     rows: dict[int, dict[str, float]] = {}
+    cells = tuple(options.cells)
+    print(drawn or "no draws")
     for datasets in options.datasets:
         started = time.perf_counter()
-        rows[datasets] = simulate(
-            options.studies, datasets, tuple(options.cells), options.seed, worlds
-        )
+        rows[datasets] = simulate(options.studies, datasets, cells, options.seed, worlds, drawn)
         print(f"{datasets} datasets: {time.perf_counter() - started:.0f} s", flush=True)
     names = sorted({name for row in rows.values() for name in row})
     width = max(map(len, names))
@@ -275,7 +312,8 @@ def main() -> None:
     for name in names:
         shown = (f"{100 * row[name]:.1f} %" if name in row else "" for row in rows.values())
         print(f"{name:<{width}}" + "".join(f"{text:>8}" for text in shown))
-    print(json.dumps({"studies": options.studies, "cells": options.cells, "shares": rows}))
+    shown = {"studies": options.studies, "cells": options.cells, "draws": drawn and vars(drawn)}
+    print(json.dumps({**shown, "shares": rows}))
 
 
 if __name__ == "__main__":

@@ -142,11 +142,13 @@ def unresolved(
         return []
     seeds = seeds_for(abs(row["difference"]))
     more = "test images" if row.get("here/image_share", 0) >= LIMITED_BY_IMAGES else "networks"
+    # Networks of a seed share its draw, which more of them do not vary.
+    networks = ", or as many more networks" if config.draws == "one" else ""
     advice = (
         f"the difference is too small to resolve by adding seeds; use more {more} or datasets"
         if seeds is None
         else f"a difference of this size needs about {seeds} seeds (seeds, now "
-        f"{len(config.seeds)}), or as many more networks; plan them as a new study with another "
+        f"{len(config.seeds)}){networks}; plan them as a new study with another "
         "seed: adding them to this one after a look makes false verdicts likelier"
     )
     shown = f"{row['difference']:+.3f}".replace("-", "\N{MINUS SIGN}")

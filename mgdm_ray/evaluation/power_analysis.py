@@ -18,6 +18,7 @@ from mgdm_ray.evaluation.stats.power import (
     CELL_SD,
     COMMON,
     DISAGREE,
+    DRAW_SD,
     POWER,
     Design,
     detectable,
@@ -54,7 +55,7 @@ def resolution(
         return [f"{DETECTABLE}: unknown ({why})"]
     manifests = list(manifests)
     measured = spread(manifests, pairs)
-    designs = _designs(here, test_counts, measured, cells)
+    designs = _designs(here, test_counts, measured, config)
     alone = ", ".join(f"{name} {detectable([design]):.3f}" for name, design in designs.items())
     together = _together(here, designs)
     count = f"{len(pairs)} primary contrast{'s' if len(pairs) > 1 else ''}"
@@ -99,7 +100,8 @@ def seeds_to_see(
     here = [dataset for dataset in config.datasets if dataset.name in test_counts]
     measured = spread(manifests, pairs)
     for seeds in range(len(config.seeds) + 1, MOST_SEEDS + 1):
-        designs = _designs(here, test_counts, measured, len(config.networks) * seeds)
+        more = config.model_copy(update={"seeds": tuple(range(seeds))})
+        designs = _designs(here, test_counts, measured, more)
         # nan, of no datasets or a single cell, is never small enough
         if detectable(_together(here, designs), tests=len(pairs)) <= difference:
             return seeds
@@ -110,11 +112,13 @@ def _designs(
     here: Iterable[DatasetConfig],
     test_counts: Mapping[str, Sequence[int]],
     measured: Mapping[str, tuple[float, int]],
-    cells: int,
+    config: StudyConfig,
 ) -> dict[str, Design]:
-    return {
-        d.name: Design(test_counts[d.name], cells, measured.get(d.name, (None, 0))[0]) for d in here
-    }
+    seeds = len(config.seeds)
+    draws = seeds if seeds > 1 and config.draws != "one" else 0
+    sds = {d.name: measured.get(d.name, (None, 0))[0] for d in here}
+    cells = len(config.networks) * seeds
+    return {name: Design(test_counts[name], cells, sd, draws) for name, sd in sds.items()}
 
 
 def spread(
@@ -199,6 +203,7 @@ def _together(datasets: Sequence[DatasetConfig], designs: Mapping[str, Design]) 
             group[0].test_counts,
             sum(one.cells for one in group),
             math.sqrt(sum(one.cell_sd**2 for one in group) / len(group)),
+            group[0].draws,
         )
         for group in groups.values()
     ]
@@ -217,4 +222,6 @@ def _assumed(designs: Mapping[str, Design], measured: Mapping[str, tuple[float, 
         lines.append(f"  measured standard deviation over cells: {shown}")
     if len(known) < len(designs):
         assumed += f"; standard deviation over cells{' elsewhere' if known else ''} {CELL_SD:g}"
+    if any(design.draws for design in designs.values()):
+        assumed += f"; standard deviation over draws of synthetic images {DRAW_SD:g}"
     return [*lines, f"  assumed: {assumed}"]

@@ -54,7 +54,11 @@ def test_lines_agree_with_the_formula() -> None:
     config = study(networks=["alexnet", "resnet18"], seeds=5, arms=["disturb", "duplicate"])
     text = "\n".join(resolution(config, {name: [30, 50]}, []))
     assert re.search(r"\b1 primary\b.*\b10 pairs\b", text)
-    assert f"{name} {detectable([Design([30, 50], 10)]):.3f}" in text
+    assert f"{name} {detectable([Design([30, 50], 10, draws=5)]):.3f}" in text
+    assert "draws" in text
+    fixed = "\n".join(resolution(config.model_copy(update={"draws": "one"}), {name: [30, 50]}, []))
+    assert f"{name} {detectable([Design([30, 50], 10)]):.3f}" in fixed
+    assert "draws" not in fixed
     assert re.search(r"in general: needs at least 2\b.*\b1\)$", text, re.MULTILINE)
     assert "15 %" in text
     manifests = [cell(arm, s, 0.5 + 0.1 * (s % 2) * (arm == "disturb"))
@@ -64,7 +68,7 @@ def test_lines_agree_with_the_formula() -> None:
     text = "\n".join(resolution(config, {name: [30, 50]}, manifests))
     sd = 0.05 * np.sqrt(8 / 7)
     assert f"{name} {sd:.3f} (8 pairs)" in text
-    assert f"{name} {detectable([Design([30, 50], 10, sd)]):.3f}" in text
+    assert f"{name} {detectable([Design([30, 50], 10, sd, 5)]):.3f}" in text
 
 
 def test_variants_share_their_test_images() -> None:
@@ -73,7 +77,7 @@ def test_variants_share_their_test_images() -> None:
     cut = {"name": "small", "source": "phantom-xray", "train_size": 20}
     config = study(datasets=[whole, cut], networks=["alexnet"], seeds=6)
     text = "\n".join(resolution(config, {"phantom-xray": [50, 50], "small": [50, 50]}, []))
-    one = detectable([Design([50, 50], 12)], tests=3)
+    one = detectable([Design([50, 50], 12, draws=6)], tests=3)
     assert re.search(rf"on these 2 datasets: {one:.3f}$", text, re.MULTILINE)
     assert re.search(r"in general: needs at least 2\b.*\b1\)$", text, re.MULTILINE)
 
@@ -104,7 +108,7 @@ def test_a_plan_says_what_can_be_seen_in_general() -> None:
     names = ["phantom-ultrasound", "phantom-xray", "phantom-fundus"]
     config = study(datasets=names, networks=["alexnet", "resnet18"], seeds=5)
     counts = {name: [30, 50] for name in names}
-    designs = [Design([30, 50], 10)] * 3
+    designs = [Design([30, 50], 10, draws=5)] * 3
     text = "\n".join(resolution(config, counts, []))
     expected = detectable_in_general(designs, BETWEEN, 3)
     assert re.search(rf"in general: {expected:.3f}\b.*{BETWEEN:.3f}, assumed\)$", text, re.M)

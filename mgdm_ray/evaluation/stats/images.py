@@ -15,7 +15,16 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mgdm_ray.evaluation.stats.intervals import Floats, Interval, satterthwaite, visible
+from mgdm_ray.evaluation.stats.intervals import (
+    Draws,
+    Floats,
+    Interval,
+    Spread,
+    by_draw,
+    over_draws,
+    satterthwaite,
+    visible,
+)
 
 
 @dataclass(frozen=True)
@@ -43,12 +52,14 @@ class PairedPredictions:
 
     ``difference`` `[cells, images]`: 1 if only the first arm's network is right, -1 if only the
     second's, else 0. ``labels`` int `[images]`. ``groups`` int `[images]`: images of one group
-    (patient, near-duplicates) are no independent evidence; by default each is a group.
+    (patient, near-duplicates) are no independent evidence; by default each is a group. ``draws``
+    `[cells]`: of synthetic images, only where they differ between seeds.
     """
 
     difference: Floats
     labels: NDArray[np.int64]
     groups: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    draws: Draws | None = None
 
     def __post_init__(self) -> None:
         if not len(self.groups):
@@ -71,7 +82,17 @@ class PairedPredictions:
 
     def without(self, images: Sequence[int]) -> PairedPredictions:
         keep = np.setdiff1d(np.arange(len(self.labels)), np.asarray(images, dtype=np.intp))
-        return PairedPredictions(self.difference[:, keep], self.labels[keep], self.groups[keep])
+        return replace(
+            self,
+            difference=self.difference[:, keep],
+            labels=self.labels[keep],
+            groups=self.groups[keep],
+        )
+
+    def of_draws(self) -> PairedPredictions | None:
+        """With the mean of its cells for each draw; None as in ``by_draw``."""
+        cells = by_draw(self.difference, self.draws)
+        return None if cells is None else replace(self, difference=cells.mean(axis=1), draws=None)
 
     def cells(self) -> Floats:
         """Difference in balanced accuracy of each cell: mean over classes of means over images."""
@@ -142,8 +163,8 @@ class _Parts:
         return np.where(self.lone, variances[~self.lone].mean(), 0.0)
 
 
-def components(paired: PairedPredictions) -> Components:
-    """Variance components of ``paired.mean()``.
+def components(paired: PairedPredictions, of_cells: Spread | None = None) -> Components:
+    """Variance components of ``paired.mean()``; ``of_cells`` replaces A below.
 
     A group's contribution to cell i is u_ig, the sum of its parts (``_Parts``), so that images of
     a patient in two classes count together. For R cells: A, variance of the cell means over R; B,
@@ -167,13 +188,13 @@ def components(paired: PairedPredictions) -> Components:
     b = float((mean**2).sum() + unseen.sum())
     of_both = ((parts.residual - image) ** 2).sum(axis=0) / (cells - 1)
     e = float(((u - mean) ** 2).sum() / (cells - 1) + parts.unseen(of_both).sum()) / cells
-    a = float(paired.cells().var(ddof=1)) / cells
+    a, df = of_cells or Spread(float(paired.cells().var(ddof=1)) / cells, cells - 1)
     by_class = np.bincount(parts.classes, image * mean[parts.groups], len(unseen))
     shared = parts.shares.T @ parts.shares
     inner = np.ix_(~parts.lone, ~parts.lone)
     odds = shared[inner] / (1 - shared[inner])
     seen = by_class[~parts.lone]
-    spread = a**2 / (cells - 1) + float(seen @ odds @ seen + (unseen**2).sum())
+    spread = a**2 / df + float(seen @ odds @ seen + (unseen**2).sum())
     found = max(0.0, a - e), max(0.0, b - e), e
     return Components(*found, satterthwaite(sum(found), spread))
 
@@ -184,12 +205,20 @@ def image_contrast(datasets: Sequence[PairedPredictions]) -> Interval | None:
     Datasets share no images and are weighted by their number of cells. The interval covers other
     seeds and other patients (test images) of the same classes; not other networks, diffusion
     models, synthetic images or datasets. Networks and seeds are pooled, which is exact where
-    networks do not differ in the effect and too wide where they do.
+    networks do not differ in the effect and too wide where they do. With ``draws`` in all datasets
+    it covers other synthetic images as well: draws, each with the mean of its cells, are then the
+    readers (``over_draws``).
     """
     total = sum(len(one.difference) for one in datasets)
     weights = [len(one.difference) / total for one in datasets]
+    readers: Sequence[PairedPredictions] = datasets
+    spreads: Sequence[Spread | None] = [None] * len(datasets)
+    drawn = [mean for one in datasets if (mean := one.of_draws())]
+    cells = [each for one in datasets if (each := by_draw(one.cells(), one.draws)) is not None]
+    if len(drawn) == len(datasets):
+        readers, spreads = drawn, over_draws(cells, weights)
     try:
-        parts = [components(one) for one in datasets]
+        parts = [components(*pair) for pair in zip(readers, spreads, strict=True)]
     except ValueError:
         return None
     difference = float(sum(w * g.mean() for w, g in zip(weights, datasets, strict=True)))
@@ -199,6 +228,7 @@ def image_contrast(datasets: Sequence[PairedPredictions]) -> Interval | None:
     found = Interval(
         difference, visible(variance), math.nan, total, images_seen,
         groups=sum(len(np.unique(one.groups)) for one in datasets),
+        draws=min(len(one.difference) for one in drawn) if readers is drawn else 0,
     )  # fmt: skip
     if not visible(variance):
         return found

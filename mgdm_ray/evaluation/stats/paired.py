@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -146,13 +146,16 @@ def summarise(values: Iterable[float]) -> Summary:
 
 
 def paired_contrast(
-    cells_a: Sequence[float] | Floats, cells_b: Sequence[float] | Floats, clusters: Sequence[str]
+    cells_a: Sequence[float] | Floats,
+    cells_b: Sequence[float] | Floats,
+    clusters: Sequence[str],
+    draws: Sequence[int] | None = None,
 ) -> Contrast:
     """Contrast two equally long lists of scores; ``clusters`` names each pair's dataset.
 
     Variants of a dataset share test images and must have one name. ``here`` takes the test images
-    as fixed. Swapping the arms flips signs only. Raises ValueError for unequal lengths, no pairs,
-    or scores that are not finite.
+    as fixed, and without ``draws``, one per pair, the synthetic images as well. Swapping the arms
+    flips signs only. ValueError for unequal lengths, no pairs, or scores that are not finite.
     """
     a, b = np.asarray(cells_a, dtype=np.float64), np.asarray(cells_b, dtype=np.float64)
     if not (a.ndim == b.ndim == 1 and len(a) == len(b) == len(clusters) > 0):
@@ -165,7 +168,9 @@ def paired_contrast(
     d = a - b
     d[np.abs(d) <= TIE] = 0.0
     names = sorted(set(clusters))
-    groups = [d[np.array([c == name for c in clusters])] for name in names]
+    rows = [np.array([c == name for c in clusters]) for name in names]
+    groups = [d[mine] for mine in rows]
+    drawn = None if draws is None else [np.array(draws)[mine] for mine in rows]
     sd = float(d.std(ddof=1)) if len(d) > 1 else math.nan
     return Contrast(
         difference=float(d.mean()),
@@ -176,7 +181,7 @@ def paired_contrast(
         n=len(d),
         datasets=len(names),
         rank_biserial=rank_biserial(d),
-        here=claims([over_cells(groups)])[0],
+        here=claims([over_cells(groups, drawn)])[0],
         general=claims([over_datasets(groups)])[0],
     )
 
@@ -189,6 +194,7 @@ def contrast_table(
     reasons: Mapping[CellId, str] | None = None,
     over_images: Callable[[Pair], Interval | None] = lambda pair: None,  # noqa: ARG005
     margin: float | None = None,
+    drawn: Collection[str] = (),
 ) -> list[Contrast]:
     """Contrasts of ``pairs`` over the planned cells ``expected``, adjusted as one family.
 
@@ -196,7 +202,8 @@ def contrast_table(
     both arms have, ``missing`` names the others and ``note`` their ``reasons``; a pair that lacks
     some is not tested, but counts in the family. No common cells: ``n == 0``. ``origins`` maps a
     variant to its dataset: variants are one cluster. ``over_images`` gives a pair's contrast over
-    cells and test images; without it ``here`` is over cells alone.
+    cells and test images; without it ``here`` is over cells alone. Arms in ``drawn`` have images of
+    their own for each seed.
     """
     there = {(d, n, s) for d, n, _, s in cells}
     every = itertools.product(*map(set, zip(*there, strict=True))) if there else ()
@@ -208,7 +215,8 @@ def contrast_table(
         common = [(d, n, s) for d, n, s in grid if not {(d, n, a, s) for a in pair} - cells.keys()]
         a, b = ([cells[d, n, arm, s] for d, n, s in common] for arm in pair)
         clusters = [(origins or {}).get(dataset, dataset) for dataset, _, _ in common]
-        contrast = paired_contrast(a, b, clusters) if common else NOTHING
+        draws = [s for _, _, s in common] if set(pair) & set(drawn) else None
+        contrast = paired_contrast(a, b, clusters, draws) if common else NOTHING
         if images := over_images(pair):
             contrast = replace(contrast, here=claims([images])[0])
         why = Counter((reasons or {}).get(cell, "not run") for cell in lost).most_common(3)

@@ -25,6 +25,8 @@ CELL_SD = 0.03
 """Standard deviation of a cell's true difference over seeds and networks. Measured 0 to 0.05 on
 the real images, up to 0.15 on phantoms."""
 
+DRAW_SD = 0.01
+"""Standard deviation of the true difference over draws of synthetic images."""
 BETWEEN = 0.015
 """Standard deviation of the true difference over datasets. Measured 0.007 to 0.019 for the primary
 contrasts of docs/results/grid-cpu, 0.016 to 0.038 against real alone."""
@@ -36,12 +38,14 @@ class Design:
 
     ``test_counts``: patients per class in the test split (images where patients are unknown);
     ``cells``: pairs (networks x seeds); ``sd``: of the observed differences over cells where some
-    were measured, else None: then it is derived from the assumed numbers.
+    were measured, else None: then it is derived from the assumed numbers. ``draws``: of synthetic
+    images, each for all networks; 0: they are taken as they are.
     """
 
     test_counts: Sequence[int]
     cells: int
     sd: float | None = None
+    draws: int = 0
 
     @property
     def per_image(self) -> float:
@@ -58,8 +62,13 @@ class Design:
 
     @property
     def of_cells(self) -> float:
-        """Variance of the mean that more cells would reduce."""
-        return self.cell_sd**2 / self.cells
+        """Variance of the mean that more cells would reduce, and more draws."""
+        return self.cell_sd**2 / self.cells + (DRAW_SD**2 / self.draws if self.draws else 0)
+
+    @property
+    def df(self) -> int:
+        """Degrees of freedom of ``of_cells``."""
+        return (self.draws or self.cells) - 1
 
     @property
     def of_images(self) -> float:
@@ -74,14 +83,14 @@ def detectable(designs: Sequence[Design], tests: int = 1, power: float = POWER) 
     Two-sided at 5 % over ``tests`` (Holm's first and hardest step). nan where a dataset has one
     cell or none, or no test image: then no spread can be seen.
     """
-    if not designs or any(d.cells < 2 or d.per_image <= 0 for d in designs):
+    if not designs or any(d.df < 1 or d.per_image <= 0 for d in designs):
         return math.nan
     total = sum(design.cells for design in designs)
     variance = spread = 0.0
     for design in designs:
         weight = (design.cells / total) ** 2
         variance += weight * (design.of_cells + design.of_images)
-        spread += (weight * design.of_cells) ** 2 / (design.cells - 1)
+        spread += (weight * design.of_cells) ** 2 / design.df
     df = variance**2 / spread if spread > 0 else math.inf
     return minimum_detectable(math.sqrt(variance), tests, df, power)
 

@@ -43,9 +43,10 @@ def save_headline(report: Builder) -> None:
 
     ``here``: on these datasets; ``general``: on datasets in general; each with ``/low``, ``/high``,
     ``/p_holm`` and ``/excluded`` (a difference larger than that), ``here`` also with
-    ``/image_share``, the part of the variance that only more test images would reduce. Unknown
-    numbers (the interval of a single pair) and contrasts that lack planned cells are left out. The
-    lead sentence goes to a file of its own.
+    ``/image_share``, the part of the variance that only more test images would reduce, and
+    ``/draws`` per dataset that it covers (0, or missing in older files: one draw, taken as it is).
+    Unknown numbers (the interval of a single pair) and contrasts that lack planned cells are left
+    out. The lead sentence goes to a file of its own.
     """
     numbers = {
         f"contrast/{'-'.join(c.pair)}/{name}": float(value)
@@ -55,6 +56,7 @@ def save_headline(report: Builder) -> None:
             ("difference", c.difference),
             ("cells", c.n),
             *_interval_numbers("here", c.here),
+            *([("here/draws", c.here.estimate.draws)] if c.here else []),
             *_interval_numbers("general", c.general),
         )
         if math.isfinite(value)
@@ -108,7 +110,7 @@ def _answer(report: Builder) -> dict[str, object]:
                 " ".join(say("against_real", c, report.absent(c)) for c in real),
             ),
             ("Other controls", " ".join(say("other", c, report.absent(c)) for c in others)),
-            ("Scope", say("scope", first)),
+            ("Scope", say("scope", first, report.context.draws)),
             ("Caveats", say("caveats", first.note, report, guides)),
         ],
     }

@@ -204,14 +204,16 @@ def pair_predictions(
     pair: tuple[str, str],
     cells: Collection[CellId],
     origins: Mapping[str, str] | None = None,
+    drawn: Collection[str] = (),
 ) -> dict[str, PairedPredictions] | None:
     """Per dataset the predictions of both arms, in those of ``cells`` that both have; with
-    ``origins`` variants together.
+    ``origins`` variants together. Arms in ``drawn`` have images of their own for each seed.
 
     None if a cell's predictions are missing, or if cells of one dataset (or of its variants) were
     tested on different images.
     """
     rows: dict[str, list[tuple[Predictions, Predictions]]] = {}
+    seeds: dict[str, list[int]] = {}
     for dataset, network, seed in sorted({(d, n, s) for d, n, _, s in cells}):
         a, b = ((dataset, network, arm, seed) for arm in pair)
         if a in cells and b in cells:
@@ -219,11 +221,13 @@ def pair_predictions(
                 return None
             name = (origins or {}).get(dataset, dataset)
             rows.setdefault(name, []).append((answered[a], answered[b]))
+            seeds.setdefault(name, []).append(seed)
     found = {}
     for name, group in rows.items():
         labels, groups = group[0][0].labels, group[0][0].groups
         if any(not np.array_equal(labels, one.labels) for two in group for one in two):
             return None
         difference = np.stack([a.right.astype(float) - b.right for a, b in group])
-        found[name] = PairedPredictions(difference, labels, groups)
+        draws = np.array(seeds[name]) if set(pair) & set(drawn) else None
+        found[name] = PairedPredictions(difference, labels, groups, draws)
     return found or None

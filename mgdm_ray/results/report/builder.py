@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from mgdm_ray.data.groups import ImageGroups
 from mgdm_ray.data.published import Published
 from mgdm_ray.evaluation.chance import networks_at_chance
-from mgdm_ray.evaluation.stats.images import image_contrast
+from mgdm_ray.evaluation.stats.images import PairedPredictions, image_contrast
 from mgdm_ray.evaluation.stats.intervals import Interval
-from mgdm_ray.evaluation.stats.paired import PRIMARY, CellId, Contrast, contrast_table
+from mgdm_ray.evaluation.stats.paired import PRIMARY, CellId, Contrast, Pair, contrast_table
 from mgdm_ray.pipeline.job import of_draw
 from mgdm_ray.results.openings import Opening, added_after_a_look
 from mgdm_ray.results.report import artefacts, cells, page
@@ -124,7 +124,7 @@ class Builder:
 
         def over_images(pair: tuple[str, str]) -> Interval | None:
             """Over cells and test images; None without stored predictions."""
-            found = artefacts.pair_predictions(self.predictions, pair, kept, self.origins)
+            found = self.paired(pair, kept, self.origins)
             return image_contrast(list(found.values())) if found else None
 
         return contrast_table(
@@ -135,7 +135,19 @@ class Builder:
             cells.reasons(self.records),
             over_images,
             self.context.margin,
+            self.drawn,
         )
+
+    def paired(
+        self, pair: Pair, cells: Collection[CellId], origins: Mapping[str, str] | None = None
+    ) -> dict[str, PairedPredictions] | None:
+        """Predictions of both arms by dataset, or with ``origins`` with variants together."""
+        return artefacts.pair_predictions(self.predictions, pair, cells, origins, self.drawn)
+
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """Arms with images of their own for each seed."""
+        return cells.DRAWN if self.has_draws else ()
 
     @property
     def has_draws(self) -> bool:

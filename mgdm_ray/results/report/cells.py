@@ -24,6 +24,8 @@ ARM_MEANING = {
 }
 """What each arm adds to the real training set; the order is that of all tables."""
 SYNTHETIC = ("generate", "roundtrip", "perturb", "disturb")
+DRAWN = ("duplicate", *SYNTHETIC)
+"""Arms whose images differ between seeds, if each seed has a draw of its own."""
 SECONDARY = (
     ("disturb", "perturb"),
     ("disturb", "real"),

@@ -105,6 +105,7 @@ def contrasts(report: Builder) -> Markup:
     return render(
         "contrasts",
         report=report,
+        has_draws=report.has_draws,
         primary=_contrast_table(report, "contrasts", "Primary contrasts", report.primary),
         sentences=[text[:1].upper() + text[1:] for text in said],
         secondary=_contrast_table(
@@ -128,7 +129,8 @@ def _contrast_table(report: Builder, name: str, caption: str, family: Sequence[C
               "wins", "ties", "losses", "verdict"]  # fmt: skip
     rows: list[Row] = []
     for c in family:
-        facts = {"pairs": c.n, "missing": len(c.missing), "note": c.note, "margin": c.margin}
+        facts = {"pairs": c.n, "missing": len(c.missing), "note": c.note, "margin": c.margin,
+                 "draws": c.here.estimate.draws if c.here else 0}  # fmt: skip
         badge = Markup('<span class="badge {}">{}</span>').format(c.verdict.split()[0], c.verdict)
         dz = number(c.dz, 2, sign=True)
         if not math.isnan(c.rank_biserial):

@@ -12,7 +12,6 @@ from mgdm_ray.evaluation.stats.images import PairedPredictions, image_contrast
 from mgdm_ray.evaluation.stats.intervals import Interval, holm
 from mgdm_ray.evaluation.stats.paired import Contrast, summarise
 from mgdm_ray.evaluation.stats.ranks import Ranking, critical_difference, rank
-from mgdm_ray.results.report.artefacts import pair_predictions
 from mgdm_ray.results.report.builder import Builder
 from mgdm_ray.results.report.figures import outcomes
 from mgdm_ray.results.report.page import render, say
@@ -33,6 +32,7 @@ def robustness(report: Builder) -> Markup | None:
         "robustness",
         by_dataset=_by_dataset(report),
         units=[_unit(report, dataset) for dataset in report.datasets],
+        has_draws=report.has_draws,
         at_chance="; ".join(f"{name} ({', '.join(where)})" for name, where in by_network.items()),
         near=f"{NEAR_CHANCE:g}",
         above_chance=_above_chance(report) if by_network else "",
@@ -62,7 +62,7 @@ def _paired(
 ) -> dict[str, PairedPredictions] | None:
     """Predictions of both arms by dataset; ``together``: variants of a dataset in one group."""
     origins = report.origins if together else None
-    return pair_predictions(report.predictions, contrast.pair, report.cells, origins)
+    return report.paired(contrast.pair, report.cells, origins)
 
 
 def _by_dataset(report: Builder) -> Markup:
