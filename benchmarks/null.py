@@ -3,10 +3,11 @@
 All arms add fresh real images: drawn phantoms. Networks with random hidden features and a ridge
 fit take milliseconds. Records and predictions go through the report's own ``Builder``.
 
-    python -m benchmarks.null [--repetitions 300] [--one-draw]
+    python -m benchmarks.null [--repetitions 300] [--one-draw | --draws]
 
-With ``--one-draw`` all cells of an arm share one set of added images, as in a study. Its "here"
-then speaks of these images only, and images that happen to be good are a true difference.
+With ``--one-draw`` all cells of an arm share one set of added images, as with ``draws: one``. Its
+"here" then speaks of these images only, and images that happen to be good are a true difference.
+With ``--draws`` all networks of a seed share one, as with ``draws: images``; "here" covers others.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +36,8 @@ NETWORKS = {"narrow": 24, "middle": 48, "wide": 96}
 """Hidden features."""
 SEEDS, SIZE, POOL, TEST, TRAIN, ADDED = 3, 12, 2000, 200, 60, 60
 Array = NDArray[np.float64]
+Shared = Literal["", "arm", "seed"]
+"""Whose cells share added images: none, those of an arm, those of an arm and seed."""
 
 
 def pool(name: str) -> tuple[Array, NDArray[np.int64]]:
@@ -62,18 +66,23 @@ def study(
     rng: np.random.Generator,
     pools: dict[str, tuple[Array, NDArray[np.int64]]],
     folder: Path,
-    one_draw: bool,
+    shared: Shared,
 ) -> list[Record]:
     """Cells of one repetition, with their predictions in ``folder``."""
     records = []
     for dataset, (images, labels) in pools.items():
         order = rng.permutation(len(images))
         test, train, left = order[:TEST], order[TEST : TEST + TRAIN], order[TEST + TRAIN :]
-        shared = {arm: rng.choice(left, ADDED, replace=False) for arm in ARMS}
+        drawn = {
+            (arm, seed): rng.choice(left, ADDED, replace=False)
+            for arm in ARMS
+            for seed in (range(SEEDS) if shared == "seed" else [0] if shared == "arm" else [])
+        }
         for (network, width), seed in ((n, s) for n in NETWORKS.items() for s in range(SEEDS)):
             first = int(rng.integers(2**31))  # arms of a cell start alike
             for arm in ARMS:
-                added = shared[arm] if one_draw else rng.choice(left, ADDED, replace=False)
+                added = drawn.get((arm, seed if shared == "seed" else 0))
+                added = rng.choice(left, ADDED, replace=False) if added is None else added
                 rows = np.concatenate([train, added])
                 scores = probabilities((images[rows], labels[rows]), images[test], width, first)
                 value = float(balanced_accuracy_score(labels[test], scores.argmax(axis=1)))
@@ -91,7 +100,7 @@ def study(
     return records
 
 
-def verdicts(repetitions: int, one_draw: bool = False, seed: int = 0) -> Counter[str]:
+def verdicts(repetitions: int, shared: Shared = "", seed: int = 0) -> Counter[str]:
     """How many repetitions say each verdict: that of the headline, and ``any`` of three."""
     rng = np.random.default_rng(seed)
     pools = {name: pool(name) for name in DATASETS}
@@ -99,10 +108,11 @@ def verdicts(repetitions: int, one_draw: bool = False, seed: int = 0) -> Counter
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for _ in range(repetitions):
-            records = study(rng, pools, folder, one_draw)
+            records = study(rng, pools, folder, shared)
             context = ReportContext(
                 study_name="null", config_yaml="", command="", started="", seconds=0.0,
                 artefact=lambda record: folder / record.key,
+                draws="images" if shared == "seed" else "one",
             )  # fmt: skip
             report = Builder(folder / "report", records, context)
             found[report.primary[0].verdict] += 1
@@ -115,13 +125,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repetitions", type=int, default=300)
-    parser.add_argument("--one-draw", action="store_true")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--one-draw", action="store_const", dest="shared", const="arm", default="")
+    group.add_argument("--draws", action="store_const", dest="shared", const="seed", default="")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    found = verdicts(options.repetitions, options.one_draw, options.seed)
+    found = verdicts(options.repetitions, options.shared, options.seed)
     for verdict, count in found.most_common():
         print(f"{verdict:<30}{count:>6}{100 * count / options.repetitions:>8.1f} %")
-    print(json.dumps({"repetitions": options.repetitions, "one_draw": options.one_draw, **found}))
+    print(json.dumps({"repetitions": options.repetitions, "shared": options.shared, **found}))
 
 
 if __name__ == "__main__":

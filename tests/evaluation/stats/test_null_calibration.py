@@ -28,7 +28,7 @@ def test_the_networks_learn_and_their_test_images_are_counted(
     """Catches a calibration among networks at chance, and one without the stored predictions."""
     monkeypatch.setattr(null, "POOL", 400)
     pools = {"phantom-xray": null.pool("phantom-xray")}
-    records = null.study(np.random.default_rng(0), pools, tmp_path, False)
+    records = null.study(np.random.default_rng(0), pools, tmp_path, "")
     values = [record.metrics["balanced_accuracy"] for record in records]
     assert np.mean(values) > 1 / (pools["phantom-xray"][1].max() + 1) + 0.05
     context = null.ReportContext(
