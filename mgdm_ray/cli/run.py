@@ -20,6 +20,7 @@ from mgdm_ray.pipeline.requests import fixed_trials
 from mgdm_ray.pipeline.staging import share_notes
 from mgdm_ray.results.finalize import RECORDS_FILE, REPORT_FILE, Finalizer
 from mgdm_ray.storage.records import Record, append_record
+from mgdm_ray.storage.remote.objects import is_url
 
 if TYPE_CHECKING:
     from mgdm_ray.cli.progress import Display
@@ -181,7 +182,8 @@ def compute(
         waits = None if local else take
         engine.require_resources(todo.values(), config.resources, growth, waits)
         trials = fixed_trials(config)
-        options = RunOptions(config.resources, trials, config.limits, call.fail_fast, growth)
+        alone = local and config.resources.trains_alone and not is_url(study.store.location)
+        options = RunOptions(config.resources, trials, config.limits, call.fail_fast, growth, alone)
         if opening := [job for job in todo.values() if job.kind in OPENS_TEST]:
             finalizer.opens_test(opening)
         engine.run_plan(todo, known, study.context(), options, study.locks, take)

@@ -94,6 +94,11 @@ class ResourcesConfig(Frozen):
         return self
 
     @property
+    def trains_alone(self) -> bool:
+        """Whether a training has one worker, without a GPU."""
+        return self.train_workers == 1 and not self.gpus_per_worker
+
+    @property
     def least_train_workers(self) -> int:
         return self.train_workers if isinstance(self.train_workers, int) else self.train_workers[0]
 

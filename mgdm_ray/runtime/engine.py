@@ -312,13 +312,15 @@ class _Run:
             self._submit(job)
 
     def _submit(self, job: Job, *, smaller: bool = False) -> None:
-        task = self.task if group_of(job) == "task" else self.steer
-        ref = task.options(**task_options(job, self.options.resources)).remote(
+        resources, alone = self.options.resources, self.options.alone
+        computes = group_of(job) == "task" or (alone and job.kind in FITS)
+        task = self.task if computes else self.steer
+        ref = task.options(**task_options(job, resources, alone=alone)).remote(
             job, self.smaller if smaller else self.usual, *self.shared
         )
         self.running[ref] = _Attempt(job, smaller)
         self.submitted[group_of(job)] += 1
-        if job.kind in FITS:
+        if job.kind in FITS and not alone:
             self.starting[job.key] = time.monotonic()
 
     def _ended(self, attempt: _Attempt, record: Record) -> None:
@@ -328,7 +330,8 @@ class _Run:
         if record.reason.startswith(NO_SPACE):
             log_file = base.log_path(self.context.store, job)
             raise StudyStopped(f"{NO_SPACE}: {job.label} could not write (log: {log_file})")
-        if record.reason.startswith(OUT_OF_MEMORY) and job.kind in SHRINKABLE:
+        shrinks = job.kind in SHRINKABLE or (self.options.alone and job.kind in FITS)
+        if record.reason.startswith(OUT_OF_MEMORY) and shrinks:
             if not attempt.smaller:
                 self.observer.say(
                     f"{job.label}: {record.reason}; retrying with half the images per batch"

@@ -39,6 +39,8 @@ class RunOptions:
     """Limits that refuse cells."""
     fail_fast: bool = False
     growth: Growth = FIXED
+    alone: bool = False
+    """A training runs in its job's process, see ADR 128."""
 
     def trials_at_once(self) -> int:
         """Trials of one search at the same time, on the cluster as it is now."""
@@ -88,13 +90,14 @@ class _Reporter:
             self.board.write.remote(self.key, Live(self.label, done, total, note))
 
 
-def task_options(job: Job, resources: ResourcesConfig) -> dict[str, Any]:
+def task_options(job: Job, resources: ResourcesConfig, *, alone: bool = False) -> dict[str, Any]:
     """Ray's options; a job that only waits for its own workers requests no resources."""
-    waits = job.kind == "search" or job.kind in FITS
+    fits = job.kind in FITS
+    waits = job.kind == "search" or (fits and not alone)
     waits |= job.kind in SAMPLINGS and resources.sampling_workers > 1
     return {
-        "num_cpus": 0 if waits else resources.cpus_per_task,
-        "num_gpus": 0 if waits else resources.gpus_per_task,
+        "num_cpus": 0 if waits else resources.cpus_per_worker if fits else resources.cpus_per_task,
+        "num_gpus": 0 if waits or fits else resources.gpus_per_task,
         "max_retries": resources.max_retries,
         "name": job.label,
     }
@@ -123,6 +126,8 @@ def run_job(
     reporter(0, 0, "started")
 
     def launch(task: TrainingTask, progress: Progress) -> Path:
+        if options.alone:
+            return _train_alone(task, progress, resources, smaller=context.smaller)
         from mgdm_ray.runtime import training
 
         return training.launch(task, progress, resources)
@@ -147,6 +152,33 @@ def run_job(
         memory_share=min(1.0, share) / (2 if context.smaller else 1),
     )
     return base.run(job, context, {"search": run_search, **functions})
+
+
+def _train_alone(
+    task: TrainingTask, progress: Progress, resources: ResourcesConfig, *, smaller: bool
+) -> Path:
+    """As one worker of Ray Train would, in this process."""
+    import torch
+
+    from mgdm_ray.diffusion.parallel import Workers
+    from mgdm_ray.pipeline.tasks.fit import in_smaller_parts, train_here
+
+    def run(micro_batch: int | None) -> Path:
+        workers = Workers(
+            micro_batch=micro_batch,
+            activation_checkpointing=resources.activation_checkpointing,
+            compile=resources.compile_training,
+        )
+        return train_here(task, progress, workers)
+
+    first, threads = resources.micro_batch, torch.get_num_threads()
+    if smaller:  # the last process was killed for memory
+        first = max(1, min(first or task.config.batch_size, task.config.batch_size) // 2)
+    torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
+    try:
+        return in_smaller_parts(run, task, progress, first)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _set_threads(resources: ResourcesConfig) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import math
 import os
 import tempfile
 from contextlib import contextmanager, nullcontext
@@ -30,8 +28,8 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 from ray.train.torch.config import _TorchBackend
 
 from mgdm_ray.config import ResourcesConfig
-from mgdm_ray.pipeline.tasks.base import JobError, Progress, TrainingTask, reason_of, save_json
-from mgdm_ray.pipeline.tasks.fit import MEMORY_FILE
+from mgdm_ray.pipeline.tasks.base import JobError, Progress, TrainingTask, reason_of
+from mgdm_ray.pipeline.tasks.fit import in_smaller_parts
 from mgdm_ray.runtime.job_task import device_here
 from mgdm_ray.storage.records import OUT_OF_MEMORY, WORKER_DIED
 from mgdm_ray.storage.remote.objects import is_url
@@ -43,8 +41,6 @@ if TYPE_CHECKING:
     from mgdm_ray.diffusion.train_state import TrainState
 
 
-log = logging.getLogger(__name__)
-
 START_WITHIN_S, STARTS = 30, 1000
 """How long elastic training waits for the workers it requested, and how often."""
 RESIZE_EVERY_S = 60.0
@@ -52,29 +48,18 @@ RESIZE_EVERY_S = 60.0
 
 
 def launch(task: TrainingTask, progress: Progress, resources: ResourcesConfig) -> Path:
-    """Train on Ray and return the folder of the final state (see ``TrainState.save``).
+    """Train on Ray Train and return the folder of the final state (see ``TrainState.save``).
 
     The run is named by the job's key and its storage outlives a crash: the same call continues
-    from the last checkpoint. Out of memory, it continues with half the ``micro_batch``, down to 1,
-    and MEMORY_FILE in the folder says so. Raises JobError with the reason if training ends without
-    a result, MemoryError if not even single images fit.
+    from the last checkpoint. Short of memory: ``in_smaller_parts``. Raises JobError with the reason
+    if training ends without a result.
     """
-    final, used = None, resources
-    while final is None:
-        try:
-            final = _launch(task, progress, used)
-        except MemoryError as error:
-            # Shares of a batch differ by one image.
-            whole = math.ceil(task.config.batch_size / resources.least_train_workers)
-            now = min(used.micro_batch or whole, whole)
-            if now == 1:
-                raise
-            used = used.model_copy(update={"micro_batch": now // 2})
-            progress(0, 0, f"out of memory; retrying with micro_batch {now // 2}")
-            log.warning("%s: %s; retrying with micro_batch %d", task.kind, error, now // 2)
-    if used is not resources:
-        save_json(final / MEMORY_FILE, {"micro_batch": used.micro_batch})
-    return final
+
+    def run(micro_batch: int | None) -> Path:
+        return _launch(task, progress, resources.model_copy(update={"micro_batch": micro_batch}))
+
+    least = resources.least_train_workers
+    return in_smaller_parts(run, task, progress, resources.micro_batch, least)
 
 
 def _launch(task: TrainingTask, progress: Progress, resources: ResourcesConfig) -> Path:

@@ -6,6 +6,8 @@ The process mostly waits for the launcher's workers and imports MONAI only where
 from __future__ import annotations
 
 import json
+import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,9 +33,12 @@ from mgdm_ray.pipeline.tasks.base import (
     TrainingTask,
     info_of,
     open_split,
+    reason_of,
     save_json,
 )
 from mgdm_ray.pipeline.tasks.images import draw_grid
+from mgdm_ray.storage.files import sync
+from mgdm_ray.storage.records import OUT_OF_MEMORY
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +49,7 @@ if TYPE_CHECKING:
     from mgdm_ray.pipeline.job import Job
 
 
-Kind = type[DenoiserConfig | GuideConfig]
+log = logging.getLogger(__name__)
 
 ACCURACY_TIMESTEPS = (0, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)
 SPEED_FILE = "speed.json"
@@ -141,15 +146,69 @@ def _measure_guide(task: TrainingTask, guide: torch.nn.Module, device: str) -> N
     save_json(task.work / ACCURACY_FILE, curve)
 
 
-def train_here(task: TrainingTask, progress: Progress) -> Path:
-    """Train in this process and return the folder with the final state: a Launcher without Ray."""
+def train_here(task: TrainingTask, progress: Progress, workers: Workers | None = None) -> Path:
+    """Train in this process and return the folder with the final state: a Launcher without Ray.
+
+    The same call after a crash goes on from the last checkpoint. ``workers``: how this process
+    computes, a single one. Raises MemoryError if memory ran out.
+    """
     from mgdm_ray.diffusion.parallel import ALONE
     from mgdm_ray.diffusion.train import Hooks
 
-    steps, folder = task.config.steps, task.work / "final"
-    hooks = Hooks(on_step=lambda step, loss: progress(step, steps, f"loss {loss:.3f}"))
-    train_model(task, hooks, ALONE).save(folder)
+    steps = task.config.steps
+    kept = sorted(task.work.glob("step-*"))
+
+    def save(state: TrainState) -> None:
+        kept.append(_save_checkpoint(state, task.work))
+        for folder in kept[:-1]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    hooks = Hooks(lambda step, loss: progress(step, steps, f"loss {loss:.3f}"), save)
+    try:
+        train_model(task, hooks, workers or ALONE, kept[-1] if kept else None)
+    except Exception as error:
+        if reason_of(error).startswith(OUT_OF_MEMORY):
+            raise MemoryError(str(error)) from error
+        raise
+    return kept[-1]
+
+
+def _save_checkpoint(state: TrainState, work: Path) -> Path:
+    """A folder that is there whole or not at all."""
+    new, folder = work / "new", work / f"step-{state.step:09d}"
+    state.save(new)
+    for path in (*new.iterdir(), new):
+        sync(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    new.rename(folder)
     return folder
+
+
+def in_smaller_parts(
+    train: Callable[[int | None], Path],
+    task: TrainingTask,
+    progress: Progress,
+    micro_batch: int | None,
+    workers: int = 1,
+) -> Path:
+    """``train(micro_batch)``; out of memory, it continues with half the images, down to 1, and
+    MEMORY_FILE in its folder says so. Raises MemoryError if not even single images fit.
+    """
+    asked, whole = micro_batch, math.ceil(task.config.batch_size / workers)
+    while True:
+        try:
+            final = train(micro_batch)
+        except MemoryError as error:
+            now = min(micro_batch or whole, whole)
+            if now == 1:
+                raise
+            micro_batch = now // 2
+            progress(0, 0, f"out of memory; retrying with micro_batch {micro_batch}")
+            log.warning("%s: %s; retrying with micro_batch %d", task.kind, error, micro_batch)
+        else:
+            if micro_batch != asked:
+                save_json(final / MEMORY_FILE, {"micro_batch": micro_batch})
+            return final
 
 
 def _fit(
