@@ -43,5 +43,5 @@ def test_the_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     """Would catch a check that does not work with the real Ray, torch and MLflow."""
     assert doctor.main([QUICKSTART, "--storage", str(tmp_path / "runs")]) == 0
     lines = capsys.readouterr().out
-    for check in ("ok   torch", "ok   Ray", "ok   dataset phantom-fundus", "ok   MLflow"):
+    for check in ("ok   torch", "ok   Ray", "ok   dataset phantom-dermatoscopy", "ok   MLflow"):
         assert check in lines
