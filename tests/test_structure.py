@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 
 FILES = sorted((ROOT / "mgdm_ray").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-MOST_LINES, MOST_IN_ALL, MOST_ARGUMENTS = 400, 26_620, 8
+MOST_LINES, MOST_IN_ALL, MOST_ARGUMENTS = 400, 26_700, 8
 LONG_FUNCTION, MOST_LONG = 40, 0.03
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
