@@ -235,3 +235,14 @@ def image_contrast(datasets: Sequence[PairedPredictions]) -> Interval | None:
     spread = sum(w**4 * c.total**2 / c.df for w, c in zip(weights, parts, strict=True))
     df = satterthwaite(variance, spread)
     return replace(found, df=df, image_share=images / variance)
+
+
+def unseen(datasets: Sequence[PairedPredictions]) -> Interval | None:
+    """The contrast without interval where all images of each class of a dataset are of one patient:
+    one over cells alone would take the patients as fixed. None otherwise."""
+    if all(max(one.groups_by_class()) > 1 for one in datasets):
+        return None
+    cells = np.concatenate([one.cells() for one in datasets])
+    images = sum(len(one.labels) for one in datasets)
+    groups = sum(len(np.unique(one.groups)) for one in datasets)
+    return Interval(float(cells.mean()), 0.0, math.nan, len(cells), images, groups=groups)

@@ -274,6 +274,8 @@ def _caveats(contrast: Contrast) -> str:
         notes.append("one pair of cells in a dataset: no interval on these datasets")
     elif not contrast.here.estimate.images:
         notes.append("no stored predictions: the interval takes the test images as fixed")
+    elif not contrast.here.estimate.is_known and contrast.here.estimate.groups:
+        notes.append("no variance over patients can be seen: no interval on these datasets")
     if contrast.datasets < 2:
         notes.append("one dataset only: no interval for datasets in general")
     return "; ".join(notes)

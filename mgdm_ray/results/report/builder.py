@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from mgdm_ray.data.groups import ImageGroups
 from mgdm_ray.data.published import Published
 from mgdm_ray.evaluation.chance import networks_at_chance
-from mgdm_ray.evaluation.stats.images import PairedPredictions, image_contrast
+from mgdm_ray.evaluation.stats.images import PairedPredictions, image_contrast, unseen
 from mgdm_ray.evaluation.stats.intervals import Interval
 from mgdm_ray.evaluation.stats.paired import PRIMARY, CellId, Contrast, Pair, contrast_table
 from mgdm_ray.pipeline.job import of_draw
@@ -125,7 +125,8 @@ class Builder:
         def over_images(pair: tuple[str, str]) -> Interval | None:
             """Over cells and test images; None without stored predictions."""
             found = self.paired(pair, kept, self.origins)
-            return image_contrast(list(found.values())) if found else None
+            groups = list(found.values()) if found else []
+            return image_contrast(groups) or unseen(groups) if groups else None
 
         return contrast_table(
             kept,

@@ -137,6 +137,19 @@ def test_patients_are_the_unit(tmp_path: Path) -> None:
     assert row["95 % interval low"] == patients["95 % interval low"]
 
 
+def test_one_patient_per_class_has_no_interval(tmp_path: Path) -> None:
+    """Catches an interval over cells alone, with a verdict, where no second patient was tested."""
+    study = Study(tmp_path / "a", ["p"], EFFECT)
+    groups = {"p": ImageGroups(study.labels, 2, 0)}
+    path = write_report(tmp_path, study.records, study.context(groups=groups))
+    (primary, *_) = rows_of(path, "contrasts")
+    assert primary["verdict"] == "not resolvable"
+    assert primary["these datasets, 95 % interval low"] == ""
+    page = path.read_text()
+    assert "no variance over patients" in page
+    assert "no stored predictions" not in page
+
+
 def test_a_contrast_is_recomputed_from_the_files_beside_the_report(tmp_path: Path) -> None:
     """Catches per-image results that do not suffice: difference, interval and its patients from
     tables/predictions-NAME.csv alone."""
