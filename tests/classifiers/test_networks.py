@@ -34,12 +34,14 @@ GREY = [
     pytest.param(name, "phantom-ultrasound", 1, 2, marks=() if name in FAST else pytest.mark.slow)
     for name in NETWORKS
 ]
+LARGE = ("alexnet", "vgg16_bn", "resnet50", "resnext50_32x4d", "densenet121")
+COLOUR = [
+    pytest.param(name, "phantom-fundus", 3, 5, marks=pytest.mark.slow if name in LARGE else ())
+    for name in NETWORKS
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "dataset", "channels", "classes"),
-    [*GREY, *((name, "phantom-fundus", 3, 5) for name in NETWORKS)],
-)
+@pytest.mark.parametrize(("name", "dataset", "channels", "classes"), [*GREY, *COLOUR])
 def test_the_loss_falls_on_a_phantom(name: str, dataset: str, channels: int, classes: int) -> None:
     """Catches a network that cannot learn: dead first layer, detached head, collapsed maps.
 

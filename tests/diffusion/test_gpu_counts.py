@@ -35,9 +35,8 @@ LABELS = torch.arange(12) % 3
 def test_a_training_step_waits_once(kind: str, copies: int, micro_batch: int | None) -> None:
     """Would catch a table, a timestep or a loss that crosses between host and GPU on its own.
 
-    The copies are rows, timesteps, dropped labels and noise, and a guide's dropout, a denoiser's
-    and its changes; it was 9 with 4
-    waits, and 72 with 25 in 16 parts.
+    The copies are rows, timesteps, dropped labels and noise, a guide's dropout, a denoiser's
+    dropout and changes; it was 9 with 4 waits, and 72 with 25 in 16 parts.
     """
     config, schedule = CONFIGS[kind], make_schedule("cosine")
     images = torch.zeros(12, 3, 8, 8, dtype=torch.uint8)

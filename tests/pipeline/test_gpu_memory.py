@@ -82,7 +82,7 @@ def held(job: Job, lean: bool) -> int:
     ("kind", "unet", "size", "precision"),
     [
         pytest.param("fit_denoiser", WIDE, 128, "bfloat16", marks=pytest.mark.slow),
-        ("fit_guide", WIDE, 128, "bfloat16"),
+        pytest.param("fit_guide", WIDE, 128, "bfloat16", marks=pytest.mark.slow),
         ("fit_denoiser", SMALL, 64, "float32"),
         ("fit_guide", SMALL, 64, "bfloat16"),
     ],

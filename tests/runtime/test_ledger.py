@@ -113,7 +113,15 @@ SEARCHES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("options", SEARCHES, ids=lambda o: json.dumps(list(o.values())))
+@pytest.mark.parametrize(
+    "options",
+    [
+        # A sampler drawn by its seed, a pruner, a grid and two objectives at once; then the rest.
+        pytest.param(options, marks=() if number in (0, 3, 4, 5) else pytest.mark.slow)
+        for number, options in enumerate(SEARCHES)
+    ],
+    ids=lambda o: json.dumps(list(o.values())),
+)
 def test_deaths_at_any_write_change_nothing(
     options: dict[str, Any], empty: Path, tmp_path: Path
 ) -> None:
