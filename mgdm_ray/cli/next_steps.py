@@ -48,7 +48,9 @@ def run_again(records: Sequence[Record], planned: int, command: str) -> list[Ste
 
 def at_chance(records: Iterable[Record], judges: Iterable[Judge]) -> list[Step]:
     """What to change for guides and judges at chance level."""
-    guides = ", ".join(str(record.dataset) for record in records if guide_at_chance(record))
+    # Once, where each draw has a guide of its own.
+    found = dict.fromkeys(str(record.dataset) for record in records if guide_at_chance(record))
+    guides = ", ".join(found)
     weak = ", ".join(judge.dataset for judge in judges if judge.at_chance)
     more = f"guide of {guides} at chance: increase guide.steps, or use more images"
     other = f"judge of {weak} at chance: increase judge.steps, or choose another judge.network"
