@@ -153,9 +153,10 @@ def warning_of(record: Record, artefact: Callable[[Record], Path | None]) -> str
     """A warning about a guide or judge at chance level; empty for all other records."""
     if guide_at_chance(record):
         share = 100 * record.metrics["share_of_t_at_chance"]
+        draw = f" (seed {record.seed})" if record.seed else ""
         return (
-            f"the guide of {record.dataset} is at chance at {share:.0f} % of the noise levels: "
-            "guidance carries little class information at these noise levels"
+            f"the guide of {record.dataset}{draw} is at chance at {share:.0f} % of the noise "
+            "levels: guidance carries little class information at these noise levels"
         )
     judge = Judge.of(record, artefact)
     if judge and judge.at_chance:

@@ -63,8 +63,9 @@ def test_models_that_know_nothing_are_to_be_trained_longer() -> None:
     well = replace(guide, key="h", dataset="e", metrics={"share_of_t_at_chance": 0.5})
     judge = Judge("f", {"val_chance_below": 0.3, "val_balanced_accuracy": 0.3}, {})
     assert at_chance([well, DONE], [Judge("e", {"balanced_accuracy": 0.9}, {})]) == []
-    [one, two] = at_chance([guide, replace(guide, key="k", dataset="c"), well], [judge])
-    assert re.search(r"\bd, c\b.*\bguide\.steps\b", one.text)
+    again = replace(guide, key="l", seed=1)  # of another draw
+    [one, two] = at_chance([guide, again, replace(guide, key="k", dataset="c"), well], [judge])
+    assert re.search(r"\bof d, c\b.*\bguide\.steps\b", one.text)
     assert re.search(r"\bf\b.*\bjudge\.steps\b", two.text)
 
 
