@@ -48,7 +48,7 @@ IMAGE, ARM_IMAGE = 0.85, 0.005
 """Variance of the score that both arms' networks share image by image, and that an arm's cells
 share; the rest belongs to cell, arm and image."""
 GROUPED_IMAGE = 0.03
-"""The latter where test images are grouped: test images then make up a third of the variance."""
+"""The latter where test images are grouped: test images then make up two thirds of the variance."""
 SAME_PATIENT = 0.7
 """Correlation of scores between two images of a patient."""
 NETWORKS, SEEDS, MARGIN = 6, 3, 0.02
