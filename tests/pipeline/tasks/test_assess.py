@@ -58,7 +58,8 @@ class Bench:
         self.judge = self.run(self.job("fit_judge"), root)
 
     def job(self, kind: str, arm: str | None = None) -> Job:
-        [job] = [j for j in self.plan.jobs.values() if (j.kind, j.arm) == (kind, arm)]
+        found = [j for j in self.plan.jobs.values() if (j.kind, j.arm) == (kind, arm)]
+        [job] = [j for j in found if j.seed is None]  # of the first draw
         return job
 
     def run(self, job: Job, storage: Path) -> Record:
