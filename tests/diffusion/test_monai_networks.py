@@ -44,7 +44,8 @@ def test_monai_itself_then_has_the_same_classes() -> None:
         "import monai, monai.metrics.fid\n"
         "from monai.networks import nets\n"
         "assert monai.networks.nets is nets and monai.__version__\n"
-        "print(type(denoiser) is type(again) is nets.DiffusionModelUNet)\n"
+        "same = type(denoiser) is type(again)\n"
+        "print(same and type(denoiser).__base__ is nets.DiffusionModelUNet)\n"
     )
     assert out.splitlines()[-1] == "True"
 
