@@ -23,15 +23,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from benchmarks.learning import dataset
-from mgdm_ray.classifiers.features import look
-from mgdm_ray.classifiers.fit import Recipe as HowToFit
-from mgdm_ray.classifiers.fit import fit
-from mgdm_ray.classifiers.metrics import score
-from mgdm_ray.classifiers.networks import build_network
-from mgdm_ray.config import DenoiserConfig, DownstreamConfig, SamplingConfig, Training
-from mgdm_ray.data.info import DatasetInfo, dataset_info
-from mgdm_ray.data.load import Split, data_source, to_tensor, to_uint8
+from benchmarks.image_scores import Data, accuracy_score, judged, load, measured
+from mgdm_ray.config import DenoiserConfig, SamplingConfig
+from mgdm_ray.data.load import to_tensor, to_uint8
 from mgdm_ray.data.mix import synthetic_labels
 from mgdm_ray.data.npz import resolve_data_dir
 from mgdm_ray.data.pixels import to_pixels
@@ -40,16 +34,12 @@ from mgdm_ray.diffusion.pipeline import Sampler, TrainedDenoiser
 from mgdm_ray.diffusion.schedule import make_schedule
 from mgdm_ray.diffusion.train import Hooks, averaging, train, update_ema
 from mgdm_ray.diffusion.train_state import TrainState, new_state
-from mgdm_ray.evaluation.fidelity.distances import frechet_distance, manifold_scores
-from mgdm_ray.evaluation.fidelity.memorisation import is_independent, nearest, threshold_of
-from mgdm_ray.pipeline.tasks.downstream import class_weights
 from mgdm_ray.pipeline.tasks.images import draw_grid
 from mgdm_ray.seeding import content_key, per_image_noise
 
 # What studies/medmnist-cpu.yaml trains; most steps for little time.
 DENOISER = {"unet": {"channels": [16, 48, 96]}, "batch_size": 16, "learning_rate": 2e-3}
 SAMPLING = {"num_inference_steps": 12, "solver": "second_order", "guidance_scale": 1.5}
-JUDGE, SCORED = "resnet18", "googlenet"
 EARLY = 0.25
 """Share of the steps after which the copy for autoguidance is taken."""
 
@@ -100,24 +90,6 @@ LEVELS = (100, 300, 500, 750)
 """Timesteps of the loss on held-out images."""
 
 
-@dataclass(frozen=True)
-class Data:
-    """A dataset, and what real images reach on it."""
-
-    name: str
-    info: DatasetInfo
-    real: Split
-    held: Split
-    """Validation."""
-
-
-def load(name: str, folder: Path, train_size: int) -> Data:
-    config = dataset(name, folder)
-    config = config.model_copy(update={"train_size": train_size})
-    source = data_source(config, str(folder))
-    return Data(name, dataset_info(config, folder), source.load("train"), source.load("val"))
-
-
 # --- training ------------------------------------------------------------------------------------
 
 
@@ -155,7 +127,8 @@ def model_of(recipe: Recipe, data: Data, every: list[Data], steps: int, folder: 
         "unit_variance": recipe.unit_variance,
         "shared": recipe.shared,
     }
-    text = json.dumps([data.name, described], sort_keys=True)
+    seen = [d.name for d in every] if recipe.shared else [data.name]
+    text = json.dumps([data.name, len(data.real), seen, described], sort_keys=True)
     place = folder / "models" / f"{data.name}-{content_key(text)}"
     channels = max(d.info.channels for d in every) if recipe.shared else data.info.channels
     offsets = np.cumsum([0, *(d.info.num_classes for d in every)]).tolist()
@@ -234,7 +207,8 @@ def pretrained(
     recipe: Recipe, every: list[Data], steps: int, classes: int, folder: Path
 ) -> tuple[Path, float]:
     """A folder to resume from, trained on the union of all training splits; its CPU seconds."""
-    text = json.dumps([[d.name for d in every], dict(recipe.denoiser), steps], sort_keys=True)
+    union = [[d.name, len(d.real)] for d in every]
+    text = json.dumps([union, dict(recipe.denoiser), recipe.unit_variance, steps], sort_keys=True)
     place = folder / "models" / f"shared-{content_key(text)}"
     if not (place / "seconds").exists():
         channels = max(d.info.channels for d in every)
@@ -243,7 +217,8 @@ def pretrained(
         )
         offsets = np.cumsum([0, *(d.info.num_classes for d in every)])
         images = torch.cat([images_of(d, recipe, channels)[0] for d in every])
-        labels = [torch.from_numpy(d.real.labels) + int(o) for d, o in zip(every, offsets)]  # noqa: B905
+        pairs = zip(every, offsets[:-1], strict=True)
+        labels = [torch.from_numpy(d.real.labels) + int(offset) for d, offset in pairs]
         started = time.process_time()
         learnt = TrainingData(images, torch.cat(labels), classes)
         state = train(config, learnt, 0, make_schedule(config.schedule))
@@ -284,112 +259,6 @@ def sampled(model: Model, recipe: Recipe, labels: NDArray[np.int64], grey: bool)
     y = torch.from_numpy(labels) + model.offset
     images = (sampler.generate(y, range(len(y))) * model.scale).clamp(-1, 1)
     return images.mean(dim=1, keepdim=True) if grey and images.shape[1] > 1 else images
-
-
-# --- what is measured ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Judged:
-    """An independent judge of a dataset, and the numbers of held-out real images."""
-
-    network: nn.Module
-    train: NDArray[np.float64]
-    held: NDArray[np.float64]
-    flips: float
-    threshold: float
-    score: dict[str, float]
-    """Of networks trained on real images."""
-
-
-def fitted(
-    name: str, images: Tensor, labels: Tensor, data: Data, given: Mapping[str, Any], seed: int
-) -> tuple[nn.Module, NDArray[np.float64]]:
-    """A network, and its probabilities of the held-out images."""
-    info, parts = data.info, ("recipes", data.name, name, seed)
-    network = build_network(name, info.num_classes, info.channels, images.shape[-1], *parts)
-    config = Training(**{"learning_rate": 1e-3, "batch_size": 32, **given})
-    weights = class_weights(config, labels.numpy(), info.num_classes)
-    how = HowToFit(config, info.num_classes, parts, class_weights=weights)
-    found = fit(network, images, labels, how, {"val": to_pixels(data.held.images)})
-    return network, found.probabilities["val"]
-
-
-def accuracy_score(
-    images: Tensor, labels: NDArray[np.int64], data: Data, seeds: int
-) -> dict[str, float]:
-    """Means over seeds of networks trained on ``images`` only, of held-out real images."""
-    given = DownstreamConfig.model_validate({"steps": 100}).inputs(SCORED)
-    training = Training.of({"downstream": given}, SCORED, len(images)).model_dump()
-    training |= {"class_weighted": True}
-    rows = []
-    for seed in range(seeds):
-        y = torch.from_numpy(labels)
-        _, found = fitted(SCORED, images, y, data, training, seed)
-        rows.append(score(found, data.held.labels, data.info.task))
-    return {k: float(np.mean([r[k] for r in rows])) for k in ("balanced_accuracy", "auroc")}
-
-
-def judged(data: Data, seeds: int, folder: Path) -> Judged:
-    place = folder / "real" / f"{data.name}.json"
-    images, labels = to_pixels(data.real.images), torch.from_numpy(data.real.labels)
-    given = {"steps": 150, "class_weighted": True, "augment": "judge"}
-    weights = place.with_suffix(".safetensors")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if not weights.exists():
-        network, _ = fitted(JUDGE, images, labels, data, given, 0)
-        save_file({k: v.contiguous() for k, v in network.state_dict().items()}, weights)
-    size = images.shape[-1]
-    network = build_network(JUDGE, data.info.num_classes, data.info.channels, size, 0)
-    network.load_state_dict(load_file(weights))
-    network.eval()
-    known = look(network, to_tensor(data.real.images), data.info.num_classes, "cpu")
-    held = look(network, to_tensor(data.held.images), data.info.num_classes, "cpu")
-    if not place.exists():
-        real = to_tensor(data.real.images).numpy()
-        near = nearest(to_tensor(data.held.images).numpy(), real).distance
-        found = {
-            "score": accuracy_score(images, data.real.labels, data, seeds),
-            "threshold": threshold_of(near),
-            "leaked": float(1 - is_independent(near).mean()),
-        }
-        place.write_text(json.dumps(found))
-    found = json.loads(place.read_text())
-    flips = weighted_flips(held.predicted, data.held.labels, data.real.labels)
-    return Judged(network, known.features, held.features, flips, found["threshold"], found["score"])
-
-
-def weighted_flips(predicted: Any, labels: Any, wanted: Any) -> float:
-    """Share of wrong answers, the classes mixed as in ``wanted``."""
-    classes = np.unique(labels)
-    share = np.array([(wanted == c).sum() for c in classes], dtype=float)
-    wrong = [float((predicted[labels == c] != c).mean()) for c in classes]
-    return float(share @ np.array(wrong) / share.sum())
-
-
-def measured(
-    images: Tensor, labels: NDArray[np.int64], data: Data, judge: Judged
-) -> dict[str, float]:
-    """FD and coverage of as many images as are held out, the mean of disjoint parts."""
-    view = look(judge.network, images, data.info.num_classes, "cpu")
-    count = len(judge.held)
-    order = np.random.default_rng(0).permutation(len(images))
-    parts = [order[i : i + count] for i in range(0, len(order) - count + 1, count)][:4]
-    parts = parts or [order]
-    fd = [frechet_distance(judge.train, view.features[p]) for p in parts]
-    cover = [manifold_scores(judge.train, view.features[p])["coverage"] for p in parts]
-    near = nearest(images.numpy(), to_tensor(data.real.images).numpy()).distance
-    held = judge.held[: len(parts[0])]
-    fd_real = frechet_distance(judge.train, held)
-    return {
-        "fd": float(np.mean(fd)),
-        "fd_real": fd_real,
-        "coverage": float(np.mean(cover)),
-        "coverage_real": manifold_scores(judge.train, held)["coverage"],
-        "flips": float((view.predicted != labels).mean()),
-        "flips_real": judge.flips,
-        "copies": float((near < judge.threshold).mean()),
-    }
 
 
 def row(name: str, data: Data, every: list[Data], options: argparse.Namespace) -> dict[str, Any]:
@@ -455,7 +324,9 @@ def main() -> None:
     folder = Path(resolve_data_dir(options.data))
     every = [load(n, folder, options.train_size) for n in options.datasets]
     for name, data in product(options.recipes, every):
-        key = f"{name} {data.name} {options.steps}{' loss' if options.loss_only else ''}"
+        seen = [d.name for d in every] if RECIPES[name].shared else [data.name]
+        asked = [name, *seen, data.name, options.steps, len(data.real), options.seeds]
+        key = content_key(json.dumps([*asked, options.loss_only]))
         if any(r["key"] == key for r in rows):
             continue
         found = row(name, data, every, options)
