@@ -42,19 +42,22 @@ Conditions = Tensor | tuple[Tensor, Tensor]
 class Denoiser(DiffusionModelUNet):
     """MONAI's UNet whose residual blocks can leave out channels."""
 
-    def forward(  # type: ignore[override]  # MONAI's conditioning, which a denoiser has not
-        self, x: Tensor, timesteps: Tensor, class_labels: Conditions, masks: Tensor | None = None
+    def forward(
+        self, x: Tensor, timesteps: Tensor, *args: Any, masks: Tensor | None = None, **named: Any
     ) -> Tensor:
-        """``masks`` `[N, dropped_channels]` multiply what the second convolutions see."""
+        """MONAI's, with ``class_labels`` as Conditions; ``masks`` `[N, dropped_channels]` multiply
+        what the second convolutions see."""
         layers = [m.conv2 for m in self.modules() if isinstance(m, DiffusionUNetResnetBlock)]
         parts: Sequence[Tensor | None] = [None] * len(layers)
         if masks is not None:
             widths: list[Any] = [layer.in_channels for layer in layers]
             parts = torch.split(masks[..., None, None], widths, dim=1)
         for layer, part in zip(layers, parts, strict=True):
-            layer.mask = part  # type: ignore[assignment]  # read by ``_masked``
-        conditions: Any = class_labels
-        output: Tensor = super().forward(x, timesteps, class_labels=conditions)
+            if part is not None:
+                layer.mask = part  # read by ``_masked``
+            elif hasattr(layer, "mask"):
+                del layer.mask
+        output: Tensor = super().forward(x, timesteps, *args, **named)
         return output
 
 

@@ -168,16 +168,16 @@ def test_masks_are_of_single_channels_and_images():
     give_every_weight_influence(model)
     whole = model(*GIVEN, class_labels=Y)
     masks = torch.ones(3, dropped_channels(DEFAULT))
-    torch.testing.assert_close(model(*GIVEN, Y, masks), whole)
+    torch.testing.assert_close(model(*GIVEN, class_labels=Y, masks=masks), whole)
     for channel in (0, masks.shape[1] // 2, masks.shape[1] - 1):
         one = masks.clone()
         one[1, channel] = 0
-        changed = (model(*GIVEN, Y, one) - whole).abs().amax(dim=(1, 2, 3))
+        changed = (model(*GIVEN, class_labels=Y, masks=one) - whole).abs().amax(dim=(1, 2, 3))
         assert changed[1] > 1e-6
         assert changed[[0, 2]].max() < 1e-5
     torch.testing.assert_close(model(*GIVEN, class_labels=Y), whole)
     with pytest.raises(RuntimeError):
-        model(*GIVEN, Y, masks[:, 1:])
+        model(*GIVEN, class_labels=Y, masks=masks[:, 1:])
 
 
 def test_dropout_adds_no_weights_and_reaches_no_copy():
@@ -187,8 +187,10 @@ def test_dropout_adds_no_weights_and_reaches_no_copy():
     give_every_weight_influence(model)
     copied = copy.deepcopy(model)
     nothing_left = torch.zeros(3, dropped_channels(DEFAULT))
-    model(*GIVEN, Y, nothing_left)
-    assert not torch.equal(copied(*GIVEN, class_labels=Y), model(*GIVEN, Y, nothing_left))
+    model(*GIVEN, class_labels=Y, masks=nothing_left)
+    assert not torch.equal(
+        copied(*GIVEN, class_labels=Y), model(*GIVEN, class_labels=Y, masks=nothing_left)
+    )
     torch.testing.assert_close(copied(*GIVEN, class_labels=Y), model(*GIVEN, class_labels=Y))
 
 
@@ -197,15 +199,21 @@ def test_changes_are_told_and_none_are_as_if_not_asked():
     model, plain = build_denoiser(DEFAULT, 1, 2, 0, augment=True), build_denoiser(DEFAULT, 1, 2, 0)
     give_every_weight_influence(model)
     nothing = torch.zeros(3, TOLD)
-    torch.testing.assert_close(model(*GIVEN, (Y, nothing)), model(*GIVEN, class_labels=Y))
+    torch.testing.assert_close(
+        model(*GIVEN, class_labels=(Y, nothing)), model(*GIVEN, class_labels=Y)
+    )
     for number in range(TOLD):
         told = nothing.clone()
         told[0, number] = 1
-        differs = (model(*GIVEN, (Y, told)) - model(*GIVEN, Y)).abs().amax(dim=(1, 2, 3))
+        differs = (
+            (model(*GIVEN, class_labels=(Y, told)) - model(*GIVEN, class_labels=Y))
+            .abs()
+            .amax(dim=(1, 2, 3))
+        )
         assert differs[0] > 1e-6
         assert differs[1:].max() < 1e-5
     assert null_label(model) == null_label(plain)
-    model(*GIVEN, (Y, nothing + 1)).sum().backward()
+    model(*GIVEN, class_labels=(Y, nothing + 1)).sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
     own = {"class_embedding.weight", "class_embedding.changes.weight"}  # drawn after all others
     fresh = build_denoiser(DEFAULT, 1, 2, 0, augment=True).state_dict()

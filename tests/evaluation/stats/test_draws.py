@@ -32,7 +32,9 @@ def test_over_draws_by_hand() -> None:
     """Two draws of two cells: means 2 and 6 have the variance 8, that of their mean is 4, with one
     degree of freedom. Over cells, as if they were independent, it is 20 / 3 / 4, with three."""
     cells, draws = np.array([1.0, 5.0, 3.0, 7.0]), np.array([0, 1, 0, 1])
-    assert np.array_equal(by_draw(cells, draws), [[1, 3], [5, 7]])  # type: ignore[arg-type]
+    grouped = by_draw(cells, draws)
+    assert grouped is not None
+    assert grouped.tolist() == [[1, 3], [5, 7]]
     found, fixed = over_cells([cells], [draws]), over_cells([cells])
     assert found is not None
     assert fixed is not None
